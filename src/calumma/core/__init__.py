@@ -1,0 +1,1 @@
+"""Frozen values, protocols, errors and random numbers shared by every room. Imports neither TVM nor torch."""

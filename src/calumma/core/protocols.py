@@ -1,0 +1,135 @@
+"""The interfaces between rooms. Each has at least two implementations and one conformance suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calumma.core.values import Candidate, KnobValue, MeasureRecord, MeasureResult
+
+Indices = NDArray[np.int32]
+"""Configurations as knob indices: (n_knobs,) for one, (n_configs, n_knobs) for many."""
+
+
+class Knob(Protocol):
+    """One named choice of a design space."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def values(self) -> tuple[KnobValue, ...]: ...
+
+
+class DesignSpace(Protocol):
+    """All the ways a template can schedule one workload. A configuration is one index per knob."""
+
+    template: str
+    version: int
+    """Grows when an old configuration would mean different code."""
+    knobs: tuple[Knob, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of index vectors, valid or not."""
+        ...
+
+    def encode(self, config: Mapping[str, KnobValue]) -> Indices:
+        """Knob values by name -> indices (n_knobs,); a missing knob takes its neutral value. Raises InputError."""
+        ...
+
+    def decode(self, indices: Indices) -> dict[str, KnobValue]:
+        """Indices (n_knobs,) -> knob values by name."""
+        ...
+
+    def valid(self, indices: Indices) -> NDArray[np.bool_]:
+        """(n_configs, n_knobs) -> (n_configs,): whether each configuration can be scheduled."""
+        ...
+
+    def sample(self, rng: np.random.Generator, n: int) -> Indices:
+        """Return up to `n` distinct valid configurations (m, n_knobs), m < n only when the space has no more."""
+        ...
+
+    def neighbours(self, indices: Indices) -> Indices:
+        """All valid configurations one knob step from (n_knobs,), as (m, n_knobs)."""
+        ...
+
+    def default(self) -> Indices:
+        """The configuration (n_knobs,) to use without any measurement."""
+        ...
+
+    def features(self, indices: Indices) -> NDArray[np.float32]:
+        """(n_configs, n_knobs) -> (n_configs, n_features), vectorised; columns named by `feature_names`."""
+        ...
+
+    @property
+    def feature_names(self) -> tuple[str, ...]: ...
+
+    def schedule(self, config: Mapping[str, KnobValue]) -> Any:
+        """Apply a configuration; returns a `tvm.s_tir.Schedule`. Raises ScheduleError from TVM if it cannot."""
+        ...
+
+
+class Strategy(Protocol):
+    """Proposes what to measure next in one design space (ask), and learns from what came out (tell)."""
+
+    name: str
+
+    def ask(self, n: int) -> Indices:
+        """Return up to `n` distinct valid configurations never asked or told before; empty when the space is used up."""
+        ...
+
+    def tell(self, indices: Indices, scores: NDArray[np.float64]) -> None:
+        """Report outcomes: scores (n,) are throughputs relative to nothing in particular, higher is better, 0 = failed."""
+        ...
+
+
+class Runner(Protocol):
+    """Measures candidates. Failures are results, never exceptions."""
+
+    cache_state: str
+    threads: int
+
+    def measure(self, candidates: Sequence[Candidate], best_s: Mapping[str, float] | None = None) -> list[MeasureResult]:
+        """Measure a batch; one result per candidate, in order.
+
+        Args:
+            candidates: any number, of any workloads.
+            best_s: workload hash -> latency in seconds of the best so far; a candidate clearly slower stops early.
+        """
+        ...
+
+    def verify(self, candidates: Sequence[Candidate]) -> list[MeasureResult]:
+        """Compare each candidate's outputs with its unscheduled function's on random inputs: OK or WRONG_OUTPUT (or how it failed)."""
+        ...
+
+    def close(self) -> None:
+        """End all workers. Idempotent."""
+        ...
+
+
+class Store(Protocol):
+    """Append-only records."""
+
+    def append(self, records: Sequence[MeasureRecord]) -> None:
+        """Store records durably: once this returns, a killed process loses none of them."""
+        ...
+
+    def records(
+        self,
+        *,
+        workloads: Iterable[str] | None = None,
+        hardware: str | None = None,
+        threads: int | None = None,
+        cache_state: str | None = None,
+        toolchain: str | None = None,
+        session: str | None = None,
+    ) -> list[MeasureRecord]:
+        """Return the records that match every given filter (workload hashes, hardware fingerprint, ...), oldest first."""
+        ...
+
+    def close(self) -> None: ...
+
+

@@ -1,0 +1,120 @@
+"""What every design space shares: knobs, encoding, sampling, neighbours. A template adds validity, features, schedule.
+
+Notation: D knobs; knob d has n_d values; a configuration is a vector of D indices, 0 <= x_d < n_d; N configurations
+are a matrix (N, D).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calumma.core.errors import InputError
+from calumma.core.protocols import Indices
+from calumma.core.values import KnobValue
+
+_ENUMERABLE = 1 << 16
+_SAMPLING_ROUNDS = 64
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One named choice."""
+
+    name: str
+    values: tuple[KnobValue, ...]
+    neutral: int = 0
+    """Index that a configuration recorded before this knob existed takes."""
+
+
+class KnobSpace(ABC):
+    """A design space over a product of knobs, some of whose points may be invalid."""
+
+    template: str
+    version: int
+
+    def __init__(self, knobs: tuple[Knob, ...]) -> None:
+        self.knobs = knobs
+        self._counts = np.array([len(knob.values) for knob in knobs], dtype=np.int64)
+
+    @property
+    def size(self) -> int:
+        return math.prod(len(knob.values) for knob in self.knobs)
+
+    def encode(self, config: Mapping[str, KnobValue]) -> Indices:
+        unknown = set(config) - {knob.name for knob in self.knobs}
+        if unknown:
+            raise InputError(f"template {self.template} has no knob {sorted(unknown)[0]!r}")
+        indices = np.empty(len(self.knobs), dtype=np.int32)
+        for d, knob in enumerate(self.knobs):
+            if knob.name not in config:
+                indices[d] = knob.neutral
+                continue
+            value = config[knob.name]
+            if value not in knob.values:
+                raise InputError(f"knob {knob.name} of template {self.template} cannot be {value!r}: one of {knob.values}")
+            indices[d] = knob.values.index(value)
+        return indices
+
+    def decode(self, indices: Indices) -> dict[str, KnobValue]:
+        return {knob.name: knob.values[int(i)] for knob, i in zip(self.knobs, indices, strict=True)}
+
+    def columns(self, indices: Indices) -> dict[str, NDArray]:
+        """Knob values by name, each (N,): the vectorised form of `decode`."""
+        return {knob.name: np.asarray(knob.values)[indices[:, d]] for d, knob in enumerate(self.knobs)}
+
+    def valid(self, indices: Indices) -> NDArray[np.bool_]:
+        inside = ((indices >= 0) & (indices < self._counts)).all(axis=1)
+        result = inside.copy()
+        if inside.any():
+            result[inside] = self._valid(indices[inside])
+        return result
+
+    def _valid(self, indices: Indices) -> NDArray[np.bool_]:
+        """Validity of in-range configurations (N, D) -> (N,); all of them unless a template says otherwise."""
+        return np.ones(len(indices), dtype=bool)
+
+    def enumerate(self) -> Indices:
+        """Every valid configuration, (M, D). Raises InputError for a space too large to list."""
+        if self.size > _ENUMERABLE:
+            raise InputError(f"a space of {self.size} configurations is too large to list")
+        grid = np.indices(self._counts).reshape(len(self.knobs), -1).T.astype(np.int32)
+        return grid[self.valid(grid)]
+
+    def sample(self, rng: np.random.Generator, n: int) -> Indices:
+        if self.size <= _ENUMERABLE:
+            everything = self.enumerate()
+            return everything[rng.permutation(len(everything))[:n]]
+        found = np.empty((0, len(self.knobs)), dtype=np.int32)
+        for _ in range(_SAMPLING_ROUNDS):
+            draws = rng.integers(0, self._counts, size=(max(4 * n, 64), len(self.knobs))).astype(np.int32)
+            found = np.concatenate([found, draws[self.valid(draws)]])
+            _, first = np.unique(found, axis=0, return_index=True)
+            found = found[np.sort(first)]
+            if len(found) >= n:
+                break
+        return found[:n]
+
+    def neighbours(self, indices: Indices) -> Indices:
+        steps = np.concatenate([np.eye(len(self.knobs)), -np.eye(len(self.knobs))]).astype(np.int32)
+        around = np.asarray(indices)[None, :] + steps
+        return around[self.valid(around)]
+
+    @abstractmethod
+    def default(self) -> Indices: ...
+
+    @property
+    @abstractmethod
+    def feature_names(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def features(self, indices: Indices) -> NDArray[np.float32]: ...
+
+    @abstractmethod
+    def schedule(self, config: Mapping[str, KnobValue]) -> Any: ...
