@@ -1,0 +1,578 @@
+"""From a simplified graph to a Relax module of fused PrimFuncs in blocked layout, with weights packed as parameters.
+
+Every value is either *plain* (the model's own layout) or *blocked*: [N, C/L, H, W, L], where a slot map tells which
+logical channel each physical channel slot holds (-1: a hole). Convolutions want blocked values, pooling and
+elementwise operators take what they get, concatenation joins slot maps, a channel shuffle only permutes the map, and
+everything else gets plain values. A transform is a kernel of its own; how many are left is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import ir, relax, te, tirx, topi
+
+from calumma.core.errors import ModelError
+from calumma.frontend.graph import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node
+from calumma.frontend.operators import conv, elementwise, local_response_norm, matmul, pool, rows
+from calumma.frontend.simplify import CHANNEL_SHUFFLE, LRN, MATMUL
+
+_OUT_ELEMENTWISE_FUSABLE = 4
+"""TVM's fusion kind of a convolution: elementwise readers fuse behind it, nothing fuses before it."""
+_INJECTIVE = 2
+
+Slots = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and element type of a model's input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class LoweredGraph:
+    """A Relax module whose `main(inputs..., params...)` calls fused PrimFuncs, and the packed parameters."""
+
+    mod: tvm.IRModule
+    params: tuple[np.ndarray, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layout_transforms: int
+    """Kernels that do nothing but change the layout of an activation."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in the module under construction."""
+
+    expr: relax.Expr
+    shape: tuple[int, ...]
+    """Logical shape, as in the model."""
+    slots: Slots | None = None
+    """Slot map of a blocked tensor; None for a plain one."""
+
+
+def lower(graph: Graph, lanes: int) -> LoweredGraph:
+    """Lower a simplified graph for vectors of `lanes` float32 values.
+
+    Raises:
+        ModelError: an operator that neither we nor TVM can lower.
+    """
+    return _Lowering(graph, lanes).run()
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, lanes: int) -> None:
+        self.graph = graph
+        self.lanes = lanes
+        self.builder = relax.BlockBuilder()
+        self.values: dict[Node, Any] = {}
+        self.params: list[np.ndarray] = []
+        self.param_vars: list[relax.Var] = []
+        self.transforms = 0
+        self._packed: dict[tuple, relax.Var] = {}
+        self._plain: dict[relax.Expr, Value] = {}
+        self._blocked: dict[tuple[relax.Expr, bytes], Value] = {}
+        self._users = graph.users()
+
+    # -- the walk ---------------------------------------------------------------------------------
+
+    def run(self) -> LoweredGraph:
+        inputs = []
+        for node in self.graph.inputs:
+            var = relax.Var(_identifier(node.name), relax.TensorType(node.shape, node.dtype))
+            self.values[node] = Value(var, node.shape)
+            inputs.append(var)
+        with self.builder.function("main"):
+            with self.builder.dataflow():
+                for node in self.graph.nodes():
+                    if node.op not in (INPUT, CONSTANT) and node not in self.values:
+                        self.values[node] = self._lower_node(node)
+                results = [self.builder.emit_output(self._returned(node)) for node in self.graph.outputs]
+            output = results[0] if len(results) == 1 else relax.Tuple(results)
+            self.builder.emit_func_output(output, params=[*inputs, *self.param_vars])
+        mod = self.builder.finalize()
+        return LoweredGraph(
+            mod=_fuse(mod, len(inputs)),
+            params=tuple(self.params),
+            inputs=tuple(TensorSpec(n.name, n.shape, n.dtype) for n in self.graph.inputs),
+            outputs=tuple(
+                TensorSpec(name, n.shape, n.dtype) for name, n in zip(self.graph.output_names, self.graph.outputs, strict=True)
+            ),
+            layout_transforms=self.transforms,
+        )
+
+    def _returned(self, node: Node) -> relax.Expr:
+        """A graph output must be a fresh plain tensor: not an input, not a parameter."""
+        value = self.plain(node)
+        if node.op in (INPUT, CONSTANT):
+            return self.emit(lambda x: te.compute(x.shape, lambda *i: x(*i), name="copy"), value.expr)
+        return value.expr
+
+    def _lower_node(self, node: Node) -> Any:
+        rule = _RULES.get(node.op)
+        try:
+            if rule is not None:
+                value = rule(self, node)
+                if value is not None:
+                    return value
+            return self.relax_call(node)
+        except ModelError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise ModelError(f"node {node.name}: operator {node.op} cannot be compiled ({reason})") from error
+
+    def relax_call(self, node: Node) -> Any:
+        """Hand an operator without a rule to Relax on plain tensors; TVM's legalisation lowers it later."""
+        if node.call is None:
+            raise ModelError(f"node {node.name}: operator {node.op} has no lowering")
+
+        def argument(arg: Any) -> Any:
+            if isinstance(arg, tuple):
+                return relax.Tuple([argument(x) for x in arg])
+            if isinstance(arg, Node):
+                if arg.op == CONSTANT and arg.value.ndim == 0:
+                    return relax.const(arg.value, arg.dtype)
+                return self.plain(arg).expr
+            return arg
+
+        call = ir.Call(node.call.op, [argument(a) for a in node.args], node.call.attrs, node.call.ty_args)
+        return Value(self.builder.emit(call), node.shape)
+
+    # -- values and layouts -----------------------------------------------------------------------
+
+    def emit(self, function: Callable, *args: relax.Expr, kind: int | None = None, name: str | None = None) -> relax.Var:
+        """Emit a tensor expression as a PrimFunc call; `kind` fixes its fusion kind."""
+        attrs = {} if kind is None else {"primfunc_attrs": {"op_pattern": kind}}
+        return self.builder.emit_te(function, *args, **attrs, primfunc_name_hint=name or "kernel")
+
+    def param(self, array: np.ndarray, key: tuple) -> relax.Var:
+        """Make `array` a parameter of the module; equal keys share one."""
+        if key not in self._packed:
+            array = np.ascontiguousarray(array)
+            var = relax.Var(f"param_{len(self.params)}", relax.TensorType(array.shape, str(array.dtype)))
+            self.params.append(array)
+            self.param_vars.append(var)
+            self._packed[key] = var
+        return self._packed[key]
+
+    def value(self, node: Node) -> Value:
+        """The value of a node in whatever layout it has; a constant becomes a plain parameter."""
+        if node.op == CONSTANT:
+            return Value(self.param(node.value, ("plain", node)), node.shape)
+        return self.values[node]
+
+    def plain(self, node: Node) -> Value:
+        return self.to_plain(self.value(node))
+
+    def to_plain(self, value: Value) -> Value:
+        if value.slots is None:
+            return value
+        if value.expr not in self._plain:
+            lanes = self.lanes
+            place = np.empty(value.shape[1], np.int64)
+            held = value.slots >= 0
+            place[value.slots[held]] = np.nonzero(held)[0]
+            if np.array_equal(place, np.arange(len(place))):
+
+                def unblock(x: te.Tensor) -> te.Tensor:
+                    return te.compute(
+                        value.shape, lambda n, c, h, w: x[n, c // lanes, h, w, c % lanes], name="unblock"
+                    )
+
+                expr = self.emit(unblock, value.expr, kind=_INJECTIVE, name="unblock")
+            else:
+
+                def gather(x: te.Tensor, table: te.Tensor) -> te.Tensor:
+                    return te.compute(
+                        value.shape,
+                        lambda n, c, h, w: x[n, table[c] // lanes, h, w, table[c] % lanes],
+                        name="unblock_gather",
+                    )
+
+                expr = self.emit(
+                    gather, value.expr, self.param(place.astype("int32"), ("table", place.tobytes())), kind=_INJECTIVE, name="unblock"
+                )
+            self.transforms += 1
+            self._plain[value.expr] = Value(expr, value.shape)
+        return self._plain[value.expr]
+
+    def identity_slots(self, channels: int) -> Slots:
+        slots = np.full(-(-channels // self.lanes) * self.lanes, -1, np.int64)
+        slots[:channels] = np.arange(channels)
+        return slots
+
+    def to_blocked(self, value: Value, slots: Slots | None = None) -> Value:
+        """Block a value; with `slots`, exactly in that order (a gather where it comes in another)."""
+        lanes, channels = self.lanes, value.shape[1]
+        if value.slots is not None and (slots is None or np.array_equal(value.slots, slots)):
+            return value
+        slots = self.identity_slots(channels) if slots is None else slots
+        key = (value.expr, slots.tobytes())
+        if key in self._blocked:
+            return self._blocked[key]
+        n, _, h, w = value.shape
+        shape = (n, len(slots) // lanes, h, w, lanes)
+        zero = tirx.const(0, "float32")
+        if value.slots is None and np.array_equal(slots, self.identity_slots(channels)):
+
+            def block(x: te.Tensor) -> te.Tensor:
+                def read(b: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+                    inner = x[b, o * lanes + lane, y, z]
+                    return inner if channels % lanes == 0 else tirx.if_then_else(o * lanes + lane < channels, inner, zero)
+
+                return te.compute(shape, read, name="block")
+
+            expr = self.emit(block, value.expr, kind=_INJECTIVE, name="block")
+        else:
+            table = slots
+            if value.slots is not None:
+                place = np.full(channels, -1, np.int64)
+                held = value.slots >= 0
+                place[value.slots[held]] = np.nonzero(held)[0]
+                table = np.where(slots >= 0, place[np.maximum(slots, 0)], -1)
+            blocked_source = value.slots is not None
+
+            def gather(x: te.Tensor, where: te.Tensor) -> te.Tensor:
+                def read(b: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
+                    source = where[o * lanes + lane]
+                    clamped = tirx.max(source, 0)
+                    inner = x[b, clamped // lanes, y, z, clamped % lanes] if blocked_source else x[b, clamped, y, z]
+                    return inner if (slots >= 0).all() else tirx.if_then_else(source >= 0, inner, zero)
+
+                return te.compute(shape, read, name="block_gather")
+
+            expr = self.emit(
+                gather, value.expr, self.param(table.astype("int32"), ("table", table.tobytes())), kind=_INJECTIVE, name="block"
+            )
+        self.transforms += 1
+        self._blocked[key] = Value(expr, value.shape, slots)
+        return self._blocked[key]
+
+    def spread(self, node: Node, slots: Slots, shape: tuple[int, ...], hole: float) -> relax.Var | None:
+        """A constant that broadcasts to `shape` and varies along channels at most, in blocked form [1, CB, 1, 1, L]."""
+        padded = node.value.reshape((1,) * (4 - node.value.ndim) + node.value.shape) if node.value.ndim <= 4 else None
+        if padded is None or padded.shape[0] != 1 or padded.shape[2:] != (1, 1):
+            return None
+        channel = np.broadcast_to(padded.reshape(-1), (shape[1],))
+        packed = np.where(slots >= 0, channel[np.maximum(slots, 0)], hole).astype(node.value.dtype)
+        return self.param(packed.reshape(1, -1, 1, 1, self.lanes), ("spread", node, slots.tobytes()))
+
+
+# -- rules: (lowering, node) -> Value, or None to leave the node to Relax ------------------------------
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)
+
+
+def _conv2d(lo: _Lowering, node: Node) -> Value | None:
+    data, weight = node.args[:2]
+    attrs = node.attrs
+    if weight.op != CONSTANT or (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "OIHW") or node.dtype != "float32":
+        return None
+    padding = _ints(attrs.padding)
+    window = conv.Window(
+        weight.shape[2:],
+        _ints(attrs.strides),
+        _ints(attrs.dilation),
+        padding if len(padding) == 4 else (*padding, *padding),
+    )
+    groups, lanes = int(attrs.groups), lo.lanes
+    source = lo.value(data)
+    channels, out_channels = data.shape[1], node.shape[1]
+    if groups == channels == out_channels and groups > 1:
+        source = lo.to_blocked(source)
+        packed = lo.param(
+            conv.pack_depthwise_weight(weight.value, source.slots, lanes), ("depthwise", weight, source.slots.tobytes())
+        )
+        expr = lo.emit(
+            lambda x, w: conv.depthwise_conv2d(x, w, window),
+            source.expr,
+            packed,
+            kind=_OUT_ELEMENTWISE_FUSABLE,
+            name="depthwise_conv2d",
+        )
+        return Value(expr, node.shape, source.slots)
+    out_slots = lo.identity_slots(out_channels)
+    if source.slots is None and groups == 1 and channels < lanes:
+        packed = lo.param(conv.pack_plain_conv_weight(weight.value, lanes), ("first", weight))
+        expr = lo.emit(
+            lambda x, w: conv.conv2d_plain(x, w, window), source.expr, packed, kind=_OUT_ELEMENTWISE_FUSABLE, name="conv2d"
+        )
+        return Value(expr, node.shape, out_slots)
+    source = lo.to_blocked(source, lo.identity_slots(channels) if groups > 1 else None)
+    band = conv.band_of(out_channels, channels, groups, len(source.slots) // lanes, lanes)
+    packed = lo.param(
+        conv.pack_conv_weight(weight.value, source.slots, groups, band, lanes), ("conv", weight, source.slots.tobytes())
+    )
+    expr = lo.emit(
+        lambda x, w: conv.conv2d(x, w, window, band), source.expr, packed, kind=_OUT_ELEMENTWISE_FUSABLE, name="conv2d"
+    )
+    return Value(expr, node.shape, out_slots)
+
+
+def _pool2d(lo: _Lowering, node: Node) -> Value | None:
+    attrs = node.attrs
+    if attrs.layout != "NCHW":
+        return None
+    source = lo.value(node.args[0])
+    padding = _ints(attrs.padding)
+    padding = padding if len(padding) == 4 else (*padding, *padding)
+    kernel, strides, dilation = _ints(attrs.pool_size), _ints(attrs.strides), _ints(attrs.dilation)
+    windows = [
+        pool.Window(kernel[a], strides[a], dilation=dilation[a], before=padding[a], after=padding[a + 2]) for a in (0, 1)
+    ]
+    ceil_mode = bool(attrs.ceil_mode)
+    if node.op == "nn.max_pool2d":
+        function = lambda x: pool.max_pool2d(x, *windows, ceil_mode)  # noqa: E731
+    else:
+        function = lambda x: pool.avg_pool2d(x, *windows, ceil_mode, bool(attrs.count_include_pad))  # noqa: E731
+    expr = lo.emit(function, source.expr, kind=_OUT_ELEMENTWISE_FUSABLE, name="pool2d")
+    return Value(expr, node.shape, source.slots)
+
+
+def _global_mean(lo: _Lowering, node: Node) -> Value | None:
+    source_node = node.args[0]
+    rank = len(source_node.shape)
+    if node.op == "mean":
+        axes = None if node.attrs.axis is None else sorted(a % rank for a in _ints(node.attrs.axis))
+        if rank != 4 or axes != [2, 3]:
+            return None
+    elif _ints(node.attrs.output_size) != (1, 1):
+        return None
+    source = lo.value(source_node)
+    pooled_shape = (*source_node.shape[:2], 1, 1)
+    expr = lo.emit(pool.global_avg_pool2d, source.expr, kind=_OUT_ELEMENTWISE_FUSABLE, name="global_avg_pool2d")
+    value = Value(expr, pooled_shape, source.slots)
+    return value if node.shape == pooled_shape else _reshaped(lo, value, node.shape)
+
+
+def _reshaped(lo: _Lowering, value: Value, shape: tuple[int, ...]) -> Value:
+    """Give `value` another shape of the same elements, without a copy: [N, C, 1, 1] blocked without holes stays as it is."""
+    if value.slots is not None:
+        n, c, h, w = value.shape
+        without_holes = len(value.slots) == c and np.array_equal(value.slots, np.arange(c))
+        if not (h == w == 1 and without_holes):
+            value = lo.to_plain(value)
+    return Value(lo.builder.emit(relax.op.reshape(value.expr, shape)), shape)
+
+
+def _reshape(lo: _Lowering, node: Node) -> Value:
+    return _reshaped(lo, lo.value(node.args[0]), node.shape)
+
+
+def _concat(lo: _Lowering, node: Node) -> Value | None:
+    parts = list(node.args[0])
+    axis = int(node.attrs.axis or 0) % max(len(node.shape), 1)
+    sources = [lo.value(part) for part in parts]
+    blocked = [s.slots is not None for s in sources]
+    if axis == 1 and len(node.shape) == 4 and any(blocked):
+        sources = [lo.to_blocked(s) for s in sources]
+        offsets = np.cumsum([0, *(part.shape[1] for part in parts[:-1])])
+        slots = np.concatenate([np.where(s.slots >= 0, s.slots + o, -1) for s, o in zip(sources, offsets, strict=True)])
+        expr = lo.emit(lambda *x: elementwise.concat(x, 1), *(s.expr for s in sources), kind=_INJECTIVE, name="concat")
+        return Value(expr, node.shape, slots)
+    expr = lo.emit(
+        lambda *x: elementwise.concat(x, axis), *(lo.to_plain(s).expr for s in sources), kind=_INJECTIVE, name="concat"
+    )
+    return Value(expr, node.shape)
+
+
+def _shuffle(lo: _Lowering, node: Node) -> Value:
+    """Relabel the slots: output channel c is input channel source[c]. A plain value is blocked first."""
+    value = lo.to_blocked(lo.value(node.args[0]))
+    inverse = np.argsort(node.attrs.source)
+    slots = np.where(value.slots >= 0, inverse[np.maximum(value.slots, 0)], -1)
+    return Value(value.expr, node.shape, slots)
+
+
+def _lrn(lo: _Lowering, node: Node) -> Value:
+    value = lo.value(node.args[0])
+    if value.slots is not None and not np.array_equal(value.slots, np.arange(node.shape[1])):
+        value = lo.to_plain(value)  # the window runs over neighbouring channels: no holes, no other order
+    a = node.attrs
+    expr = lo.emit(
+        lambda x: local_response_norm.local_response_norm(x, size=a.size, alpha=a.alpha, beta=a.beta, bias=a.bias),
+        value.expr,
+        kind=_OUT_ELEMENTWISE_FUSABLE,
+        name="lrn",
+    )
+    return Value(expr, node.shape, value.slots)
+
+
+def _unary(lo: _Lowering, node: Node) -> Value | None:
+    function = elementwise.unary(node.op, node.attrs, node.args[1:])
+    source = lo.value(node.args[0])
+    if function is None or node.dtype != "float32" or source.shape != node.shape:
+        return None
+    if source.slots is not None and (source.slots < 0).any() and node.op in elementwise.UNSAFE_ON_HOLES:
+        source = lo.to_plain(source)
+    name = node.op.split(".")[-1]
+    expr = lo.emit(lambda x: te.compute(x.shape, lambda *i: function(x(*i)), name=name), source.expr, name=name)
+    return Value(expr, node.shape, source.slots)
+
+
+def _binary(lo: _Lowering, node: Node) -> Value | None:
+    function = elementwise.BINARY[node.op]
+    left, right = node.args
+    if node.dtype != "float32" or any(n.dtype != "float32" for n in (left, right)):
+        return None
+    name = node.op.split(".")[-1]
+    for source, other, swapped in ((left, right, False), (right, left, True)):
+        if other.op == CONSTANT and other.value.size == 1 and source.op != CONSTANT and source.shape == node.shape:
+            value = lo.value(source)
+            if value.slots is not None and (value.slots < 0).any() and node.op in elementwise.UNSAFE_ON_HOLES:
+                value = lo.to_plain(value)
+            scalar = float(other.value.reshape(()))
+            apply = elementwise.with_scalar(node.op, scalar, swapped)
+            expr = lo.emit(lambda x: te.compute(x.shape, lambda *i: apply(x(*i)), name=name), value.expr, name=name)
+            return Value(expr, node.shape, value.slots)
+    operands = _blocked_operands(lo, node)
+    if operands is not None:
+        left_expr, right_expr, slots = operands
+        return Value(lo.emit(function, left_expr, right_expr, name=name), node.shape, slots)
+    expr = lo.emit(function, lo.plain(left).expr, lo.plain(right).expr, name=name)
+    return Value(expr, node.shape)
+
+
+def _blocked_operands(lo: _Lowering, node: Node) -> tuple[relax.Expr, relax.Expr, Slots] | None:
+    """Both operands of a binary operator in one blocked layout, or None where the result should be plain."""
+    slots: Slots | None = None
+    for side in node.args:
+        value = None if side.op == CONSTANT else lo.value(side)
+        if value is not None and value.slots is not None and side.shape == node.shape:
+            slots = value.slots
+            break
+    if slots is None or (node.op in elementwise.UNSAFE_ON_HOLES and node.args[1].op != CONSTANT and (slots < 0).any()):
+        return None
+    exprs = []
+    for side in node.args:
+        if side.op == CONSTANT:
+            expr = lo.spread(side, slots, node.shape, hole=1.0 if node.op == "divide" else 0.0)
+            if expr is None:
+                return None
+        elif len(side.shape) == 4 and side.shape[1] == node.shape[1]:
+            expr = lo.to_blocked(lo.value(side), slots).expr
+        else:
+            return None
+        exprs.append(expr)
+    return exprs[0], exprs[1], slots
+
+
+def _matmul(lo: _Lowering, node: Node) -> Value | None:
+    left, right = node.args[:2]
+    if node.dtype != "float32" or len(left.shape) < 2:
+        return None
+    if right.op == CONSTANT and right.value.ndim == 2:
+        packed = lo.param(matmul.pack_dense_weight(right.value, lo.lanes), ("dense", right))
+        columns = right.shape[1]
+        expr = lo.emit(
+            lambda x, w: matmul.dense(x, w, columns), lo.plain(left).expr, packed, kind=_OUT_ELEMENTWISE_FUSABLE, name="dense"
+        )
+        return Value(expr, node.shape)
+    axes = getattr(node.attrs, "left_axes", None), getattr(node.attrs, "right_axes", None), getattr(node.attrs, "out_axes", None)
+    if len(left.shape) != len(right.shape):
+        return None
+    expr = lo.emit(
+        lambda x, y: matmul.batch_matmul(x, y, lo.lanes, *axes),
+        lo.plain(left).expr,
+        lo.plain(right).expr,
+        kind=_OUT_ELEMENTWISE_FUSABLE,
+        name="batch_matmul",
+    )
+    return Value(expr, node.shape)
+
+
+def _softmax(lo: _Lowering, node: Node) -> Value | None:
+    axis = int(node.attrs.axis) % len(node.shape)
+    source = lo.value(node.args[0])
+    if axis == 1 and len(node.shape) == 4 and node.shape[2:] == (1, 1):
+        flat = _reshaped(lo, source, node.shape[:2])
+        function = rows.softmax if node.op == "nn.softmax" else rows.log_softmax
+        expr = lo.emit(lambda x: function(x, 1, lo.lanes), flat.expr, kind=_OUT_ELEMENTWISE_FUSABLE, name="softmax")
+        return _reshaped(lo, Value(expr, node.shape[:2]), node.shape)
+    if axis != len(node.shape) - 1:
+        return None
+    function = rows.softmax if node.op == "nn.softmax" else rows.log_softmax
+    expr = lo.emit(
+        lambda x: function(x, axis, lo.lanes), lo.to_plain(source).expr, kind=_OUT_ELEMENTWISE_FUSABLE, name="softmax"
+    )
+    return Value(expr, node.shape)
+
+
+def _layer_norm(lo: _Lowering, node: Node) -> Value | None:
+    data, gamma, beta = node.args[:3]
+    axes = [a % len(data.shape) for a in _ints(node.attrs.axes)]
+    if axes != list(range(len(data.shape) - len(axes), len(data.shape))) or not (node.attrs.center and node.attrs.scale):
+        return None
+    epsilon = float(node.attrs.epsilon)
+    expr = lo.emit(
+        lambda x, g, b: rows.layer_norm(x, g, b, len(axes), epsilon, lo.lanes),
+        *(lo.plain(n).expr for n in (data, gamma, beta)),
+        kind=_OUT_ELEMENTWISE_FUSABLE,
+        name="layer_norm",
+    )
+    return Value(expr, node.shape)
+
+
+def _permute(lo: _Lowering, node: Node) -> Value:
+    axes = None if node.attrs.axes is None else _ints(node.attrs.axes)
+    expr = lo.emit(lambda x: topi.transpose(x, axes), lo.plain(node.args[0]).expr, name="transpose")
+    return Value(expr, node.shape)
+
+
+def _tuple_item(lo: _Lowering, node: Node) -> Value:
+    source = lo.values[node.args[0]]
+    return Value(lo.builder.emit(relax.TupleGetItem(source.expr, node.attrs.index)), node.shape)
+
+
+_RULES: dict[str, Callable[[_Lowering, Node], Value | None]] = {
+    "nn.conv2d": _conv2d,
+    "nn.max_pool2d": _pool2d,
+    "nn.avg_pool2d": _pool2d,
+    "nn.adaptive_avg_pool2d": _global_mean,
+    "mean": _global_mean,
+    "reshape": _reshape,
+    "concat": _concat,
+    CHANNEL_SHUFFLE: _shuffle,
+    LRN: _lrn,
+    "matmul": _matmul,
+    MATMUL: _matmul,
+    "nn.softmax": _softmax,
+    "nn.log_softmax": _softmax,
+    "nn.layer_norm": _layer_norm,
+    "permute_dims": _permute,
+    TUPLE_ITEM: _tuple_item,
+    **dict.fromkeys(elementwise.UNARY, _unary),
+    **dict.fromkeys(elementwise.BINARY, _binary),
+}
+
+
+def _fuse(mod: tvm.IRModule, inputs: int) -> tvm.IRModule:
+    """Lower what is left to TVM's own legalisation, then fuse."""
+    passes = [
+        relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(["main"]),
+    ]
+    mod["main"] = mod["main"].with_attr("num_input", inputs)
+    with tvm.transform.PassContext(opt_level=3):
+        return tvm.transform.Sequential(passes)(mod)
+
+
+def _identifier(name: str) -> str:
+    cleaned = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+    return cleaned if cleaned[:1].isalpha() else f"input_{cleaned}"

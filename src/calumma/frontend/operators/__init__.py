@@ -1,0 +1,1 @@
+"""Operators as tensor expressions: what the design spaces schedule."""

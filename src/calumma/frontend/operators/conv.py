@@ -1,0 +1,224 @@
+"""Convolutions over blocked tensors, as tensor expressions, and the packing of their weights.
+
+Notation: L lanes of one vector (the block); a blocked tensor is [N, C/L, H, W, L]; OCB, ICB blocks of output and
+input channels; KH, KW kernel; a *slot* is a physical channel position, `slots[s]` the logical channel it holds, or -1
+for a hole. Holes carry finite values nobody reads: the weights that meet them are zero.
+
+A grouped convolution is *banded*: output block o reads `band` consecutive input blocks from `start(o)` on, and
+weights outside its group are zero. With one group the band is everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import te, tirx
+
+OPERATOR = "calumma.operator"
+_GOOD_TILE = range(6, 15)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Strides, dilations and padding of a sliding window, height before width."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    """top, left, bottom, right"""
+
+    def output(self, height: int, width: int) -> tuple[int, int]:
+        """Output height and width for an input of (height, width)."""
+        top, left, bottom, right = self.padding
+        spans = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
+        return (
+            (height + top + bottom - spans[0]) // self.strides[0] + 1,
+            (width + left + right - spans[1]) // self.strides[1] + 1,
+        )
+
+
+@dataclass(frozen=True)
+class Band:
+    """Which input blocks an output block reads: `width` of them from `(o * L // out_channels) * in_channels // L` on."""
+
+    width: int
+    out_channels: int = 0
+    """Output channels per group; 0 when there is one group (the band starts at 0)."""
+    in_channels: int = 0
+    lanes: int = 0
+
+    def start(self, block: tirx.Expr | int) -> tirx.Expr | int:
+        """First input block of output block `block`; an int for an int, an expression for a loop variable."""
+        if self.out_channels == 0:
+            return 0
+        return block * self.lanes // self.out_channels * self.in_channels // self.lanes
+
+
+def band_of(out_channels: int, in_channels: int, groups: int, in_blocks: int, lanes: int) -> Band:
+    """The band of a convolution over identity slots; counts are of the whole convolution."""
+    if groups == 1:
+        return Band(in_blocks)
+    per_out, per_in = out_channels // groups, in_channels // groups
+    band = Band(0, per_out, per_in, lanes)
+    widest = 0
+    for block in range(-(-out_channels // lanes)):
+        last_channel = min((block + 1) * lanes, out_channels) - 1
+        last_input = (last_channel // per_out + 1) * per_in - 1
+        widest = max(widest, last_input // lanes - band.start(block) + 1)
+    return Band(widest, per_out, per_in, lanes)
+
+
+def pack_conv_weight(
+    weight: NDArray[np.float32],  # (OC, IC / groups, KH, KW)
+    slots: NDArray[np.int64],  # (in_blocks * L,) logical input channel of each slot, -1 for a hole
+    groups: int,
+    band: Band,
+    lanes: int,
+) -> NDArray[np.float32]:
+    """Pack for blocked input: (OCB, band, KH, KW, L in, L out)."""
+    oc, per_in, kh, kw = weight.shape
+    out_blocks, in_blocks = -(-oc // lanes), len(slots) // lanes
+    if groups == 1:
+        full = np.zeros((out_blocks * lanes, in_blocks * lanes, kh, kw), np.float32)
+        held = slots >= 0
+        full[:oc, held] = weight[:, slots[held]]
+        blocked = full.reshape(out_blocks, lanes, in_blocks, lanes, kh, kw)
+        return np.ascontiguousarray(blocked.transpose(0, 2, 4, 5, 3, 1))
+    packed = np.zeros((out_blocks, band.width, kh, kw, lanes, lanes), np.float32)
+    per_out = oc // groups
+    for channel in range(oc):
+        block, lane = divmod(channel, lanes)
+        group = channel // per_out
+        where = np.arange(group * per_in, (group + 1) * per_in)
+        packed[block, where // lanes - band.start(block), :, :, where % lanes, lane] = weight[channel]
+    return packed
+
+
+def pack_plain_conv_weight(weight: NDArray[np.float32], lanes: int) -> NDArray[np.float32]:
+    """Pack for plain NCHW input: (OC, IC, KH, KW) -> (OCB, IC, KH, KW, L)."""
+    oc, ic, kh, kw = weight.shape
+    blocks = -(-oc // lanes)
+    full = np.zeros((blocks * lanes, ic, kh, kw), np.float32)
+    full[:oc] = weight
+    return np.ascontiguousarray(full.reshape(blocks, lanes, ic, kh, kw).transpose(0, 2, 3, 4, 1))
+
+
+def pack_depthwise_weight(weight: NDArray[np.float32], slots: NDArray[np.int64], lanes: int) -> NDArray[np.float32]:
+    """(C, 1, KH, KW) -> (CB, KH, KW, L) in the order of `slots`."""
+    full = np.zeros((len(slots), *weight.shape[2:]), np.float32)
+    full[slots >= 0] = weight[slots[slots >= 0], 0]
+    return np.ascontiguousarray(full.reshape(-1, lanes, *weight.shape[2:]).transpose(0, 2, 3, 1))
+
+
+def conv2d(data: te.Tensor, weight: te.Tensor, window: Window, band: Band) -> te.Tensor:
+    """Blocked convolution: [N, ICB, H, W, L] x [OCB, band, KH, KW, L, L] -> [N, OCB, OH, OW, L]."""
+    batch, _, height, width, lanes = _ints(data.shape)
+    out_blocks, _, kh, kw, _, _ = _ints(weight.shape)
+    out_h, out_w = window.output(height, width)
+    tiled_w = tileable(out_w)
+    padded = _pad(data, window, out_h, tiled_w)
+    icb = te.reduce_axis((0, band.width), "icb")
+    ky = te.reduce_axis((0, kh), "kh")
+    kx = te.reduce_axis((0, kw), "kw")
+    ici = te.reduce_axis((0, lanes), "ici")
+    (sy, sx), (dy, dx) = window.strides, window.dilation
+    result = te.compute(
+        (batch, out_blocks, out_h, tiled_w, lanes),
+        lambda n, o, y, x, l: te.sum(
+            padded[n, band.start(o) + icb, y * sy + ky * dy, x * sx + kx * dx, ici] * weight[o, icb, ky, kx, ici, l],
+            axis=[icb, ky, kx, ici],
+        ),
+        name="conv2d",
+        attrs={OPERATOR: "conv2d"},
+    )
+    return _crop(result, out_w)
+
+
+def conv2d_plain(data: te.Tensor, weight: te.Tensor, window: Window) -> te.Tensor:
+    """First-layer convolution: plain [N, IC, H, W] x [OCB, IC, KH, KW, L] -> blocked [N, OCB, OH, OW, L]."""
+    batch, channels, height, width = _ints(data.shape)
+    out_blocks, _, kh, kw, lanes = _ints(weight.shape)
+    out_h, out_w = window.output(height, width)
+    tiled_w = tileable(out_w)
+    padded = _pad(data, window, out_h, tiled_w)
+    ic = te.reduce_axis((0, channels), "ic")
+    ky = te.reduce_axis((0, kh), "kh")
+    kx = te.reduce_axis((0, kw), "kw")
+    (sy, sx), (dy, dx) = window.strides, window.dilation
+    result = te.compute(
+        (batch, out_blocks, out_h, tiled_w, lanes),
+        lambda n, o, y, x, l: te.sum(
+            padded[n, ic, y * sy + ky * dy, x * sx + kx * dx] * weight[o, ic, ky, kx, l], axis=[ic, ky, kx]
+        ),
+        name="conv2d_plain",
+        attrs={OPERATOR: "conv2d"},
+    )
+    return _crop(result, out_w)
+
+
+def depthwise_conv2d(data: te.Tensor, weight: te.Tensor, window: Window) -> te.Tensor:
+    """Depthwise: [N, CB, H, W, L] x [CB, KH, KW, L] -> [N, CB, OH, OW, L]."""
+    batch, blocks, height, width, lanes = _ints(data.shape)
+    _, kh, kw, _ = _ints(weight.shape)
+    out_h, out_w = window.output(height, width)
+    padded = _pad(data, window, out_h, out_w)
+    ky = te.reduce_axis((0, kh), "kh")
+    kx = te.reduce_axis((0, kw), "kw")
+    (sy, sx), (dy, dx) = window.strides, window.dilation
+    return te.compute(
+        (batch, blocks, out_h, out_w, lanes),
+        lambda n, c, y, x, l: te.sum(
+            padded[n, c, y * sy + ky * dy, x * sx + kx * dx, l] * weight[c, ky, kx, l], axis=[ky, kx]
+        ),
+        name="depthwise_conv2d",
+        attrs={OPERATOR: "depthwise_conv2d"},
+    )
+
+
+def tileable(extent: int) -> int:
+    """The smallest extent >= `extent` that a register tile of 6 to 14 divides; small extents stay as they are."""
+    if extent <= _GOOD_TILE[-1]:
+        return extent
+    while not any(extent % tile == 0 for tile in _GOOD_TILE):
+        extent += 1
+    return extent
+
+
+def _pad(data: te.Tensor, window: Window, out_h: int, out_w: int) -> te.Tensor:
+    """Zero-pad to exactly what `out_h` x `out_w` outputs read; the tensor itself where nothing is outside it."""
+    shape = _ints(data.shape)
+    height, width = shape[2:4]
+    top, left, _, _ = window.padding
+    need_h = (out_h - 1) * window.strides[0] + (window.kernel[0] - 1) * window.dilation[0] + 1
+    need_w = (out_w - 1) * window.strides[1] + (window.kernel[1] - 1) * window.dilation[1] + 1
+    if top == left == 0 and need_h <= height and need_w <= width:
+        return data
+
+    def body(n: tirx.Var, c: tirx.Var, y: tirx.Var, x: tirx.Var, *lane: tirx.Var) -> tirx.Expr:
+        inside = []
+        if top:
+            inside.append(y >= top)
+        if need_h > height + top:
+            inside.append(y < height + top)
+        if left:
+            inside.append(x >= left)
+        if need_w > width + left:
+            inside.append(x < width + left)
+        value = data(n, c, y - top, x - left, *lane)
+        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, data.dtype)) if inside else value
+
+    return te.compute((*shape[:2], need_h, need_w, *shape[4:]), body, name="data_pad")
+
+
+def _crop(tensor: te.Tensor, width: int) -> te.Tensor:
+    shape = _ints(tensor.shape)
+    if shape[3] == width:
+        return tensor
+    return te.compute((*shape[:3], width, *shape[4:]), lambda *i: tensor(*i), name="crop")
+
+
+def _ints(shape: tuple) -> tuple[int, ...]:
+    return tuple(int(d) for d in shape)

@@ -1,0 +1,329 @@
+"""Graph rewrites before anything is lowered: fold constants, fold BatchNorm, recover operators that importers took apart.
+
+Each rewrite is a function Graph -> Graph in place; `simplify` runs them in the order that matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from calumma.frontend.graph import CONSTANT, Graph, Node, constant
+
+CHANNEL_SHUFFLE = "calumma.channel_shuffle"
+LRN = "calumma.lrn"
+MATMUL = "calumma.matmul"
+"""matmul with transposes of operands and result absorbed (attrs left_axes, right_axes, out_axes)."""
+
+_MAX_FOLDED_BYTES = 1 << 30
+
+
+def simplify(graph: Graph) -> Graph:
+    """Run every rewrite."""
+    decompose_batch_norm(graph)
+    fold_constants(graph)
+    replace_stacked_sums(graph)
+    remove_identities(graph)
+    recover_lrn(graph)
+    recover_channel_shuffle(graph)
+    recover_layer_norm(graph)
+    fold_scales(graph)
+    return graph
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(int(v) for v in value.values)
+
+
+def _axes(axes: Any) -> tuple[int, ...] | None:
+    return None if axes is None else tuple(int(a) for a in axes)
+
+
+_UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "negative": np.negative,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: (1 / np.sqrt(x)).astype(x.dtype),
+    "exp": np.exp,
+    "log": np.log,
+    "abs": np.abs,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "tanh": np.tanh,
+    "nn.relu": lambda x: np.maximum(x, 0),
+    "logical_not": np.logical_not,
+}
+_BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "divide": lambda a, b: np.divide(a, b) if np.issubdtype(a.dtype, np.floating) else (np.trunc(a / b)).astype(a.dtype),
+    "power": np.power,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
+    "logical_and": np.logical_and,
+    "logical_or": np.logical_or,
+}
+
+
+def _evaluate(node: Node) -> np.ndarray | None:
+    """Compute a node of constants with NumPy; None for an operator that is not worth it or not known here."""
+    values = [arg.value for arg in node.args if isinstance(arg, Node)]
+    if node.op in _UNARY:
+        return _UNARY[node.op](values[0])
+    if node.op in _BINARY:
+        return _BINARY[node.op](values[0], values[1])
+    match node.op:
+        case "reshape" | "squeeze" | "expand_dims" | "flatten" if node.shape or values[0].size == 1:
+            return values[0].reshape(node.shape)
+        case "broadcast_to":
+            return np.broadcast_to(values[0], node.shape)
+        case "permute_dims":
+            return np.transpose(values[0], _axes(node.attrs.axes))
+        case "astype":
+            return values[0].astype(node.dtype)
+        case "where":
+            return np.where(values[0], values[1], values[2])
+        case "concat":
+            return np.concatenate([x.value for x in node.args[0]], axis=int(node.attrs.axis or 0))
+        case "stack":
+            return np.stack([x.value for x in node.args[0]], axis=int(node.attrs.axis or 0))
+        case "take" if len(values) == 2 and node.attrs.axis is not None:
+            return np.take(values[0], values[1], axis=int(node.attrs.axis))
+        case _:
+            return None
+
+
+def fold_constants(graph: Graph) -> None:
+    """Replace operators whose inputs are all constants by their value."""
+    mapping: dict[Node, Node] = {}
+    for node in graph.nodes():
+        node.replace_inputs(mapping)
+        if not node.inputs or not all(source.op == CONSTANT for source in node.inputs):
+            continue
+        if node.dtype and np.prod(node.shape, dtype=np.int64) * 4 > _MAX_FOLDED_BYTES:
+            continue
+        value = _evaluate(node)
+        if value is not None:
+            mapping[node] = constant(np.asarray(value, dtype=node.dtype), node.name)
+    graph.replace(mapping)
+
+
+def decompose_batch_norm(graph: Graph) -> None:
+    """BatchNorm at inference is x * scale + shift, with scale = gamma / sqrt(var + eps), per channel."""
+    mapping: dict[Node, Node] = {}
+    for node in graph.nodes():
+        if node.op != "tuple_item" or node.args[0].op != "nn.batch_norm" or node.attrs.index != 0:
+            continue
+        norm = node.args[0]
+        data, *rest = norm.args
+        if not all(p.op == CONSTANT for p in rest[:4]):
+            continue
+        gamma, beta, mean, var = (p.value.astype(np.float64) for p in rest[:4])
+        scale = gamma / np.sqrt(var + float(norm.attrs.epsilon))
+        if not norm.attrs.scale:
+            scale = 1 / np.sqrt(var + float(norm.attrs.epsilon))
+        shift = (beta if norm.attrs.center else 0) - mean * scale
+        spread = [1] * len(node.shape)
+        spread[int(norm.attrs.axis)] = -1
+        scaled = _binary("multiply", data, constant(scale.reshape(spread).astype(node.dtype)), node)
+        mapping[node] = _binary("add", scaled, constant(shift.reshape(spread).astype(node.dtype)), node)
+    graph.replace(mapping)
+
+
+def _binary(op: str, left: Node, right: Node, like: Node) -> Node:
+    return Node(op, args=(left, right), shape=like.shape, dtype=like.dtype, name=like.name)
+
+
+def replace_stacked_sums(graph: Graph) -> None:
+    """Importers write ONNX Sum as broadcast + stack + sum; a chain of additions fuses into its producer instead."""
+    mapping: dict[Node, Node] = {}
+    for node in graph.nodes():
+        if node.op != "sum" or node.args[0].op != "stack" or _axes(node.attrs.axis) != (0,) or node.attrs.keepdims:
+            continue
+        stacked = node.args[0]
+        if int(stacked.attrs.axis or 0) != 0:
+            continue
+        total, *others = stacked.args[0]
+        for other in others:
+            total = _binary("add", total, other, node)
+        mapping[node] = total
+    graph.replace(mapping)
+
+
+def remove_identities(graph: Graph) -> None:
+    """Drop operators that give their input back, and join reshapes of reshapes."""
+    mapping: dict[Node, Node] = {}
+    for node in graph.nodes():
+        node.replace_inputs(mapping)
+        if node.op in ("reshape", "squeeze", "expand_dims", "flatten", "broadcast_to", "astype", "nn.dropout"):
+            source = node.args[0]
+            if isinstance(source, Node) and source.shape == node.shape and source.dtype == node.dtype:
+                mapping[node] = source
+                continue
+        if node.op in ("squeeze", "expand_dims", "flatten"):
+            node.op, node.args, node.attrs, node.call = "reshape", (node.args[0],), None, None
+        if node.op == "reshape":
+            while node.args[0].op == "reshape":
+                node.args = (node.args[0].args[0],)
+            if node.args[0].shape == node.shape:
+                mapping[node] = node.args[0]
+    graph.replace(mapping)
+
+
+def recover_lrn(graph: Graph) -> None:
+    """x / (bias + alpha * avgpool_over_channels(x^2)) ^ beta, as importers write local response normalisation."""
+    mapping: dict[Node, Node] = {}
+    for node in graph.nodes():
+        if node.op != "divide" or node.args[1].op != "power":
+            continue
+        data, power = node.args
+        base, beta = power.args
+        if base.op != "add" or base.args[0].op != "multiply":
+            continue
+        scaled, bias = base.args
+        mean, alpha = scaled.args
+        pool = mean.args[0] if mean.op == "reshape" else mean
+        if pool.op != "nn.avg_pool3d" or not pool.attrs.count_include_pad:
+            continue
+        square = pool.args[0].args[0] if pool.args[0].op == "reshape" else pool.args[0]
+        if square.op != "multiply" or square.args[0] is not data or square.args[1] is not data:
+            continue
+        window, *others = (int(v) for v in pool.attrs.pool_size)
+        scalars = [p.value for p in (alpha, beta, bias) if p.op == CONSTANT and p.value.size == 1]
+        if len(scalars) != 3 or others != [1, 1] or len(data.shape) != 4:
+            continue
+        a, b, c = (float(v.reshape(())) for v in scalars)
+        attrs = SimpleNamespace(size=window, alpha=a, beta=b, bias=c)
+        mapping[node] = Node(LRN, args=(data,), attrs=attrs, shape=node.shape, dtype=node.dtype, name=node.name)
+    graph.replace(mapping)
+
+
+def recover_channel_shuffle(graph: Graph) -> None:
+    """reshape (N,g,C/g,H,W), swap axes 1 and 2, reshape back: output channel c reads input channel attrs.source[c]."""
+    mapping: dict[Node, Node] = {}
+    for node in graph.nodes():
+        if node.op != "reshape" or len(node.shape) != 4 or node.args[0].op != "permute_dims":
+            continue
+        swap = node.args[0]
+        if _axes(swap.attrs.axes) != (0, 2, 1, 3, 4) or swap.args[0].op != "reshape":
+            continue
+        data = swap.args[0].args[0]
+        groups = swap.args[0].shape[1]
+        if data.shape != node.shape or data.shape[2:] != swap.shape[3:]:
+            continue
+        source = np.arange(node.shape[1]).reshape(groups, -1).T.reshape(-1)
+        mapping[node] = Node(
+            CHANNEL_SHUFFLE,
+            args=(data,),
+            attrs=SimpleNamespace(source=source),
+            shape=node.shape,
+            dtype=node.dtype,
+            name=node.name,
+        )
+    graph.replace(mapping)
+
+
+def recover_layer_norm(graph: Graph) -> None:
+    """(x - mean) / sqrt(mean((x - mean)^2) + eps) * gamma + beta over the last axis, as exporters before opset 17 write it."""
+    mapping: dict[Node, Node] = {}
+    for node in graph.nodes():
+        match = _match_layer_norm(node)
+        if match is None:
+            continue
+        data, gamma, beta, epsilon = match
+        mapping[node] = Node(
+            "nn.layer_norm",
+            args=(data, constant(gamma), constant(beta)),
+            attrs=SimpleNamespace(axes=(len(data.shape) - 1,), epsilon=epsilon, center=True, scale=True),
+            shape=node.shape,
+            dtype=node.dtype,
+            name=node.name,
+        )
+    graph.replace(mapping)
+
+
+def _match_layer_norm(node: Node) -> tuple[Node, np.ndarray, np.ndarray, float] | None:
+    def last_mean(x: Node) -> bool:
+        rank = len(x.args[0].shape) if x.op == "mean" else 0
+        return x.op == "mean" and bool(x.attrs.keepdims) and [a % rank for a in _axes(x.attrs.axis) or ()] == [rank - 1]
+
+    def vector(x: Any, length: int) -> bool:
+        return isinstance(x, Node) and x.op == CONSTANT and x.value.size == length == x.value.shape[-1]
+
+    if node.op != "add" or not isinstance(node.args[0], Node) or node.args[0].op != "multiply":
+        return None
+    scaled, beta = node.args
+    ratio, gamma = scaled.args
+    length = node.shape[-1] if node.shape else 0
+    if ratio.op != "divide" or not vector(beta, length) or not vector(gamma, length):
+        return None
+    centred, root = ratio.args
+    if centred.op != "subtract" or not last_mean(centred.args[1]) or centred.args[1].args[0] is not centred.args[0]:
+        return None
+    if root.op != "sqrt" or root.args[0].op != "add" or not last_mean(root.args[0].args[0]):
+        return None
+    variance, epsilon = root.args[0].args
+    square = variance.args[0]
+    squared = (square.op == "power" and square.args[0] is centred and _is_scalar(square.args[1], 2.0)) or (
+        square.op == "multiply" and square.args[0] is centred and square.args[1] is centred
+    )
+    if not squared or epsilon.op != CONSTANT or epsilon.value.size != 1:
+        return None
+    return centred.args[0], gamma.value.reshape(-1), beta.value.reshape(-1), float(epsilon.value.reshape(()))
+
+
+def _is_scalar(node: Any, value: float) -> bool:
+    return isinstance(node, Node) and node.op == CONSTANT and node.value.size == 1 and float(node.value.reshape(())) == value
+
+
+def fold_scales(graph: Graph) -> None:
+    """conv(x, W) * s, and (conv(x, W) + b) * s, with constant per-channel s and b, become conv(x, W s) (+ b s)."""
+    users = graph.users()
+    mapping: dict[Node, Node] = {}
+    for node in graph.nodes():
+        node.replace_inputs(mapping)
+        if node.op != "multiply" or not _per_channel(node.args[1], node.shape):
+            continue
+        source, scale = node.args
+        scale_value = scale.value.reshape(-1)
+        bias: Node | None = None
+        if source.op == "add" and len(users.get(source, ())) == 1 and _per_channel(source.args[1], source.shape):
+            source, bias = source.args
+        if source.op != "nn.conv2d" or len(users.get(source, ())) != 1 or source.args[1].op != CONSTANT:
+            continue
+        weight = source.args[1]
+        scaled = weight.value * np.broadcast_to(scale_value, (weight.shape[0],))[:, None, None, None]
+        conv = Node(
+            source.op,
+            args=(source.args[0], constant(scaled.astype(weight.dtype), weight.name)),
+            attrs=source.attrs,
+            shape=source.shape,
+            dtype=source.dtype,
+            name=source.name,
+        )
+        users[conv] = [node]
+        if bias is None:
+            mapping[node] = conv
+        else:
+            shifted = constant((bias.value * scale.value).astype(bias.dtype), bias.name)
+            mapping[node] = _binary("add", conv, shifted, node)
+            users[conv] = [mapping[node]]
+        users[mapping[node]] = users.get(node, [])
+    graph.replace(mapping)
+
+
+def _per_channel(node: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a constant varies along axis 1 of a 4-D tensor at most."""
+    if not isinstance(node, Node) or node.op != CONSTANT or len(shape) != 4:
+        return False
+    padded = (1,) * (4 - node.value.ndim) + node.value.shape
+    return len(padded) == 4 and padded[0] == padded[2] == padded[3] == 1 and padded[1] in (1, shape[1])
