@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from calumma.core.values import Candidate, KnobValue, MeasureRecord, MeasureResult
+from calumma.core.values import Candidate, KnobValue, MeasureRecord, MeasureResult, Session
 
 Indices = NDArray[np.int32]
 """Configurations as knob indices: (n_knobs,) for one, (n_configs, n_knobs) for many."""
@@ -111,7 +111,7 @@ class Runner(Protocol):
 
 
 class Store(Protocol):
-    """Append-only records."""
+    """Append-only records and tuning sessions."""
 
     def append(self, records: Sequence[MeasureRecord]) -> None:
         """Store records durably: once this returns, a killed process loses none of them."""
@@ -130,6 +130,18 @@ class Store(Protocol):
         """Return the records that match every given filter (workload hashes, hardware fingerprint, ...), oldest first."""
         ...
 
-    def close(self) -> None: ...
+    def start_session(self, model: str, model_hash: str, options: Mapping[str, Any]) -> str:
+        """Store the start of a tuning session; returns its id. `options` is a JSON object."""
+        ...
 
+    def finish_session(self, session: str, summary: Mapping[str, Any]) -> None:
+        """Store the end of a session, once. Raises DatabaseError if there is none of that id or it is finished."""
+        ...
 
+    def sessions(self) -> list[Session]:
+        """Return all sessions, oldest first."""
+        ...
+
+    def close(self) -> None:
+        """Release the store; it cannot be used afterwards. Idempotent."""
+        ...

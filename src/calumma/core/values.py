@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 KnobValue = int | str | bool
 """A knob's value: a JSON scalar."""
@@ -142,6 +143,25 @@ class MeasureRecord:
     seed: int = 0
     time_s: float = field(default_factory=time.time)
     """Seconds since the epoch when the record was made."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One tuning run over one model, as a store keeps it."""
+
+    id: str
+    """Unique in its store, sorts by start: "20260131-120000-1f0c92ab" (UTC)."""
+    model: str
+    """Name of the model, for people."""
+    model_hash: str
+    started_s: float
+    """Seconds since the epoch."""
+    options: Mapping[str, Any]
+    """What was asked for, as a JSON object."""
+    finished_s: float | None = None
+    """Seconds since the epoch; None while the session runs, and for ever if it was killed."""
+    summary: Mapping[str, Any] | None = None
+    """What came out, as a JSON object; None until the session is finished."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Matrix products as tensor expressions.
 
-Notation: M rows, K reduction, N columns, L lanes of one vector; NB = ceil(N / L) column blocks. The accumulator has
+Notation: M rows, K reduction, N columns, L lanes of one vector; NB >= N / L column blocks. The accumulator has
 Mp >= M rows, so that a register tile divides it: a row beyond M repeats the last one and is never stored.
 """
 
@@ -18,10 +18,18 @@ from calumma.frontend.operators.conv import OPERATOR, tileable
 def pack_dense_weight(weight: NDArray[np.float32], lanes: int) -> NDArray[np.float32]:
     """(K, N) -> (NB, K, L), columns beyond N zero."""
     k, n = weight.shape
-    blocks = -(-n // lanes)
+    blocks = column_blocks(n, lanes)
     full = np.zeros((k, blocks * lanes), np.float32)
     full[:, :n] = weight
     return np.ascontiguousarray(full.reshape(k, blocks, lanes).transpose(1, 0, 2))
+
+
+def column_blocks(columns: int, lanes: int) -> int:
+    """Blocks of L lanes for `columns`, rounded up so that a register tile of 2, 3 or 4 blocks divides them."""
+    blocks = -(-columns // lanes)
+    while blocks > 3 and all(blocks % tile for tile in (2, 3, 4)):
+        blocks += 1
+    return blocks
 
 
 def dense(data: te.Tensor, weight: te.Tensor, columns: int) -> te.Tensor:
@@ -72,7 +80,7 @@ def batch_matmul(
     shape_r = [int(right.shape[a]) for a in axes_r]
     batch = [max(a, b) for a, b in zip(shape_l[:-2], shape_r[:-2], strict=True)]
     rows, k, columns = shape_l[-2], shape_l[-1], shape_r[-1]
-    blocks, tiled = -(-columns // lanes), tileable(rows)
+    blocks, tiled = column_blocks(columns, lanes), tileable(rows)
 
     def read(tensor: te.Tensor, axes: list[int], shape: list[int], index: list[tirx.Expr]) -> tirx.Expr:
         place: list[tirx.Expr] = [0] * len(axes)
@@ -83,10 +91,9 @@ def batch_matmul(
     def pack(*i: tirx.Var) -> tirx.Expr:
         *b, j, kk, lane = i
         column = j * lanes + lane
-        if columns % lanes == 0:
+        if columns == blocks * lanes:
             return read(right, axes_r, shape_r, [*b, kk, column])
-        value = read(right, axes_r, shape_r, [*b, kk, tirx.min(column, columns - 1)])
-        return value
+        return read(right, axes_r, shape_r, [*b, kk, tirx.min(column, columns - 1)])
 
     packed = te.compute((*batch, blocks, k, lanes), pack, name="packed")
     axis = te.reduce_axis((0, k), "k")

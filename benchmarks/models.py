@@ -1,0 +1,333 @@
+"""The suite's models beside other runtimes, before and after tuning: `python -m benchmarks.models`.
+
+For every model: `calumma compile` with an empty database, `calumma tune` with the budget and a database of its own,
+then one race of both artifacts and all peers (`calumma.peers.race`: a process each, in turns, same threads and inputs).
+Latencies are compared round by round; ratios are ours over theirs, speedups theirs over ours. A model that fails or
+computes something else than ONNX Runtime (`_TOLERANCE`) makes the exit status 1 and is counted in the metrics. With
+--json, every model's result is on disk as soon as it is there, and --resume goes on from it.
+
+Metrics (those of tuned artifacts are missing after --untuned-only):
+    geomean_vs_onnxruntime, worst_vs_onnxruntime, and both with untuned_ before: ratio of latencies
+    worst_tuned_vs_untuned: tuned over untuned latency
+    geomean_speedup_vs_best, worst_speedup_vs_best: the fastest peer's latency over ours
+    import_s_resnet50: seconds from file to fused tasks, without Python's and TVM's imports
+    conv_share_of_peak: ResNet-50's convolutions inside the model: flops / seconds / peak
+    sum_of_tasks_vs_model: the model's sum of task times over its latency, of the model farthest from 1
+    models, models_failed, models_wrong, max_relative_difference: how many, and the worst error of our outputs
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import output, suite
+from calumma.core.errors import CalummaError, InputError
+from calumma.peers import Contestant, RaceResult, peers, race
+
+_TUNED, _UNTUNED = "calumma", "calumma-untuned"
+_OURS = (_TUNED, _UNTUNED)
+_TOLERANCE = 1e-3
+_PROFILED = "resnet50"
+Row = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    options = _options(arguments)
+    try:
+        return _run(options)
+    except CalummaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = output.parser(__doc__.splitlines()[0])
+    parser.add_argument("--models", type=_names, default=suite.names(), metavar="A,B", help="of the suite")
+    parser.add_argument("--budget", default="120s", help="for tuning each model")
+    parser.add_argument("--against", type=_names, default=("onnxruntime", "openvino", "torch"), metavar="A,B")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of every runtime")
+    parser.add_argument("--untuned-only", action="store_true", help="compile, do not tune")
+    parser.add_argument("--resume", action="store_true", help="keep the models that are in the JSON file")
+    parser.add_argument("--readme", action="store_true", help="write the table to README.md")
+    options = parser.parse_args(arguments)
+    if options.resume and options.json is None:
+        parser.error("--resume needs --json FILE, the file to go on from")
+    if options.quick:
+        options.models, options.budget, options.rounds = suite.QUICK, "10s", 4
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    unknown = set(options.models) - set(suite.names())
+    if unknown:
+        raise InputError(f"--models {sorted(unknown)[0]}: not in the suite: {', '.join(suite.names())}")
+    peers(options.against, None)  # a wrong name is refused before an hour of work
+    settings = {
+        "budget": None if options.untuned_only else options.budget,
+        "against": list(options.against),
+        "rounds": options.rounds,
+        "threads": options.threads,
+    }
+    surroundings = output.environment(options.threads)
+    rows = _kept(options, settings) if options.resume else []
+    for name in options.models:
+        if name in {row["model"] for row in rows}:
+            continue
+        row = _measure(name, options)
+        rows.append(row)
+        print(_line(row), flush=True)
+        if options.json is not None:
+            output.write(options.json, metrics(rows), rows, surroundings, settings=settings)
+    rows.sort(key=lambda row: suite.names().index(row["model"]))
+    result = metrics(rows)
+    text = _table(rows)
+    print(f"\n{text}\n")
+    for metric, value in result.items():
+        print(f"{metric:32} {value:.4g}")
+    if options.json is not None:
+        output.write(options.json, result, rows, surroundings, settings=settings)
+    if options.readme:
+        output.replace_section(output.ROOT / "README.md", "results", _summary(text, result, surroundings, settings))
+    return 1 if result["models_failed"] or result["models_wrong"] else 0
+
+
+def _kept(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
+    """Rows of the JSON file that need not be measured again."""
+    if not options.json.exists():
+        return []
+    document = output.read(options.json)
+    if document.get("settings") != settings:
+        raise InputError(
+            f"--resume {options.json}: made with {document.get('settings')}, now {settings}: give the same options, "
+            "or another file"
+        )
+    return [row for row in document["rows"] if row["model"] in options.models and not row["error"]]
+
+
+def _measure(name: str, options: argparse.Namespace) -> Row:
+    """Compile, tune and race one model; a failure is part of the row."""
+    say = functools.partial(_status, name)
+    row: Row = {"model": name, "commit": output.commit(), "error": "", "race": None}
+    say("building the model file")
+    model = suite.path(name)
+    with tempfile.TemporaryDirectory(prefix="calumma-bench-") as scratch:
+        folder = Path(scratch)
+        untuned, tuned = folder / "untuned.so", folder / "tuned.so"
+        common = ["--threads", str(options.threads)]
+        entries = []
+        try:
+            say("compiling")
+            row["compile"] = _calumma(
+                "compile", ("import_s",), model, "-o", untuned, "--db", folder / "empty.db", *common
+            )
+            entries.append(Contestant(_UNTUNED, "calumma", str(untuned)))
+            if not options.untuned_only:
+                say(f"tuning, {options.budget}")
+                row["tune"] = _calumma(
+                    "tune",
+                    ("latency_s",),
+                    model,
+                    "-o",
+                    tuned,
+                    "--db",
+                    folder / "tuned.db",
+                    "--budget",
+                    options.budget,
+                    *common,
+                )
+                entries.insert(0, Contestant(_TUNED, "calumma", str(tuned)))
+            if name == _PROFILED:
+                row["conv_share_of_peak"] = _conv_share_of_peak(model, tuned if tuned.exists() else untuned, common)
+        except _Failed as failed:
+            row["error"] = str(failed)
+        if entries:
+            entries += peers(options.against, model)
+            result = race(entries, suite.inputs(name), threads=options.threads, rounds=options.rounds, progress=say)
+            row.update(_ratios(result), race=result.as_dict())
+            lost = [f"{entry.label}: {entry.reason}" for entry in result.rows if entry.label in _OURS and entry.reason]
+            row["error"] = "; ".join(filter(None, [row["error"], *lost]))
+    _status("", "")
+    return row
+
+
+def _ratios(result: RaceResult) -> Row:
+    """What the metrics are made of."""
+    ours = [row for row in result.rows if row.label in _OURS]
+    fastest = [row.label for row in result.rows if row not in ours and row.latency_s]
+    found: Row = {
+        "output_change": result.output_change,
+        "difference": max((row.difference for row in ours if row.difference is not None), default=None),
+        "latency_s": {row.label: row.latency_s.median for row in result.rows if row.latency_s},
+    }
+
+    def ratio(label: str, other: str) -> float | None:
+        labels = {row.label for row in result.rows}
+        spread = result.ratio(label, other) if {label, other} <= labels else None
+        return spread.median if spread else None
+
+    found["vs_onnxruntime"] = ratio(_TUNED, "onnxruntime")
+    found["untuned_vs_onnxruntime"] = ratio(_UNTUNED, "onnxruntime")
+    found["tuned_vs_untuned"] = ratio(_TUNED, _UNTUNED)
+    against = [value for label in fastest if (value := ratio(ours[0].label, label)) is not None]
+    found["speedup_vs_best"] = 1 / max(against) if against else None
+    return found
+
+
+def metrics(rows: Sequence[Row]) -> dict[str, float]:
+    """Flat metrics of the rows; one that no row can tell is missing."""
+
+    def over(reduce: Callable[[list[float]], float], key: str) -> float | None:
+        values = [row[key] for row in rows if row.get(key) is not None]
+        return reduce(values) if values else None
+
+    found = {
+        "geomean_vs_onnxruntime": over(_geomean, "vs_onnxruntime"),
+        "worst_vs_onnxruntime": over(max, "vs_onnxruntime"),
+        "untuned_geomean_vs_onnxruntime": over(_geomean, "untuned_vs_onnxruntime"),
+        "untuned_worst_vs_onnxruntime": over(max, "untuned_vs_onnxruntime"),
+        "worst_tuned_vs_untuned": over(max, "tuned_vs_untuned"),
+        "geomean_speedup_vs_best": over(_geomean, "speedup_vs_best"),
+        "worst_speedup_vs_best": over(min, "speedup_vs_best"),
+        "max_relative_difference": over(max, "difference"),
+        "conv_share_of_peak": over(max, "conv_share_of_peak"),
+        "import_s_resnet50": next((_import_s(row) for row in rows if row["model"] == _PROFILED), None),
+        "sum_of_tasks_vs_model": _farthest_from_1(
+            row["tune"]["latency_s"] / row["latency_s"][_TUNED]
+            for row in rows
+            if row.get("tune") and _TUNED in row.get("latency_s", {})
+        ),
+        "models": len(rows),
+        "models_failed": sum(bool(row["error"]) for row in rows),
+        "models_wrong": sum(_wrong(row) for row in rows),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _wrong(row: Row) -> bool:
+    difference = row.get("difference")
+    return difference is not None and not difference <= _TOLERANCE
+
+
+def _import_s(row: Row) -> float | None:
+    return row["compile"]["import_s"] if row.get("compile") else None
+
+
+def _geomean(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _farthest_from_1(values: Iterable[float]) -> float | None:
+    return max(values, key=lambda value: abs(math.log(value)) if value > 0 else math.inf, default=None)
+
+
+def _conv_share_of_peak(model: Path, artifact: Path, common: Sequence[str]) -> float:
+    """Flops of the convolutions over their seconds inside the model, over the machine's peak."""
+    listing = _calumma("tasks", ("tasks", "peak_gflop_per_s"), model, *common)
+    profile = _calumma("run", ("kernels",), artifact, "--profile", *common)
+    gflop = {task["name"]: task["weight"] * task["gflop"] for task in listing["tasks"] if "conv" in task["anchor"]}
+    seconds = sum(kernel["ms"] for kernel in profile["kernels"] if kernel["kernel"] in gflop) / 1e3
+    if not seconds:
+        raise _Failed(f"no kernel of {sorted(gflop)} is in the profile of {model.name}")
+    return sum(gflop.values()) / seconds / listing["peak_gflop_per_s"]
+
+
+def _calumma(command: str, needs: Sequence[str], *arguments: object) -> dict[str, Any]:
+    """Run a command as a user would; returns its JSON, which has the entries in `needs`. Raises _Failed."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as report:
+        line = [sys.executable, "-m", "calumma", command, *map(str, arguments), "--quiet", "--json", report.name]
+        done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise _Failed(f"calumma {command}: exit status {done.returncode}: {last}")
+        document = json.load(report)
+    missing = [key for key in needs if document.get(key) is None]
+    if missing:
+        raise _Failed(f"calumma {command}: its JSON has no {missing[0]!r}")
+    return document
+
+
+class _Failed(Exception):
+    """A step that failed; the message is one line."""
+
+
+def _line(row: Row) -> str:
+    parts = [f"{label} {seconds * 1e3:.2f} ms" for label, seconds in row.get("latency_s", {}).items()]
+    if row.get("difference") is not None:
+        parts.append(f"difference {row['difference']:.1e}{' WRONG' if _wrong(row) else ''}")
+    if row["error"]:
+        parts.append(f"FAILED {row['error']}")
+    return f"{row['model']}: {', '.join(parts)}"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    labels = list(dict.fromkeys(entry["label"] for row in rows for entry in (row["race"] or {"rows": []})["rows"]))
+    body = [
+        [
+            row["model"],
+            *(_number(row.get("latency_s", {}).get(label), 1e3, ".2f") for label in labels),
+            _number(row.get("untuned_vs_onnxruntime"), 1, ".2f"),
+            _number(row.get("vs_onnxruntime"), 1, ".2f"),
+            _number(row.get("speedup_vs_best"), 1, ".2f"),
+            _number(row.get("difference"), 1, ".0e"),
+        ]
+        for row in rows
+    ]
+    columns = [
+        "model",
+        *(f"{label} ms" for label in labels),
+        "untuned / ORT",
+        "tuned / ORT",
+        "best peer / ours",
+        "difference",
+    ]
+    return output.markdown(columns, body)
+
+
+def _number(value: float | None, factor: float, form: str) -> str:
+    return "n/a" if value is None else format(value * factor, form)
+
+
+def _summary(table: str, result: dict[str, float], surroundings: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The README's section."""
+    budget = f"{settings['budget']} of tuning each" if settings["budget"] else "untuned"
+    ratios = {
+        "tuned": ("geomean_vs_onnxruntime", "worst_vs_onnxruntime"),
+        "untuned": ("untuned_geomean_vs_onnxruntime", "untuned_worst_vs_onnxruntime"),
+    }
+    means = [
+        f"{kind} {result[mean]:.2f} (worst {result[worst]:.2f})"
+        for kind, (mean, worst) in ratios.items()
+        if mean in result
+    ]
+    versions = surroundings["versions"]
+    names = ", ".join(f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "torch") if versions[name])
+    machine = f"{surroundings['cpu']}, {surroundings['threads']} threads"
+    return (
+        f"{table}\n\n{machine}, {budget}, {surroundings['date'][:10]}; {names}.\n"
+        f"Geometric mean of the latency over ONNX Runtime's: {'; '.join(means)}."
+    )
+
+
+def _status(name: str, text: str) -> None:
+    """Show on a terminal what is going on, in one line that is overwritten."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{name} {text}", end="", file=sys.stderr, flush=True)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

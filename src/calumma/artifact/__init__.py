@@ -1,0 +1,23 @@
+"""Compiled models: memory plan and code generation (`build`), one self-contained file (`save`), running it (`load`).
+
+Building needs all of TVM; loading and running need its runtime library, tvm_ffi and NumPy alone.
+"""
+
+from calumma.artifact.artifact import Artifact, KernelTime, load
+from calumma.artifact.codegen import Executable, build, save
+from calumma.artifact.lowered import LoweredModel
+from calumma.artifact.plan import TensorSpec
+from calumma.artifact.session import InferenceSession, NodeArg
+
+__all__ = [
+    "Artifact",
+    "Executable",
+    "InferenceSession",
+    "KernelTime",
+    "LoweredModel",
+    "NodeArg",
+    "TensorSpec",
+    "build",
+    "load",
+    "save",
+]

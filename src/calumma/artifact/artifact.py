@@ -1,0 +1,251 @@
+"""A compiled model, ready to run."""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from calumma import tvm_compat
+from calumma.artifact import cpu, file_format, runtime
+from calumma.artifact.plan import Plan, TensorSpec
+from calumma.core import hardware as host
+from calumma.core.errors import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    from calumma.artifact.codegen import Executable
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """What one kernel costs in one run of the model."""
+
+    kernel: str
+    calls: int
+    """Times the model calls it."""
+    seconds: float
+    """All these calls together; the median over the runs."""
+
+
+class Artifact:
+    """A model that takes and returns NumPy arrays.
+
+    One artifact may be called from several Python threads: calls are served one after the other, each with all of the
+    artifact's threads.
+    """
+
+    def __init__(
+        self, plan: Plan, module: Any, weights: NDArray[np.uint8], metadata: Mapping[str, Any], threads: int
+    ) -> None:
+        """Use `load` or `from_executable`.
+
+        Args:
+            plan: What to run.
+            module: TVM's executable with the kernels below it.
+            weights: All parameters, laid out as the plan says, the first byte aligned to 64.
+            metadata: What is known about the model.
+            threads: Threads a call uses.
+        """
+        self.inputs: tuple[TensorSpec, ...] = plan.inputs
+        self.outputs: tuple[TensorSpec, ...] = plan.outputs
+        self.metadata: dict[str, Any] = dict(metadata)
+        self.threads = threads
+        self._plan = plan
+        self._module = module
+        sections = {"arena": runtime.aligned(plan.arena_bytes), "weights": weights}
+        self._tensors = [runtime.tensor(sections[slot.section], slot) for slot in plan.slots]
+        self._run_program = runtime.bind(module, self._tensors)
+
+        def arrays(indices: Sequence[int]) -> list[NDArray]:
+            return [runtime.array(sections[plan.slots[i].section], plan.slots[i]) for i in indices]
+
+        self._input_arrays = arrays(plan.input_slots)
+        self._output_arrays = arrays(plan.output_slots)
+        self._expected = [(spec, array.dtype) for spec, array in zip(plan.inputs, self._input_arrays, strict=True)]
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_executable(
+        cls, executable: Executable, params: Sequence[NDArray], metadata: Mapping[str, Any], threads: int | None = None
+    ) -> Artifact:
+        """Run a model in the process that built it; needs no C compiler.
+
+        Args:
+            executable: Result of `build`.
+            params: The model's weights, in order.
+            metadata: What is known about the model.
+            threads: Threads a call uses; None takes what the model was built for.
+        """
+        executable.check_params(params)
+        count = tvm_compat.set_threads(threads or executable.threads)
+        plan = executable.plan
+        weights = runtime.aligned(plan.weights_bytes)
+        for index, param in zip(plan.param_slots, params, strict=True):
+            slot = plan.slots[index]
+            raw = np.ascontiguousarray(param).reshape(-1).view(np.uint8)
+            weights[slot.offset : slot.offset + slot.size_bytes] = raw
+        return cls(plan, executable.jit(), weights, metadata, count)
+
+    def __call__(self, *arrays: ArrayLike, **named: ArrayLike) -> NDArray | tuple[NDArray, ...]:
+        """Run the model on inputs in order, or by name; returns the output, or a tuple where there are several.
+
+        Raises:
+            ArtifactError: an input is missing, unknown, or has the wrong shape or type.
+        """
+        if len(arrays) > len(self.inputs):
+            raise ArtifactError(f"{len(arrays)} inputs given, the model takes {len(self.inputs)}: {self._names()}")
+        feeds = {spec.name: value for spec, value in zip(self.inputs, arrays, strict=False)}
+        twice = feeds.keys() & named.keys()
+        if twice:
+            raise ArtifactError(f"input {sorted(twice)[0]!r} is given twice, by position and by name")
+        outputs = self.run({**feeds, **named})
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def run(self, feeds: Mapping[str, ArrayLike]) -> list[NDArray]:
+        """Run the model on inputs by name; returns the outputs in order, the caller's own.
+
+        Raises:
+            ArtifactError: an input is missing, unknown, or has the wrong shape or type.
+        """
+        arrays = self._check(feeds)
+        with self._lock:
+            runtime.use_threads(self.threads)
+            self._feed(arrays)
+            self._run_program()
+            return [output.copy() for output in self._output_arrays]
+
+    def profile(self, feeds: Mapping[str, ArrayLike], repeat: int = 10) -> list[KernelTime]:
+        """Time every kernel inside the model: same order, same memory, same caches as in a run.
+
+        Args:
+            feeds: Inputs by name.
+            repeat: Runs to take the median of; one more comes first and is not counted.
+
+        Returns:
+            Kernels in the order of their first call. Their seconds sum up to the latency of a run, less 0.1 us a call.
+
+        Raises:
+            ArtifactError: wrong inputs.
+            InputError: `repeat` is not positive.
+        """
+        if repeat < 1:
+            raise InputError(f"repeat={repeat}: at least one run is needed")
+        arrays = self._check(feeds)
+        steps = [
+            (
+                step.kernel,
+                self._module.get_function(step.kernel, query_imports=True),
+                [self._tensors[i] for i in step.slots],
+            )
+            for step in self._plan.steps
+        ]
+        calls: dict[str, int] = {}
+        for kernel, _, _ in steps:
+            calls[kernel] = calls.get(kernel, 0) + 1
+        runs = []
+        with self._lock:
+            runtime.use_threads(self.threads)
+            for _ in range(repeat + 1):
+                self._feed(arrays)
+                seconds = dict.fromkeys(calls, 0.0)
+                for kernel, function, tensors in steps:
+                    start = time.perf_counter()
+                    function(*tensors)
+                    seconds[kernel] += time.perf_counter() - start
+                runs.append(seconds)
+        return [KernelTime(kernel, n, median(run[kernel] for run in runs[1:])) for kernel, n in calls.items()]
+
+    def _feed(self, arrays: Sequence[NDArray]) -> None:
+        # The kernels need aligned inputs, which NumPy's are not, and the arena reuses these bytes within a run.
+        for target, source in zip(self._input_arrays, arrays, strict=True):
+            target[...] = source
+
+    def _check(self, feeds: Mapping[str, ArrayLike]) -> list[NDArray]:
+        """Inputs in order, checked. Raises ArtifactError."""
+        arrays = []
+        for spec, dtype in self._expected:
+            if spec.name not in feeds:
+                raise ArtifactError(f"input {spec.name!r} is missing; the model takes {self._names()}")
+            array = np.asarray(feeds[spec.name])
+            if array.shape != spec.shape:
+                raise ArtifactError(
+                    f"input {spec.name!r} has shape {array.shape}, the model was compiled for {spec.shape}; "
+                    "compile it with --shape for another"
+                )
+            if array.dtype != dtype:
+                raise ArtifactError(
+                    f"input {spec.name!r} has type {array.dtype}, the model takes {dtype}; "
+                    f"convert it with .astype({str(dtype)!r})"
+                )
+            arrays.append(array)
+        if len(feeds) != len(arrays):
+            unknown = sorted(feeds.keys() - {spec.name for spec in self.inputs})
+            raise ArtifactError(f"the model has no input {unknown[0]!r}; it takes {self._names()}")
+        return arrays
+
+    def _names(self) -> str:
+        return ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in self.inputs)
+
+
+def load(path: str | PathLike[str], threads: int | None = None) -> Artifact:
+    """Load an artifact from its file.
+
+    The file holds machine code, and loading it runs code: load only files you trust. Checksums are compared before,
+    against accidental damage.
+
+    Args:
+        path: A file written by `save`.
+        threads: Threads a call uses; None takes what the model was built for, as far as this machine has the cores.
+
+    Raises:
+        ArtifactError: the file is missing, no artifact, truncated, damaged, of a newer format, or made for another CPU
+            or TVM.
+        EnvironmentFault: TVM is missing or not the pinned version.
+    """
+    contents = file_format.read(Path(path))
+    with contents.file:
+        plan, metadata, built_for = _read_header(path, contents.metadata)
+        contents.check_code()
+        weights = runtime.aligned(contents.weights_bytes)
+        contents.read_weights(weights)
+        count = tvm_compat.set_threads(threads or min(built_for, host.physical_cores()))
+        return Artifact(plan, runtime.load_library(contents.file.fileno()), weights, metadata, count)
+
+
+def header(executable: Executable, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata section of a file, as `load` reads it: how to run the code, and the user's `metadata`."""
+    return {
+        "plan": executable.plan.to_json(),
+        "cpu": {"machine": platform.machine(), "mcpu": executable.mcpu, "flags": list(executable.flags)},
+        "versions": tvm_compat.PINS,
+        "threads": executable.threads,
+        "metadata": dict(metadata),
+    }
+
+
+def _read_header(path: object, header: Mapping[str, Any]) -> tuple[Plan, dict[str, Any], int]:
+    """Plan, user's metadata and number of threads of a file whose code can run here. Raises ArtifactError."""
+    try:
+        built = header["cpu"]
+        cpu.check(path, built["machine"], built["mcpu"], built["flags"])
+        if header["versions"] != tvm_compat.PINS:
+            raise ArtifactError(
+                f"{path}: built with {_versions(header['versions'])}, this calumma needs {_versions(tvm_compat.PINS)}; "
+                "compile the model again"
+            )
+        return Plan.from_json(header["plan"]), header["metadata"], header["threads"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: metadata cannot be read ({error!r}); compile the model again") from error
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

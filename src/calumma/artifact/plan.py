@@ -1,0 +1,155 @@
+"""The execution plan of a model: which kernels run, in which order, on which bytes.
+
+Two sections hold every tensor: the *weights*, read only, laid out as in the file, and the *arena*, one buffer for
+inputs, intermediates and outputs, in which tensors that are never alive together share bytes. All addresses are known
+when the model is built, so that a run allocates nothing.
+
+Imports no TVM: the plan is what a loaded artifact runs from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from calumma.core.errors import InternalError
+
+ALIGNMENT = 64
+"""Bytes every tensor is aligned to: TVM's kernels load whole vectors from the start of each buffer."""
+
+Section = Literal["arena", "weights"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of an input or output of a model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """NumPy's name of the type ("float32")."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one tensor lives."""
+
+    section: Section
+    offset: int
+    """Bytes from the start of the section."""
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size_bytes(self) -> int:
+        return tensor_bytes(self.shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call."""
+
+    kernel: str
+    slots: tuple[int, ...]
+    """Its arguments, outputs last, as indices into `Plan.slots`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is needed, beside kernels and weights, to run a model."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    input_slots: tuple[int, ...]
+    output_slots: tuple[int, ...]
+    param_slots: tuple[int, ...]
+    """The weights, in the order of the model's parameters."""
+    slots: tuple[Slot, ...]
+    steps: tuple[Step, ...]
+    arena_bytes: int
+    weights_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values; `from_json` gives it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """Raises KeyError, TypeError or ValueError for anything `to_json` does not write."""
+
+        def specs(key: str) -> tuple[TensorSpec, ...]:
+            return tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in data[key])
+
+        return cls(
+            inputs=specs("inputs"),
+            outputs=specs("outputs"),
+            input_slots=tuple(data["input_slots"]),
+            output_slots=tuple(data["output_slots"]),
+            param_slots=tuple(data["param_slots"]),
+            slots=tuple(Slot(s["section"], s["offset"], tuple(s["shape"]), s["dtype"]) for s in data["slots"]),
+            steps=tuple(Step(s["kernel"], tuple(s["slots"])) for s in data["steps"]),
+            arena_bytes=data["arena_bytes"],
+            weights_bytes=data["weights_bytes"],
+        )
+
+
+def tensor_bytes(shape: Sequence[int], dtype: str) -> int:
+    """Size of a dense tensor. Raises InternalError for a type that does not fill whole bytes."""
+    match = re.match(r"[a-z]+(\d+)", dtype)
+    bits = 8 if dtype == "bool" else int(match[1]) if match else 0
+    if bits == 0 or bits % 8:
+        raise InternalError(f"a tensor of type {dtype!r} cannot be stored: its elements do not fill whole bytes")
+    return math.prod(shape) * bits // 8
+
+
+def align(size_bytes: int) -> int:
+    """Round up to ALIGNMENT."""
+    return -(-size_bytes // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """A block of memory and the steps, both inclusive, between which its bytes must not change hands."""
+
+    size_bytes: int
+    first_step: int
+    last_step: int
+
+
+def place(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
+    """Give every block an offset so that blocks alive at the same step do not overlap.
+
+    Greedy by size: the largest block first, each in the lowest gap that fits among the blocks placed before that live
+    at the same time (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020).
+
+    Returns:
+        Offsets in bytes, in the order of `lifetimes`, and the size of the arena.
+    """
+    offsets = [0] * len(lifetimes)
+    placed: list[int] = []
+    arena_bytes = 0
+    for block in sorted(range(len(lifetimes)), key=lambda i: -lifetimes[i].size_bytes):
+        life = lifetimes[block]
+        rivals = (
+            (offsets[other], offsets[other] + align(lifetimes[other].size_bytes))
+            for other in placed
+            if lifetimes[other].first_step <= life.last_step and life.first_step <= lifetimes[other].last_step
+        )
+        offsets[block] = _lowest_gap(rivals, life.size_bytes)
+        placed.append(block)
+        arena_bytes = max(arena_bytes, offsets[block] + align(life.size_bytes))
+    return offsets, arena_bytes
+
+
+def _lowest_gap(taken: Iterable[tuple[int, int]], size_bytes: int) -> int:
+    """Lowest offset at which `size_bytes` fit between the taken ranges [start, end)."""
+    end = 0
+    for start, stop in sorted(taken):
+        if start - end >= size_bytes:
+            break
+        end = max(end, stop)
+    return end

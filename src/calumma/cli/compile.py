@@ -1,0 +1,46 @@
+"""`calumma compile`: a module from what is known already, nothing measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from calumma.cli.options import (
+    Shapes,
+    artifact_option,
+    artifact_path,
+    database_option,
+    model_options,
+    output_options,
+)
+from calumma.cli.output import Output
+
+
+@click.command("compile", short_help="Build an artifact at once, without measuring anything.")
+@model_options
+@artifact_option
+@database_option
+@output_options
+@click.pass_obj
+def compile_model(
+    out: Output,
+    model: Path,
+    output: Path | None,
+    shapes: Shapes | None,
+    threads: int | None,
+    mcpu: str | None,
+    database: str | None,
+) -> None:
+    """Build an artifact from MODEL (an ONNX file) without measuring anything.
+
+    Every kernel gets the best schedule recorded for it in the database, or a good default.
+    """
+    from calumma import api
+
+    result = api.compile(
+        model, output=artifact_path(output, model), shapes=shapes, threads=threads, mcpu=mcpu, database=database
+    )
+    out.table(["phase", "seconds"], [(name, round(seconds, 2)) for name, seconds in result.phases_s.items()])
+    out.line(f"\n{len(result.tasks)} kernels in {result.path}")
+    out.document({"model": model, "artifact": result.path, "phases_s": result.phases_s, "tasks": result.tasks})

@@ -1,0 +1,169 @@
+"""Parameter types and the options that commands share."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from calumma.cli.output import STDOUT, Output
+
+Shapes = dict[str, tuple[int, ...]]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+class Duration(click.ParamType):
+    """A length of time in seconds: 60, 60s, 1.5m, 1h."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(\w*)", str(value).strip())
+        if not match or match[2] not in _UNITS or float(match[1]) <= 0:
+            self.fail(f"{value!r} is not a length of time above zero: write 60, 60s, 2m or 1h", param, ctx)
+        return float(match[1]) * _UNITS[match[2]]
+
+
+class Shape(click.ParamType):
+    """The shape of one input: NAME=1,3,224,224."""
+
+    name = "name=dims"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        name, _, dims = str(value).rpartition("=")
+        if not name or not re.fullmatch(r"\d+(,\d+)*", dims) or 0 in (shape := tuple(map(int, dims.split(",")))):
+            self.fail(f"{value!r} is not an input's shape: write NAME=1,3,224,224, every dimension above 0", param, ctx)
+        return name, shape
+
+
+class OutputPath(click.ParamType):
+    """A file to be written, refused at once (not after a minute of work) when its folder cannot take it."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if path.is_dir():
+            self.fail(f"{value} is a directory: name a file", param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"the directory {path.parent} does not exist: create it first", param, ctx)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            self.fail(f"{value} cannot be written: check its permissions", param, ctx)
+        return path
+
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+
+
+def _shapes(ctx: click.Context, param: click.Parameter, pairs: Sequence[tuple[str, tuple[int, ...]]]) -> Shapes | None:
+    return dict(pairs) or None
+
+
+def _json_target(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None and value != STDOUT:
+        value = str(OutputPath().convert(value, param, ctx))
+    ctx.ensure_object(Output).json = value
+
+
+def _set(field: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        # The group and the command both have the option: either one sets it.
+        setattr(ctx.ensure_object(Output), field, getattr(ctx.obj, field) or value)
+
+    return callback
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    envvar="CALUMMA_DEBUG",
+    callback=_set("debug"),
+    help="Show the traceback of an error.",
+)
+
+
+def output_options(command: Command) -> Command:
+    """Add --json, --quiet and --debug; their values are in the `Output` that the command receives."""
+    for option in (
+        debug_option,
+        click.option(
+            "--quiet",
+            "-q",
+            is_flag=True,
+            expose_value=False,
+            callback=_set("quiet"),
+            help="Print nothing but errors (and what --json asks for).",
+        ),
+        click.option(
+            "--json",
+            metavar="[FILE|-]",
+            is_flag=False,
+            flag_value=STDOUT,
+            expose_value=False,
+            callback=_json_target,
+            help="Write the result as JSON to FILE, or to stdout in place of the text. Without FILE, give it last.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def model_options(command: Command) -> Command:
+    """Add MODEL and what decides how it is imported and for which machine: --shape, --threads, --mcpu."""
+    for option in (
+        click.option("--mcpu", metavar="CPU", help="CPU to generate code for, by LLVM's name. [this machine's]"),
+        click.option(
+            "--threads",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Threads to compile for and run with. [all physical cores]",
+        ),
+        click.option(
+            "--shape",
+            "shapes",
+            type=Shape(),
+            multiple=True,
+            callback=_shapes,
+            metavar="NAME=1,3,224,224",
+            help="Fix the shape of an input; once for every input with open dimensions.",
+        ),
+        click.argument("model", type=EXISTING_FILE),
+    ):
+        command = option(command)
+    return command
+
+
+def artifact_option(command: Command) -> Command:
+    """Add -o/--output, the artifact to write."""
+    return click.option(
+        "--output",
+        "-o",
+        type=OutputPath(),
+        metavar="OUT.so",
+        help="The artifact to write. [MODEL's name with .so, here]",
+    )(command)
+
+
+def artifact_path(output: Path | None, model: Path) -> Path:
+    """The artifact to write: as asked, or named after the model in the working directory."""
+    return output or Path(model.with_suffix(".so").name)
+
+
+database_option = click.option(
+    "--db",
+    "database",
+    metavar="URL|FILE",
+    help="Database of records. [the environment's CALUMMA_DB, else a file in your data directory]",
+)

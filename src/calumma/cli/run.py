@@ -1,0 +1,197 @@
+"""`calumma run`: an artifact on given or random inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from calumma.cli.options import EXISTING_FILE, output_options
+from calumma.cli.output import Output
+from calumma.core.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from calumma.artifact import Artifact, TensorSpec
+
+    Arrays = dict[str, np.ndarray]
+
+_WARMUP = 3
+
+
+@click.command(short_help="Run an artifact: latency, outputs, time per kernel.")
+@click.argument("artifact", type=EXISTING_FILE)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="[NAME=]x.npy",
+    help="An input, by name or in the model's order; once per input. [random, from --seed]",
+)
+@click.option(
+    "--output",
+    "-o",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Save every output as DIR/NAME.npy.",
+)
+@click.option("--repeat", type=click.IntRange(min=1), metavar="N", default=20, show_default=True, help="Timed runs.")
+@click.option("--profile", is_flag=True, help="Time every kernel on its own.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random inputs.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to run with. [what it was compiled for]"
+)
+@output_options
+@click.pass_obj
+def run(
+    out: Output,
+    artifact: Path,
+    inputs: tuple[str, ...],
+    directory: Path | None,
+    repeat: int,
+    profile: bool,
+    seed: int,
+    threads: int | None,
+) -> None:
+    """Run ARTIFACT and print its latency and a summary of its outputs."""
+    import numpy as np
+
+    from calumma import api
+
+    loaded = api.load(artifact, threads=threads)
+    feeds = load_inputs(loaded.inputs, inputs, seed)
+    for _ in range(_WARMUP):
+        outputs = loaded.run(feeds)
+    latencies_s = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        outputs = loaded.run(feeds)
+        latencies_s.append(time.perf_counter() - start)
+    low, middle, high = (float(q) for q in np.percentile(latencies_s, [25, 50, 75]))
+    summary = [_summary(spec.name, array) for spec, array in zip(loaded.outputs, outputs, strict=True)]
+    document: dict[str, Any] = {
+        "artifact": artifact,
+        "latency_s": {"median": middle, "lower": low, "upper": high},
+        "latencies_s": latencies_s,
+        "outputs": summary,
+    }
+    out.line(f"latency {middle * 1e3:.3f} ms (quartiles {low * 1e3:.3f} - {high * 1e3:.3f}, {repeat} runs)\n")
+    out.table(list(summary[0]), [tuple(row.values()) for row in summary])
+    if profile:
+        document["kernels"] = _profile(out, loaded, feeds, repeat)
+    if directory is not None:
+        _save(directory, [row["output"] for row in summary], outputs)
+        out.line(f"\noutputs saved in {directory}")
+    out.document(document)
+
+
+def load_inputs(specs: Sequence[TensorSpec], arguments: Sequence[str], seed: int) -> Arrays:
+    """Name -> array for every input of an artifact: from .npy files, or drawn from the seed when none is given.
+
+    Raises:
+        InputError: a file that is no .npy file, a name the model does not have, too few or too many files.
+    """
+    names = [spec.name for spec in specs]
+    if not arguments:
+        from calumma.peers import InputSpec, random_inputs
+
+        return random_inputs([InputSpec(spec.name, spec.shape, spec.dtype) for spec in specs], seed)
+    feeds: Arrays = {}
+    unnamed = []
+    for argument in arguments:
+        name, _, path = argument.rpartition("=")
+        if name and name not in names:
+            raise InputError(f"--input {argument}: the model has no input {name!r}; its inputs are {', '.join(names)}")
+        if name:
+            feeds[name] = _load_array(path)
+        else:
+            unnamed.append(argument)
+    missing = [name for name in names if name not in feeds]
+    if len(unnamed) != len(missing):
+        raise InputError(
+            f"--input: {len(arguments)} given, the model has {len(names)} inputs ({', '.join(names)}): "
+            "give every one, or none for random values"
+        )
+    feeds.update({name: _load_array(path) for name, path in zip(missing, unnamed, strict=True)})
+    return feeds
+
+
+def _load_array(path: str) -> np.ndarray:
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"--input {path}: not a readable .npy file ({error}): write it with numpy.save") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(
+            f"--input {path}: an archive of several arrays: write each with numpy.save to a file of its own"
+        )
+    return array
+
+
+def _summary(name: str, array: np.ndarray) -> dict[str, Any]:
+    numbers = array.astype(float)
+    return {
+        "output": name,
+        "shape": "x".join(map(str, array.shape)) or "scalar",
+        "dtype": str(array.dtype),
+        "min": float(numbers.min()),
+        "max": float(numbers.max()),
+        "mean": float(numbers.mean()),
+    }
+
+
+def _profile(out: Output, artifact: Artifact, feeds: Arrays, repeat: int) -> list[dict[str, Any]]:
+    """Print time per kernel, beside the work the artifact's metadata knows of it; returns the rows."""
+    kernels = sorted(artifact.profile(feeds, repeat), key=lambda kernel: kernel.seconds, reverse=True)
+    tasks = {task["name"]: task for task in artifact.metadata.get("tasks", ())}
+    total_s = sum(kernel.seconds for kernel in kernels)
+    rows = []
+    for kernel in kernels:
+        call_s = kernel.seconds / kernel.calls
+        task = tasks.get(kernel.kernel, {})
+        rows.append(
+            {
+                "kernel": kernel.kernel,
+                "calls": kernel.calls,
+                "ms": kernel.seconds * 1e3,
+                "share": kernel.seconds / total_s,
+                "gflop_per_s": task["flops"] / call_s / 1e9 if task.get("flops") else None,
+                "roofline": task["bound_s"] / call_s if task.get("bound_s") else None,
+            }
+        )
+    out.line()
+    out.table(
+        ["kernel", "calls", "ms", "share", "GFLOP/s", "roofline"],
+        [
+            (
+                row["kernel"],
+                row["calls"],
+                row["ms"],
+                f"{row['share']:.1%}",
+                row["gflop_per_s"],
+                None if row["roofline"] is None else f"{row['roofline']:.0%}",
+            )
+            for row in rows
+        ],
+    )
+    out.line(f"\nkernels together {total_s * 1e3:.3f} ms")
+    return rows
+
+
+def _save(directory: Path, names: Sequence[str], outputs: Sequence[np.ndarray]) -> None:
+    import numpy as np
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, array in zip(names, outputs, strict=True):
+            # An ONNX name may hold anything, a file's name may not.
+            np.save(directory / ("".join(c if c.isalnum() or c in "._-" else "_" for c in name) + ".npy"), array)
+    except OSError as error:
+        raise InputError(f"--output {directory}: cannot be written ({error}): give another directory") from error

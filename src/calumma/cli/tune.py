@@ -1,0 +1,118 @@
+"""`calumma tune`: a module from measurements, within a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from calumma.cli.options import (
+    Duration,
+    Shapes,
+    artifact_option,
+    artifact_path,
+    database_option,
+    model_options,
+    output_options,
+)
+from calumma.cli.output import INTERRUPTED, Output
+from calumma.cli.progress import tuning_progress
+
+_DEFAULT_BUDGET_S = 60.0
+
+
+@click.command(short_help="Measure within a budget and build an artifact of what wins.")
+@model_options
+@artifact_option
+@click.option(
+    "--budget",
+    type=Duration(),
+    metavar="60s",
+    help="Time for tuning: 60, 60s, 2m, 1h. [60s, or no limit when --trials is given]",
+)
+@click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Measure at most N candidates.")
+@click.option("--strategy", default="evolutionary", show_default=True, metavar="NAME", help="How to search.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
+@database_option
+@output_options
+@click.pass_obj
+def tune(
+    out: Output,
+    model: Path,
+    output: Path | None,
+    budget: float | None,
+    trials: int | None,
+    strategy: str,
+    seed: int,
+    database: str | None,
+    shapes: Shapes | None,
+    threads: int | None,
+    mcpu: str | None,
+) -> int | None:
+    """Tune MODEL (an ONNX file) and build an artifact of what wins.
+
+    Whichever of --budget and --trials comes first ends the session; it ends early when every kernel is near what the
+    machine can do. A schedule is kept only where it computes the right result and is faster than the default.
+    Everything measured goes to the database: the same command again goes on from there.
+    Ctrl-C ends with the best so far.
+    """
+    from calumma import api
+    from calumma.core.values import Budget
+
+    if budget is None and trials is None:
+        budget = _DEFAULT_BUDGET_S
+    out.status(f"importing {model.name}")
+    with tuning_progress(quiet=out.quiet) as on_event:
+        result = api.tune(
+            model,
+            output=artifact_path(output, model),
+            budget=Budget(seconds=budget, trials=trials),
+            strategy=strategy,
+            database=database,
+            seed=seed,
+            shapes=shapes,
+            threads=threads,
+            mcpu=mcpu,
+            on_event=on_event,
+        )
+    out.table(
+        ["task", "calls", "best ms", "default ms", "speedup", "roofline", "trials", "failed"],
+        [
+            (
+                task.name,
+                task.weight,
+                None if task.latency_s is None else task.latency_s * 1e3,
+                None if task.default_latency_s is None else task.default_latency_s * 1e3,
+                f"{task.default_latency_s / task.latency_s:.2f}x"
+                if task.latency_s and task.default_latency_s
+                else None,
+                None if task.roofline_share is None else f"{task.roofline_share:.0%}",
+                task.trials,
+                sum(task.failures.values()),
+            )
+            for task in sorted(result.tasks, key=lambda task: task.weight * (task.latency_s or 0.0), reverse=True)
+        ],
+    )
+    for task in result.tasks:
+        if task.latency_s is None and task.last_failure:
+            out.line(f"{task.name}: nothing could be measured, the default is used; last: {task.last_failure}")
+    tuned_s, default_s = (
+        sum(task.weight * (getattr(task, which) or 0.0) for task in result.tasks)
+        for which in ("latency_s", "default_latency_s")
+    )
+    out.line(f"\nsum of tasks {tuned_s * 1e3:.3f} ms, by default {default_s * 1e3:.3f} ms; session {result.session}")
+    out.line(f"artifact: {result.path}")
+    out.document(
+        {
+            "model": model,
+            "artifact": result.path,
+            "session": result.session,
+            "interrupted": result.interrupted,
+            "latency_s": tuned_s,
+            "default_latency_s": default_s,
+            "import_s": result.import_s,
+            "phases_s": result.phases_s,
+            "tasks": result.tasks,
+        }
+    )
+    return INTERRUPTED if result.interrupted else None

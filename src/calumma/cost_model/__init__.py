@@ -1,0 +1,6 @@
+"""Cost models: feature matrices in, predicted scores out. Know neither TVM nor torch."""
+
+from calumma.cost_model.base import ConstantModel, CostModel
+from calumma.cost_model.trees import GradientBoostedTrees, SharedTrees, TreeSettings
+
+__all__ = ["ConstantModel", "CostModel", "GradientBoostedTrees", "SharedTrees", "TreeSettings"]

@@ -1,0 +1,47 @@
+"""Design spaces: one template per operator family, chosen by what a PrimFunc computes.
+
+Tried in this order: the template of the annotated anchor operator (convolutions, matrix products), then by structure:
+row-wise functions, reductions, injective functions, and a fallback that schedules anything.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from calumma.core.values import Hardware
+from calumma.space import blocks, fallback, injective, reduction, rows
+from calumma.space.base import Knob, KnobSpace
+from calumma.space.conv2d import Conv2dSpace
+from calumma.space.depthwise import DepthwiseSpace
+from calumma.space.matmul import MatmulSpace
+
+__all__ = ["Knob", "KnobSpace", "design_space"]
+
+_BY_ANCHOR: dict[str, type[KnobSpace]] = {
+    "conv2d": Conv2dSpace,
+    "depthwise_conv2d": DepthwiseSpace,
+    "matmul": MatmulSpace,
+}
+_BY_STRUCTURE = (
+    (rows.matches, rows.RowsSpace),
+    (reduction.matches, reduction.ReductionSpace),
+    (injective.matches, injective.InjectiveSpace),
+    (fallback.matches, fallback.FallbackSpace),
+)
+
+
+def design_space(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> KnobSpace:
+    """Return the design space of a fused PrimFunc with static shapes.
+
+    Args:
+        func: the unscheduled function.
+        hardware: the CPU it is compiled for: vector width, registers, caches.
+        threads: threads the code will run on; the space itself does not depend on it, defaults and features do.
+    """
+    anchor = blocks.find_anchor(blocks.schedule_of(func))
+    if anchor is not None and anchor[1] in _BY_ANCHOR:
+        return _BY_ANCHOR[anchor[1]](func, hardware, threads)  # type: ignore[call-arg]
+    for matches, space in _BY_STRUCTURE:
+        if matches(func):
+            return space(func, hardware, threads)
+    raise AssertionError("the fallback template takes every function")

@@ -1,0 +1,67 @@
+"""What templates ask of a fused PrimFunc's blocks, and the schedule steps they share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import s_tir, tirx
+
+OPERATOR = "calumma.operator"
+"""Block annotation that names the anchor operator."""
+
+
+def schedule_of(func: tirx.PrimFunc) -> s_tir.Schedule:
+    """A fresh schedule of `func`, with the checks a search does not need left out."""
+    return s_tir.Schedule(func, debug_mask="none", error_render_level="fast")
+
+
+def all_blocks(sch: s_tir.Schedule) -> list[Any]:
+    """Every block below the root, in order of execution."""
+    return list(sch.get_child_blocks(sch.get_sblock("root")))
+
+
+def find_anchor(sch: s_tir.Schedule) -> tuple[Any, str] | None:
+    """The block annotated as the anchor with its operator's name, or None."""
+    for block in all_blocks(sch):
+        annotations = sch.get(block).annotations
+        if OPERATOR in annotations:
+            return block, str(annotations[OPERATOR])
+    return None
+
+
+def extents(sch: s_tir.Schedule, loops: list[Any]) -> list[int]:
+    """Constant extents of loops."""
+    return [int(sch.get(loop).extent) for loop in loops]
+
+
+def fuse_epilogue(sch: s_tir.Schedule, anchor: Any) -> Any:
+    """Inline every block behind the anchor into the last one and return it; a copy of the accumulator where none is.
+
+    The anchor's own buffer becomes the accumulator: an intermediate that the caller may keep in registers.
+    """
+    chain = sch.get_consumers(anchor)
+    if not chain:
+        return sch.cache_write(anchor, 0, "global")
+    last = anchor
+    pending = list(chain)
+    while pending:
+        block = pending.pop(0)
+        consumers = sch.get_consumers(block)
+        if consumers:
+            sch.compute_inline(block)
+            pending = list(sch.get_consumers(anchor))
+        else:
+            last = block
+    return last
+
+
+def divisors(n: int, most: int | None = None) -> tuple[int, ...]:
+    """Divisors of n in ascending order, up to `most`."""
+    return tuple(d for d in range(1, min(n, most or n) + 1) if n % d == 0)
+
+
+def balance(chunks: NDArray[np.float64], threads: int) -> NDArray[np.float64]:
+    """Share of the threads kept busy when `chunks` equal pieces are dealt out: chunks / (threads * ceil(chunks / threads))."""
+    return chunks / (threads * np.ceil(chunks / threads))

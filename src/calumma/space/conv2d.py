@@ -1,0 +1,248 @@
+"""Design space of blocked convolutions: register tiles, reduction order, padding, parallel loops.
+
+Notation: L lanes; a register tile is oc_tile x oh_tile x ow_tile vector accumulators (output-channel blocks x rows x
+columns); OCB, OH, OW output extents; ICB input blocks read per output block (1 in the first layer, whose channels
+are not blocked); KH, KW kernel.
+
+The micro-kernel keeps the tile in registers over the whole reduction: per input channel and kernel position it loads
+oc_tile weight vectors and multiplies each with oh_tile * ow_tile broadcast inputs. `order` is the reduction order,
+outermost first; `outer` the order of the tile loops, of which the first `fused` run in parallel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import s_tir, tirx
+
+from calumma.core.protocols import Indices
+from calumma.core.values import Hardware, KnobValue
+from calumma.space import blocks
+from calumma.space.base import Knob, KnobSpace
+
+_ORDERS = ("ic,kh,kw", "kh,ic,kw", "kh,kw,ic", "ic,kh,lane,kw")
+_OUTER = ("oc,oh,ow", "oh,oc,ow", "oh,ow,oc")
+_PAD = ("apart", "parallel", "tile")
+_MAX_ROWS = 8
+
+
+class Conv2dSpace(KnobSpace):
+    """Schedules of `conv2d` and `conv2d_plain` with any epilogue."""
+
+    template = "conv2d"
+    version = 1
+
+    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int) -> None:
+        self.func = func
+        self.hardware = hardware
+        self.threads = threads
+        sch = blocks.schedule_of(func)
+        found = blocks.find_anchor(sch)
+        assert found is not None
+        anchor = found[0]
+        self.plain = str(sch.get(anchor).name_hint) == "conv2d_plain"
+        self.has_pad = any(sch.get(b).name_hint == "data_pad" for b in blocks.all_blocks(sch))
+        shape = blocks.extents(sch, sch.get_loops(anchor))
+        self.batch, self.oc_blocks, self.out_h, self.out_w, self.lanes = shape[:5]
+        self.in_blocks, self.kernel_h, self.kernel_w = shape[5:8]
+        self.in_lanes = 1 if self.plain else shape[8]
+        self.registers = 32 if hardware.vector_bits == 512 else 16
+        self.data_bytes = 4.0 * float(np.prod([int(d) for d in sch.get(anchor).reads[0].source.shape]))
+        super().__init__(self._knobs())
+
+    def _knobs(self) -> tuple[Knob, ...]:
+        most = self.registers - 2
+        return (
+            Knob("oc_tile", blocks.divisors(self.oc_blocks, 8)),
+            Knob("oh_tile", blocks.divisors(self.out_h, _MAX_ROWS)),
+            Knob("ow_tile", blocks.divisors(self.out_w, most)),
+            Knob("ic_chunk", blocks.divisors(self.in_blocks, 32)),
+            Knob("order", _ORDERS[: 3 if self.plain else 4] if self.kernel_h * self.kernel_w > 1 else _ORDERS[:1]),
+            Knob("outer", _OUTER),
+            Knob("fused", (1, 2, 3)),
+            Knob("unroll", (False, True)),
+            Knob("pad", _PAD if self.has_pad else _PAD[:1]),
+        )
+
+    def _valid(self, indices: Indices) -> NDArray[np.bool_]:
+        k = self.columns(indices)
+        accumulators = k["oc_tile"] * k["oh_tile"] * k["ow_tile"]
+        fits = accumulators + k["oc_tile"] <= self.registers
+        # A handful of accumulators cannot hide the latency of a multiply-add; allow it only where nothing larger fits.
+        enough = accumulators >= min(6, self.oc_blocks * self.out_h * self.out_w)
+        return fits & enough
+
+    # -- knowledge about a configuration ----------------------------------------------------------
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return (
+            "accumulators",
+            "oc_tile",
+            "oh_tile",
+            "ow_tile",
+            "ic_chunk",
+            "loads_per_fma",
+            "balance",
+            "chunks_log2",
+            "tiles_per_chunk_log2",
+            "weight_tile_log2_bytes",
+            "input_tile_log2_bytes",
+            "order_kh_first",
+            "order_k_before_ic",
+            "order_lane_before_kw",
+            "outer_oh_first",
+            "outer_oc_last",
+            "unroll",
+            "pad_parallel",
+            "pad_tile",
+            "kernel",
+            "log2_oc_blocks",
+            "log2_in_blocks",
+            "log2_out_h",
+            "log2_out_w",
+        )
+
+    def features(self, indices: Indices) -> NDArray[np.float32]:
+        k = self.columns(indices)
+        d = self._derived(k)
+        ones = np.ones(len(indices))
+        columns = [
+            d["accumulators"],
+            k["oc_tile"],
+            k["oh_tile"],
+            k["ow_tile"],
+            k["ic_chunk"],
+            d["loads"],
+            d["balance"],
+            np.log2(d["chunks"]),
+            np.log2(d["tiles"] / d["chunks"]),
+            np.log2(d["weight_tile"]),
+            np.log2(d["input_tile"]),
+            k["order"] == "kh,ic,kw",
+            k["order"] == "kh,kw,ic",
+            k["order"] == "ic,kh,lane,kw",
+            k["outer"] == "oh,oc,ow",
+            k["outer"] == "oh,ow,oc",
+            k["unroll"],
+            k["pad"] == "parallel",
+            k["pad"] == "tile",
+            self.kernel_h * self.kernel_w * ones,
+            np.log2(self.oc_blocks) * ones,
+            np.log2(self.in_blocks) * ones,
+            np.log2(self.out_h) * ones,
+            np.log2(self.out_w) * ones,
+        ]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def _derived(self, k: dict[str, NDArray]) -> dict[str, NDArray]:
+        pixels = k["oh_tile"] * k["ow_tile"]
+        oc_loops = self.oc_blocks / k["oc_tile"]
+        oh_loops = self.out_h / k["oh_tile"]
+        ow_loops = self.out_w / k["ow_tile"]
+        outer, fused = k["outer"], k["fused"]
+        first = np.where(outer == "oc,oh,ow", oc_loops, oh_loops)
+        second = np.select([outer == "oc,oh,ow", outer == "oh,oc,ow"], [oh_loops, oc_loops], ow_loops)
+        chunks = self.batch * np.where(fused == 1, 1, first) * np.where(fused == 3, second, 1)
+        weight = 4.0 * k["oc_tile"] * self.in_blocks * self.in_lanes * self.kernel_h * self.kernel_w * self.lanes
+        source = 4.0 * self.in_blocks * self.in_lanes * (k["oh_tile"] + self.kernel_h - 1) * (k["ow_tile"] + self.kernel_w - 1)
+        return {
+            "accumulators": k["oc_tile"] * pixels,
+            "loads": (pixels + k["oc_tile"]) / (pixels * k["oc_tile"]),
+            "chunks": chunks,
+            "tiles": self.batch * oc_loops * oh_loops * ow_loops,
+            "balance": blocks.balance(chunks, self.threads),
+            "weight_tile": weight,
+            "input_tile": source,
+        }
+
+    def default(self) -> Indices:
+        """The best configuration by a simple model of the micro-kernel.
+
+        Multiply-adds issue at full rate when about ten accumulators hide their latency and loads stay below half a
+        load per multiply-add; threads must get equal shares; and what is read again (the weights of a tile for every
+        pixel, the input rows for every channel block) should come from the L2 cache.
+        """
+        candidates = self._promising()
+        k = self.columns(candidates)
+        d = self._derived(k)
+        compute = np.minimum(1.0, d["accumulators"] / 12) / (1 + 0.5 * np.maximum(0, d["loads"] - 0.3))
+        compute *= np.where(d["accumulators"] + k["oc_tile"] > self.registers - 1, 0.85, 1.0)
+        # Traffic from beyond L2, in vector loads per multiply-add, for the operand that the loop order streams.
+        l2 = 0.5 * self.hardware.l2_bytes
+        flops = 2.0 * self.batch * self.oc_blocks * self.out_h * self.out_w * self.lanes
+        flops *= self.in_blocks * self.in_lanes * self.kernel_h * self.kernel_w
+        weights = 4.0 * self.oc_blocks * self.lanes * self.in_blocks * self.in_lanes * self.kernel_h * self.kernel_w
+        oc_first = k["outer"] == "oc,oh,ow"
+        rows = self.out_h / k["oh_tile"]
+        input_passes = np.where(oc_first, self.oc_blocks / k["oc_tile"], 1)
+        input_passes = np.where(self.data_bytes <= l2, 1, input_passes)
+        weight_passes = np.where(oc_first & (d["weight_tile"] <= l2), 1, rows)
+        weight_passes = np.where(weights <= l2, 1, weight_passes)
+        traffic = self.data_bytes * input_passes + weights * weight_passes
+        seconds = flops / (compute * d["balance"]) + 3.0 * traffic
+        seconds *= 1 + 0.02 * (k["pad"] == "tile") + 0.005 * (k["pad"] == "parallel")
+        seconds *= 1 + 0.01 * k["unroll"]
+        seconds *= 1 + 0.01 * (k["order"] != "ic,kh,kw") + 0.05 * (k["order"] == "ic,kh,lane,kw")
+        return candidates[int(np.argmin(seconds))]
+
+    def _promising(self) -> Indices:
+        """All valid configurations with the knobs that hardly matter at their first value."""
+        counts = [1 if knob.name in ("ic_chunk", "order", "unroll") else len(knob.values) for knob in self.knobs]
+        grid = np.indices(counts).reshape(len(counts), -1).T.astype(np.int32)
+        return grid[self.valid(grid)]
+
+    # -- applying a configuration -----------------------------------------------------------------
+
+    def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
+        sch = blocks.schedule_of(self.func)
+        anchor = blocks.find_anchor(sch)[0]
+        out = blocks.fuse_epilogue(sch, anchor)
+        loops = sch.get_loops(anchor)
+        n, oc, oh, ow, lane = loops[:5]
+        icb, kh, kw = loops[5:8]
+        oc_o, oc_i = sch.split(oc, [None, config["oc_tile"]])
+        oh_o, oh_i = sch.split(oh, [None, config["oh_tile"]])
+        ow_o, ow_i = sch.split(ow, [None, config["ow_tile"]])
+        ic_o, ic_i = sch.split(icb, [None, config["ic_chunk"]])
+        in_lane = loops[8:]
+        order = {
+            "ic,kh,kw": [ic_o, kh, kw, ic_i, *in_lane],
+            "kh,ic,kw": [ic_o, kh, ic_i, kw, *in_lane],
+            "kh,kw,ic": [kh, kw, ic_o, ic_i, *in_lane],
+            "ic,kh,lane,kw": [ic_o, ic_i, kh, *in_lane, kw],
+        }[config["order"]]
+        tiles = {"oc": oc_o, "oh": oh_o, "ow": ow_o}
+        outer = [n, *(tiles[name] for name in config["outer"].split(","))]
+        sch.reorder(*outer, *order, oc_i, oh_i, ow_i, lane)
+        fused = int(config["fused"])
+        parallel = sch.fuse(*outer[:fused]) if fused > 1 else outer[0]
+        tile = outer[-1] if fused < len(outer) else parallel
+        sch.reverse_compute_at(out, tile)
+        sch.parallel(parallel)
+        self._place_padding(sch, str(config["pad"]), parallel, tile)
+        sch.set_scope(anchor, 0, "local")
+        for loop in (oc_i, oh_i, ow_i):
+            sch.unroll(loop)
+        sch.vectorize(lane)
+        if config["unroll"]:
+            sch.unroll(order[-1] if config["order"] == "ic,kh,lane,kw" else kw)
+        sch.decompose_reduction(anchor, order[0])
+        sch.vectorize(sch.get_loops(out)[-1])
+        return sch
+
+    def _place_padding(self, sch: s_tir.Schedule, where: str, parallel: Any, tile: Any) -> None:
+        if not self.has_pad:
+            return
+        pad = sch.get_sblock("data_pad")
+        if where == "apart":
+            loops = sch.get_loops(pad)
+            sch.parallel(sch.fuse(*loops[:3]))
+        else:
+            sch.compute_at(pad, parallel if where == "parallel" else tile)
+        if not self.plain:
+            sch.vectorize(sch.get_loops(pad)[-1])
+

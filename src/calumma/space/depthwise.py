@@ -1,0 +1,137 @@
+"""Design space of depthwise convolutions: one block of L channels at a time, weights and outputs in registers.
+
+Notation: as in `conv2d`, without a reduction over channels. The tile is oh_tile x ow_tile accumulators; the kernel
+window is unrolled. These layers do few operations per byte: what counts is that inputs are read from L1 once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import s_tir, tirx
+
+from calumma.core.protocols import Indices
+from calumma.core.values import Hardware, KnobValue
+from calumma.space import blocks
+from calumma.space.base import Knob, KnobSpace
+
+_PAD = ("channel", "tile", "inline")
+
+
+class DepthwiseSpace(KnobSpace):
+    """Schedules of `depthwise_conv2d` with any epilogue."""
+
+    template = "depthwise_conv2d"
+    version = 1
+
+    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int) -> None:
+        self.func = func
+        self.hardware = hardware
+        self.threads = threads
+        sch = blocks.schedule_of(func)
+        found = blocks.find_anchor(sch)
+        assert found is not None
+        shape = blocks.extents(sch, sch.get_loops(found[0]))
+        self.batch, self.channel_blocks, self.out_h, self.out_w, self.lanes, self.kernel_h, self.kernel_w = shape
+        self.has_pad = any(sch.get(b).name_hint == "data_pad" for b in blocks.all_blocks(sch))
+        self.registers = 32 if hardware.vector_bits == 512 else 16
+        super().__init__(
+            (
+                Knob("oh_tile", blocks.divisors(self.out_h, 8)),
+                Knob("ow_tile", blocks.divisors(self.out_w, self.registers - 4)),
+                Knob("fused", (1, 2)),
+                Knob("unroll", ("both", "width", "none")),
+                Knob("pad", _PAD if self.has_pad else _PAD[:1]),
+            )
+        )
+
+    def _valid(self, indices: Indices) -> NDArray[np.bool_]:
+        k = self.columns(indices)
+        fits = k["oh_tile"] * k["ow_tile"] <= self.registers - 2
+        # Padding at the channel loop belongs to the thread that owns the channel.
+        return fits & ~((k["pad"] == "channel") & (k["fused"] != 1) & self.has_pad)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return (
+            "accumulators",
+            "oh_tile",
+            "ow_tile",
+            "balance",
+            "chunks_log2",
+            "unroll_both",
+            "unroll_width",
+            "pad_tile",
+            "pad_inline",
+            "log2_channel_blocks",
+            "log2_out_h",
+            "log2_out_w",
+            "kernel",
+        )
+
+    def features(self, indices: Indices) -> NDArray[np.float32]:
+        k = self.columns(indices)
+        chunks = self._chunks(k)
+        ones = np.ones(len(indices))
+        columns = [
+            k["oh_tile"] * k["ow_tile"],
+            k["oh_tile"],
+            k["ow_tile"],
+            blocks.balance(chunks, self.threads),
+            np.log2(chunks),
+            k["unroll"] == "both",
+            k["unroll"] == "width",
+            k["pad"] == "tile",
+            k["pad"] == "inline",
+            np.log2(self.channel_blocks) * ones,
+            np.log2(self.out_h) * ones,
+            np.log2(self.out_w) * ones,
+            self.kernel_h * self.kernel_w * ones,
+        ]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def _chunks(self, k: dict[str, NDArray]) -> NDArray[np.float64]:
+        return self.batch * self.channel_blocks * np.where(k["fused"] == 2, self.out_h / k["oh_tile"], 1.0)
+
+    def default(self) -> Indices:
+        """Eight or more accumulators in one row, equal shares, padding once per channel block."""
+        grid = np.indices([len(knob.values) for knob in self.knobs]).reshape(len(self.knobs), -1).T.astype(np.int32)
+        grid = grid[self.valid(grid)]
+        k = self.columns(grid)
+        accumulators = k["oh_tile"] * k["ow_tile"]
+        cost = 1 / (np.minimum(1.0, accumulators / 10) * blocks.balance(self._chunks(k), self.threads))
+        cost *= 1 + 0.01 * k["oh_tile"] + 0.05 * (k["pad"] == "tile") + 0.3 * (k["pad"] == "inline")
+        cost *= 1 + 0.1 * (k["unroll"] == "none") + 0.02 * (k["unroll"] == "width")
+        return grid[int(np.argmin(cost))]
+
+    def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
+        sch = blocks.schedule_of(self.func)
+        anchor = blocks.find_anchor(sch)[0]
+        out = blocks.fuse_epilogue(sch, anchor)
+        n, c, oh, ow, lane, kh, kw = sch.get_loops(anchor)
+        oh_o, oh_i = sch.split(oh, [None, config["oh_tile"]])
+        ow_o, ow_i = sch.split(ow, [None, config["ow_tile"]])
+        sch.reorder(n, c, oh_o, ow_o, kh, kw, oh_i, ow_i, lane)
+        parallel = sch.fuse(n, c, oh_o) if config["fused"] == 2 else sch.fuse(n, c)
+        sch.reverse_compute_at(out, ow_o)
+        sch.parallel(parallel)
+        if self.has_pad:
+            pad = sch.get_sblock("data_pad")
+            if config["pad"] == "inline":
+                sch.compute_inline(pad)
+            else:
+                sch.compute_at(pad, parallel if config["pad"] == "channel" else ow_o)
+                sch.vectorize(sch.get_loops(pad)[-1])
+        sch.set_scope(anchor, 0, "local")
+        sch.unroll(oh_i)
+        sch.unroll(ow_i)
+        sch.vectorize(lane)
+        if config["unroll"] == "both":
+            sch.unroll(kh)
+        if config["unroll"] != "none":
+            sch.unroll(kw)
+        sch.decompose_reduction(anchor, kh)
+        sch.vectorize(sch.get_loops(out)[-1])
+        return sch

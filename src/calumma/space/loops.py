@@ -1,0 +1,265 @@
+"""What the templates of elementwise, reduction and row-wise functions share: the structure of a PrimFunc, read from its
+blocks and never from names, and a few ways to treat loops.
+
+A PrimFunc here is a list of blocks, each under loops of its own, in an order that respects their dependences. A block is
+*spatial* when it writes every element once, a *reduction* when it combines many values into one element.
+
+Splits that do not divide leave a predicate. `compute_at` after such a split loses it in TVM 0.27 when the block came from
+`rfactor`, so every function here computes blocks at their place first and splits last.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import ir, s_tir, tirx
+from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+
+from calumma.core.protocols import Indices
+from calumma.core.values import Hardware, KnobValue
+from calumma.space.base import Knob, KnobSpace
+
+STACK_BYTES = 1024
+"""TVM keeps a buffer of fewer bytes on the stack, where LLVM can hold it in registers; larger ones are allocated."""
+KEEP = "calumma.keep"
+"""Block annotation: this stage is stored, not inlined into what reads it."""
+_SERIAL_BYTES = 1 << 16
+_SERIAL_OPS = 1 << 16
+_MAX_ACCUMULATORS = 16
+PARTITION = "pragma_loop_partition_hint"
+"""Loop annotation: split off the iterations that a predicate treats differently."""
+_CHILDREN = ("a", "b", "value", "condition", "true_value", "false_value", "body", "base", "min", "extent")
+
+
+def blocks_of(sch: s_tir.Schedule) -> list[Any]:
+    """All blocks under the root, in order of execution."""
+    return list(sch.get_child_blocks(sch.get_sblock("root")))
+
+
+def is_spatial(sch: s_tir.Schedule, block: Any) -> bool:
+    return all(iv.iter_type == tirx.IterVar.DataPar for iv in sch.get(block).iter_vars)
+
+
+def is_reduction(sch: s_tir.Schedule, block: Any) -> bool:
+    return sch.get(block).init is not None
+
+
+def is_regular(func: tirx.PrimFunc) -> bool:
+    """Whether every block is one store of static extents under plain loops: what the templates can take apart."""
+    sch = s_tir.Schedule(func)
+    for block in blocks_of(sch):
+        node = sch.get(block)
+        if not isinstance(node.body, tirx.BufferStore) or len(node.writes) != 1:
+            return False
+        if not all(isinstance(iv.dom.extent, tirx.IntImm) for iv in node.iter_vars):
+            return False
+        if not (is_spatial(sch, block) or is_reduction(sch, block)):
+            return False
+        if len(sch.get_loops(block)) != len(node.iter_vars):
+            return False
+    return True
+
+
+def extents(sch: s_tir.Schedule, loops: Sequence[Any]) -> list[int]:
+    return [int(sch.get(loop).extent) for loop in loops]
+
+
+def children(node: Any) -> Iterator[tirx.Expr]:
+    """The expressions directly under an expression or a store."""
+    for name in _CHILDREN:
+        child = getattr(node, name, None)
+        if isinstance(child, tirx.Expr):
+            yield child
+    for name in ("args", "indices"):
+        for child in getattr(node, name, None) or ():
+            if isinstance(child, tirx.Expr):
+                yield child
+
+
+def walk(node: Any) -> Iterator[tirx.Expr]:
+    """Every expression in an expression or under a store, parents first."""
+    if isinstance(node, tirx.Expr):
+        yield node
+    for child in children(node):
+        yield from walk(child)
+
+
+def buffer_of(access: tirx.BufferStore | ir.TensorLoad) -> Any:
+    return access.buffer if isinstance(access, tirx.BufferStore) else access.source
+
+
+def operations(sch: s_tir.Schedule, block: Any) -> int:
+    """Arithmetic operations per point of a block; index arithmetic is not counted."""
+    arithmetic = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, ir.Call, tirx.Select)
+    body = sch.get(block).body
+    return sum(isinstance(e, arithmetic) and not str(e.ty).startswith("int") for e in walk(body.value))
+
+
+def points(sch: s_tir.Schedule, block: Any) -> int:
+    """Number of times a block runs."""
+    return math.prod(int(iv.dom.extent) for iv in sch.get(block).iter_vars)
+
+
+def results(sch: s_tir.Schedule, block: Any) -> int:
+    """Number of elements a block writes."""
+    return math.prod(int(iv.dom.extent) for iv in sch.get(block).iter_vars if iv.iter_type == tirx.IterVar.DataPar)
+
+
+def has_reduction_before(sch: s_tir.Schedule, block: Any) -> bool:
+    """Whether a block needs the result of a reduction, directly or through others."""
+    producers = list(sch.get_producers(block))
+    return any(is_reduction(sch, p) or has_reduction_before(sch, p) for p in producers)
+
+
+def inline(sch: s_tir.Schedule, block: Any) -> bool:
+    """Inline a spatial block into all that read it; False where TVM cannot (an output, or a store it cannot invert)."""
+    try:
+        sch.compute_inline(block)
+    except s_tir.ScheduleError:
+        return False
+    return True
+
+
+def vectorize(sch: s_tir.Schedule, loop: Any, width: int) -> list[Any]:
+    """Vectorise a loop in vectors of `width`, the rest as one shorter vector; returns the loops it became."""
+    extent = int(sch.get(loop).extent)
+    if extent == 1 or width <= 1:
+        return [loop]
+    if extent <= width:
+        sch.vectorize(loop)
+        return [loop]
+    outer, inner = sch.split(loop, [None, width])
+    sch.vectorize(inner)
+    if extent % width:
+        # Without the hints every vector would be guarded, which TVM turns into scalar code.
+        sch.annotate(outer, PARTITION, 1)
+        sch.annotate(inner, PARTITION, 1)
+    return [outer, inner]
+
+
+def accumulate(sch: s_tir.Schedule, block: Any, lanes: int, unroll: int) -> None:
+    """Order the loops of a reduction block that was computed at its place with unit loops kept, and start it before them.
+
+    Reduction loops go outside, the innermost `unroll` of them unrolled; then the other outputs as independent
+    accumulators, unrolled; then a vector of outputs. Nothing above may be made parallel afterwards.
+    """
+    node = sch.get(block)
+    own = sch.get_loops(block)[-len(node.iter_vars) :]
+    reduced = [loop for loop, iv in zip(own, node.iter_vars, strict=True) if iv.iter_type == tirx.IterVar.CommReduce]
+    spatial = {iv.var: loop for loop, iv in zip(own, node.iter_vars, strict=True) if iv.iter_type == tirx.IterVar.DataPar}
+    last = node.writes[0].region[-1].min
+    along = [loop for var, loop in spatial.items() if var.same_as(last) and int(sch.get(loop).extent) > 1]
+    others = [loop for var, loop in spatial.items() if not var.same_as(last)]
+    sch.reorder(*reduced, *others, *along)
+    accumulators = math.prod(extents(sch, others))
+    for loop in along:
+        vectorize(sch, loop, lanes)
+    if 1 < accumulators <= _MAX_ACCUMULATORS:
+        for loop in others:
+            sch.unroll(loop)
+    for loop in reduced[len(reduced) - unroll :]:
+        sch.unroll(loop)
+    sch.decompose_reduction(block, reduced[0])
+
+
+def lane_factors(extent: int, lanes: int) -> tuple[int, ...]:
+    """Numbers of partial results, ascending, into which a reduction over `extent` can be split for vectors."""
+    found = {largest_divisor(extent, lanes), largest_divisor(extent, 4 * lanes)}
+    return tuple(sorted(f for f in found if f >= lanes // 2))
+
+
+def reads_along(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> bool:
+    """Whether `variable` walks along memory in every load of the block that uses it."""
+    written = sch.get(block).writes[0].source
+    loads = [e for e in walk(sch.get(block).body.value) if isinstance(e, ir.TensorLoad)]
+    using = [e for e in loads if not buffer_of(e).same_as(written) and any(uses(i, variable) for i in e.indices)]
+    return bool(using) and all(uses(e.indices[-1], variable) for e in using)
+
+
+def uses(expr: tirx.Expr, variable: tirx.Var) -> bool:
+    """Whether an expression contains a variable."""
+    return any(variable.same_as(e) for e in walk(expr))
+
+
+def largest_divisor(extent: int, limit: int) -> int:
+    """The largest divisor of `extent` not above `limit`."""
+    return next(d for d in range(min(extent, limit), 0, -1) if extent % d == 0)
+
+
+def parallel_depth(outer: Sequence[int], threads: int) -> int:
+    """How many outer loops to fuse so that every thread gets an even share."""
+    product = 1
+    for depth, extent in enumerate(outer, start=1):
+        product *= extent
+        if product % threads == 0 or product >= 8 * threads:
+            return depth
+    return len(outer)
+
+
+class LoopSpace(KnobSpace):
+    """A space over one PrimFunc whose default is reasoned from its size: features and defaults common to the templates."""
+
+    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int, knobs: tuple[Knob, ...]) -> None:
+        super().__init__(knobs)
+        self.func = func
+        self.hardware = hardware
+        self.threads = threads
+        sch = s_tir.Schedule(func)
+        blocks = blocks_of(sch)
+        self.size_bytes = _argument_bytes(func)
+        self.flops = sum(points(sch, block) * operations(sch, block) for block in blocks)
+        self.reductions = sum(is_reduction(sch, block) for block in blocks)
+        self.stages = len(blocks)
+
+    @property
+    def worth_threads(self) -> bool:
+        """Whether the work outweighs waking the other threads (about two microseconds)."""
+        return self.threads > 1 and (self.size_bytes >= _SERIAL_BYTES or self.flops >= _SERIAL_OPS)
+
+    @abstractmethod
+    def default_config(self) -> dict[str, KnobValue]:
+        """The configuration to use without any measurement, by knob name."""
+
+    def default(self) -> Indices:
+        return self.encode(self.default_config())
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """log2(1 + x) of the task's bytes, flops, flops per byte, stages, reductions, threads and vector lanes; then of
+        every knob's value, and of every derived quantity."""
+        task = ("bytes", "flops", "intensity", "stages", "reductions", "threads", "lanes")
+        derived = tuple(self.derived({k.name: np.asarray(k.values)[:1] for k in self.knobs}))
+        return (*task, *(knob.name for knob in self.knobs), *derived)
+
+    def derived(self, columns: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """Quantities that follow from knobs (N,), by name, each (N,)."""
+        return {}
+
+    def features(self, indices: Indices) -> NDArray[np.float32]:
+        columns = self.columns(indices)
+        task = (
+            self.size_bytes,
+            self.flops,
+            self.flops / max(self.size_bytes, 1),
+            self.stages,
+            self.reductions,
+            self.threads,
+            self.hardware.lanes,
+        )
+        constant = np.broadcast_to(np.array(task, dtype=np.float64), (len(indices), len(task)))
+        varying = [*(columns[knob.name] for knob in self.knobs), *self.derived(columns).values()]
+        table = np.column_stack([constant, *(np.asarray(c, dtype=np.float64) for c in varying)])
+        return np.log2(1.0 + table).astype(np.float32)
+
+
+def _argument_bytes(func: tirx.PrimFunc) -> int:
+    total = 0
+    for info in ArgInfo.from_prim_func(func):
+        bits = 8 if info.dtype == "bool" else int("".join(c for c in info.dtype if c.isdigit()))
+        total += math.prod(int(extent) for extent in info.shape) * bits // 8
+    return total

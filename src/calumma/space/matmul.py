@@ -1,0 +1,183 @@
+"""Design space of matrix products: packed constant weights (`dense`) and products of two activations (`batch_matmul`).
+
+Notation: B batch elements, M rows (already padded to what a tile divides), NB column blocks of L lanes, K reduction.
+A register tile is m_tile rows x n_tile column blocks. Per k it loads n_tile weight vectors and multiplies each with
+m_tile broadcast elements. With one row (batch-1 dense layers) the product is a stream over the weights and bound by
+memory: the tile is then only columns, and k is unrolled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import s_tir, tirx
+
+from calumma.core.protocols import Indices
+from calumma.core.values import Hardware, KnobValue
+from calumma.space import blocks
+from calumma.space.base import Knob, KnobSpace
+
+_MAX_M_TILE = 16
+_MAX_N_TILE = 8
+
+
+class MatmulSpace(KnobSpace):
+    """Schedules of `dense` and `batch_matmul` with any epilogue."""
+
+    template = "matmul"
+    version = 1
+
+    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int) -> None:
+        self.func = func
+        self.hardware = hardware
+        self.threads = threads
+        sch = blocks.schedule_of(func)
+        found = blocks.find_anchor(sch)
+        assert found is not None
+        shape = blocks.extents(sch, sch.get_loops(found[0]))
+        *batch, self.rows, self.col_blocks, self.lanes, self.depth = shape
+        self.batch = int(np.prod(batch, dtype=np.int64))
+        self.batch_axes = len(batch)
+        self.packs = any(sch.get(b).name_hint == "packed" for b in blocks.all_blocks(sch))
+        self.registers = 32 if hardware.vector_bits == 512 else 16
+        super().__init__(self._knobs())
+
+    def _knobs(self) -> tuple[Knob, ...]:
+        outer = ("n,m", "m,n") if self.rows > 1 else ("n,m",)
+        return (
+            Knob("m_tile", blocks.divisors(self.rows, _MAX_M_TILE)),
+            Knob("n_tile", blocks.divisors(self.col_blocks, _MAX_N_TILE)),
+            Knob("n_group", blocks.divisors(self.col_blocks, 64)),
+            Knob("outer", outer),
+            Knob("fused", (1, 2, 3) if self.batch_axes else (1, 2)),
+            Knob("k_unroll", tuple(u for u in (1, 2, 4, 8) if self.depth % u == 0)),
+            Knob("pack", ("batch", "apart") if self.packs else ("batch",)),
+        )
+
+    def _valid(self, indices: Indices) -> NDArray[np.bool_]:
+        k = self.columns(indices)
+        accumulators = k["m_tile"] * k["n_tile"]
+        fits = accumulators + k["n_tile"] <= self.registers
+        grouped = k["n_group"] % k["n_tile"] == 0
+        # Packing at the batch loop needs the batch loop to be where threads split, or every thread packs again.
+        packable = ~((k["pack"] == "batch") & (k["fused"] != 1)) if self.packs else True
+        return fits & grouped & packable & (accumulators >= min(4, self.rows * self.col_blocks))
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return (
+            "accumulators",
+            "m_tile",
+            "n_tile",
+            "log2_n_group",
+            "loads_per_fma",
+            "outer_m_first",
+            "fused",
+            "balance",
+            "chunks_log2",
+            "k_unroll",
+            "pack_apart",
+            "weight_group_log2_bytes",
+            "log2_rows",
+            "log2_col_blocks",
+            "log2_depth",
+            "log2_batch",
+        )
+
+    def features(self, indices: Indices) -> NDArray[np.float32]:
+        k = self.columns(indices)
+        chunks = self._chunks(k)
+        ones = np.ones(len(indices))
+        columns = [
+            k["m_tile"] * k["n_tile"],
+            k["m_tile"],
+            k["n_tile"],
+            np.log2(k["n_group"]),
+            (k["m_tile"] + k["n_tile"]) / (k["m_tile"] * k["n_tile"]),
+            k["outer"] == "m,n",
+            k["fused"],
+            blocks.balance(chunks, self.threads),
+            np.log2(chunks),
+            k["k_unroll"],
+            k["pack"] == "apart",
+            np.log2(4.0 * k["n_group"] * self.lanes * self.depth),
+            np.log2(self.rows) * ones,
+            np.log2(self.col_blocks) * ones,
+            np.log2(self.depth) * ones,
+            np.log2(self.batch) * ones,
+        ]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def _chunks(self, k: dict[str, NDArray]) -> NDArray[np.float64]:
+        """Pieces of work dealt to the threads."""
+        groups, rows = self.col_blocks / k["n_group"], self.rows / k["m_tile"]
+        first = np.where(k["outer"] == "n,m", groups, rows)
+        if self.batch_axes:
+            return self.batch * np.where(k["fused"] >= 2, first, 1) * np.where(k["fused"] == 3, groups * rows / first, 1)
+        return first * np.where(k["fused"] == 2, groups * rows / first, 1)
+
+    def default(self) -> Indices:
+        """Full register tiles, equal shares for the threads, a column group whose weights stay in L2."""
+        grid = np.indices([len(knob.values) for knob in self.knobs]).reshape(len(self.knobs), -1).T.astype(np.int32)
+        grid = grid[self.valid(grid)]
+        k = self.columns(grid)
+        accumulators = k["m_tile"] * k["n_tile"]
+        loads = (k["m_tile"] + k["n_tile"]) / accumulators
+        compute = np.minimum(1.0, accumulators / 12) / (1 + 0.5 * np.maximum(0, loads - 0.3))
+        compute *= np.where(accumulators + k["n_tile"] > self.registers - 1, 0.85, 1.0)
+        group = 4.0 * k["n_group"] * self.lanes * self.depth
+        rows_group = 4.0 * k["m_tile"] * self.depth
+        spills = (group > 0.5 * self.hardware.l2_bytes) & (k["outer"] == "n,m") & (self.rows > k["m_tile"])
+        spills |= (k["outer"] == "m,n") & (4.0 * self.col_blocks * self.lanes * self.depth > 0.5 * self.hardware.l2_bytes)
+        cost = 1 / (compute * blocks.balance(self._chunks(k), self.threads))
+        cost *= np.where(spills & (self.rows > k["m_tile"]), 1.3, 1.0)
+        cost *= 1 + 0.02 * (rows_group > 0.5 * self.hardware.l1_bytes)
+        cost *= 1 + 0.01 * np.abs(np.log2(k["k_unroll"]) - (2 if self.rows == 1 else 0)) + 0.001 * np.log2(k["n_group"])
+        cost *= 1 + 0.02 * (k["outer"] == "m,n")
+        return grid[int(np.argmin(cost))]
+
+    def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
+        sch = blocks.schedule_of(self.func)
+        anchor = blocks.find_anchor(sch)[0]
+        out = blocks.fuse_epilogue(sch, anchor)
+        *batch, m, n, lane, k = sch.get_loops(anchor)
+        m_o, m_i = sch.split(m, [None, config["m_tile"]])
+        n_o, n_g, n_i = sch.split(n, [None, int(config["n_group"]) // int(config["n_tile"]), config["n_tile"]])
+        k_o, k_i = sch.split(k, [None, config["k_unroll"]])
+        tiles = [n_o, m_o] if config["outer"] == "n,m" else [m_o, n_o]
+        sch.reorder(*batch, *tiles, n_g, k_o, k_i, n_i, m_i, lane)
+        outer = [sch.fuse(*batch)] if len(batch) > 1 else list(batch)
+        outer += tiles
+        fused = int(config["fused"])
+        parallel = sch.fuse(*outer[:fused]) if fused > 1 else outer[0]
+        sch.reverse_compute_at(out, n_g)
+        sch.parallel(parallel)
+        if self.packs:
+            self._place_packing(sch, str(config["pack"]), parallel)
+        sch.set_scope(anchor, 0, "local")
+        for loop in (k_i, n_i, m_i):
+            sch.unroll(loop)
+        sch.vectorize(lane)
+        sch.decompose_reduction(anchor, k_o)
+        self._vectorize_out(sch, out)
+        return sch
+
+    def _place_packing(self, sch: s_tir.Schedule, where: str, parallel: Any) -> None:
+        packed = sch.get_sblock("packed")
+        if where == "batch":
+            sch.compute_at(packed, parallel)
+        loops = sch.get_loops(packed)
+        if where == "apart":
+            *rest, k, lane = loops
+            sch.parallel(sch.fuse(*rest) if len(rest) > 1 else rest[0])
+        sch.vectorize(sch.get_loops(packed)[-1])
+
+    def _vectorize_out(self, sch: s_tir.Schedule, out: Any) -> None:
+        last = sch.get_loops(out)[-1]
+        extent = int(sch.get(last).extent)
+        if extent % self.lanes == 0 and extent > self.lanes:
+            _, last = sch.split(last, [None, self.lanes])
+        sch.vectorize(last)

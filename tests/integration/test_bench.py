@@ -1,0 +1,247 @@
+"""Races between real runtimes in their own processes, and the benchmark built on them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import psutil
+import pytest
+
+from benchmarks import models, networks, output, suite
+from benchmarks.networks import Graph
+from calumma.core.errors import InputError
+from calumma.peers import Contestant, input_specs, peers, race, random_inputs
+
+
+def _small_model(path: Path, seed: int = 0) -> Path:
+    g = Graph("small", seed)
+    g.classifier(g.op("Relu", g.conv("x", "conv", (3, 8), 3, bias=True)), "fc", 8, classes=10)
+    onnx.save(g.model(("x", onnx.TensorProto.FLOAT, [1, 3, 16, 16]), ("y", [1, 10])), path)
+    return path
+
+
+def _inputs(model: Path) -> list[dict[str, np.ndarray]]:
+    specs = input_specs(model)
+    return [random_inputs(specs, 0), random_inputs(specs, 1)]
+
+
+def _workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "calumma.peers.worker" in child.cmdline()]
+
+
+def test_race(tmp_path):
+    model = _small_model(tmp_path / "a.onnx")
+    other = _small_model(tmp_path / "b.onnx", seed=1)
+    (tmp_path / "garbage.onnx").write_bytes(b"garbage")
+    entries = [
+        Contestant("ort", "onnxruntime", str(model)),
+        *peers(["openvino", "torch"], model)[:-1],
+        Contestant("other weights", "onnxruntime", str(other)),
+        Contestant("broken", "onnxruntime", str(tmp_path / "garbage.onnx")),
+        Contestant("untimed", "onnxruntime", str(model), timed=False),
+    ]
+    states = []
+
+    def progress(text: str) -> None:
+        if text.startswith("round"):
+            states.append({worker.status() for worker in _workers()})
+
+    result = race(entries, _inputs(model), threads=1, rounds=3, turn_s=0.01, progress=progress)
+    rows = {row.label: row for row in result.rows}
+    assert states == [{psutil.STATUS_STOPPED}] * 3, "between turns every runtime is stopped"
+    assert not _workers()
+    assert result.reference == "ort" and result.output_change > 0.01
+    assert len(rows["ort"].rounds_s) == len(rows["openvino"].rounds_s) == 3
+    assert rows["ort"].difference == 0 and rows["openvino"].difference < 1e-5
+    assert rows["other weights"].difference > 0.01
+    assert result.ratio("ort", "openvino").median > 0
+    assert "torch source" in rows["torch-eager"].reason
+    assert rows["broken"].latency_s is None and "garbage.onnx failed" in rows["broken"].reason
+    assert rows["untimed"].latency_s is None and not rows["untimed"].reason and rows["untimed"].difference == 0
+
+
+def test_a_process_that_dies_leaves_the_race(tmp_path):
+    model = _small_model(tmp_path / "a.onnx")
+
+    def kill_the_first(text: str) -> None:
+        if text == "round 2/3":
+            os.kill(min(worker.pid for worker in _workers()), signal.SIGKILL)
+
+    entries = [Contestant(label, "onnxruntime", str(model)) for label in ("dies", "stays")]
+    result = race(entries, _inputs(model), threads=1, rounds=3, turn_s=0.01, progress=kill_the_first)
+    assert "SIGKILL" in result.row("dies").reason and result.row("dies").latency_s is None
+    assert len(result.row("stays").rounds_s) == 3
+    assert result.reference == "stays" and result.ratio("dies", "stays") is None
+
+
+def test_no_process_survives_a_killed_race(tmp_path):
+    model = _small_model(tmp_path / "a.onnx")
+    script = (
+        "import sys; from pathlib import Path; from calumma.peers import *; model = Path(sys.argv[1]);"
+        "race(peers(['onnxruntime'], model), [random_inputs(input_specs(model), 0)], threads=1, rounds=10**6,"
+        " turn_s=0.01, progress=lambda text: print(text, flush=True))"
+    )
+    command = [sys.executable, "-c", script, str(model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert any(line.startswith("round") for line in parent.stdout)
+        workers = psutil.Process(parent.pid).children()
+        parent.kill()
+    assert workers
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+
+
+def test_symbolic_dimensions_are_fixed(tmp_path):
+    path = _small_model(tmp_path / "a.onnx")
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(model, path)
+    specs = input_specs(path, {"x": (2, 3, 16, 16)})
+    result = race(peers(["onnxruntime", "openvino"], path), [random_inputs(specs, 0)], threads=1, rounds=1, turn_s=0.01)
+    assert [row.reason for row in result.rows] == ["", ""]
+    assert result.row("openvino").difference < 1e-5
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALUMMA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def _run(model: Path | bytes, feeds: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return [session.run(None, feed) for feed in feeds]
+
+
+def _change(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first - second).max() / np.abs(second).max())
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "densenet121"])
+def test_light_models_show_errors(cache, name):
+    path = suite.path(name)
+    assert path.parent == cache and suite.path(name) == path
+    first, second = _run(str(path), suite.inputs(name))
+    assert all(np.isfinite(array).all() for array in first)
+    assert 0.3 < first[-1].std() < 3, "logits of about unit deviation: no softmax saturates"
+    assert _change(first[-1], second[-1]) > 0.03
+    if name != "densenet121":  # which ends without a softmax
+        logits = first[1].reshape(-1)
+        np.testing.assert_allclose(first[0].reshape(-1), np.exp(logits) / np.exp(logits).sum(), rtol=1e-4)
+
+
+def test_the_suite_is_the_same_every_time(cache, monkeypatch):
+    once = suite.path("squeezenet").read_bytes()
+    monkeypatch.setenv("CALUMMA_CACHE", str(cache / "again"))
+    assert suite.path("squeezenet").read_bytes() == once
+    assert len(suite.names()) == 13
+    with pytest.raises(InputError, match="no model 'lenet' in the suite"):
+        suite.path("lenet")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_written_cnns_show_errors(cache, name):
+    first, second = _run(str(suite.path(name)), suite.inputs(name))
+    assert 0.3 < first[0].std() < 3
+    assert _change(first[0], second[0]) > 0.03
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        networks.bert(layers=2, width=32, heads=4, tokens=16, vocabulary=50),
+        networks.vit_b_16(layers=2, width=32, heads=4, patch=8, size=32),
+    ],
+    ids=["bert", "vit"],
+)
+def test_written_transformers_show_errors(model):
+    onnx.checker.check_model(model, full_check=True)
+    specs = input_specs(model)
+    first, second = _run(model.SerializeToString(), [random_inputs(specs, seed) for seed in (0, 1)])
+    assert 0.3 < first[0].std() < 3
+    assert _change(first[0], second[0]) > 0.03
+
+
+def _bench_row(model: str, tuned: float, untuned: float, **more: object) -> models.Row:
+    return {
+        "model": model,
+        "error": "",
+        "race": None,
+        "vs_onnxruntime": tuned,
+        "untuned_vs_onnxruntime": untuned,
+        "tuned_vs_untuned": tuned / untuned,
+        "speedup_vs_best": 1 / tuned,
+        "difference": 1e-6,
+        "latency_s": {"calumma": 0.010},
+        "compile": {"import_s": 1.5},
+        "tune": {"latency_s": 0.009},
+        **more,
+    }
+
+
+def test_metrics():
+    found = models.metrics([_bench_row("resnet50", 0.5, 1.0), _bench_row("vgg19", 2.0, 4.0, difference=0.5)])
+    assert found["geomean_vs_onnxruntime"] == pytest.approx(1.0)
+    assert found["worst_vs_onnxruntime"] == 2.0
+    assert found["untuned_geomean_vs_onnxruntime"] == pytest.approx(2.0)
+    assert found["worst_tuned_vs_untuned"] == 0.5
+    assert found["worst_speedup_vs_best"] == 0.5
+    assert found["import_s_resnet50"] == 1.5
+    assert found["sum_of_tasks_vs_model"] == pytest.approx(0.9)
+    assert (found["models"], found["models_failed"], found["models_wrong"]) == (2, 0, 1)
+    assert "conv_share_of_peak" not in found
+
+
+def test_a_model_that_failed_is_counted():
+    failed = {"model": "bert", "error": "calumma compile: exit status 2", "race": None}
+    found = models.metrics([failed])
+    assert found == {"models": 1, "models_failed": 1, "models_wrong": 0}
+
+
+def test_resume_keeps_what_is_done(tmp_path, capsys):
+    path = tmp_path / "models.json"
+    settings = {"budget": "120s", "against": ["onnxruntime"], "rounds": 10, "threads": 1}
+    rows = [_bench_row("resnet50", 0.5, 1.0)]
+    output.write(path, models.metrics(rows), rows, output.environment(1), settings=settings)
+    options = ["--models", "resnet50", "--against", "onnxruntime", "--threads", "1", "--json", str(path), "--resume"]
+    start = time.monotonic()
+    assert models.main(options) == 0
+    assert time.monotonic() - start < 5, "nothing is measured again"
+    assert "geomean_vs_onnxruntime" in capsys.readouterr().out
+    assert output.read(path)["rows"][0]["vs_onnxruntime"] == 0.5
+    assert models.main([*options, "--budget", "60s"]) == 2
+    assert "made with" in capsys.readouterr().err
+
+
+def test_unknown_names_are_refused_at_once(capsys):
+    assert models.main(["--models", "lenet"]) == 2
+    assert models.main(["--against", "tensorflow"]) == 2
+    assert "lenet" in (text := capsys.readouterr().err) and "tensorflow" in text
+
+
+def test_json_has_no_infinity(tmp_path):
+    path = tmp_path / "x.json"
+    output.write(path, {"a": float("inf")}, [{"b": (float("nan"), 1)}], output.environment(1))
+    document = output.read(path)
+    assert document["metrics"] == {"a": None} and document["rows"] == [{"b": [None, 1]}]
+    assert {"versions", "cpu", "threads", "commit", "date"} <= document["environment"].keys()
+    with pytest.raises(InputError, match="not the JSON of a benchmark"):
+        output.read(tmp_path / "missing.json")
+
+
+def test_readme_section(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    output.replace_section(path, "results", output.markdown(["model", "ms"], [["resnet50", "12.3"]]))
+    text = path.read_text()
+    assert text.startswith("before\n<!-- results -->\n| model") and text.endswith("<!-- /results -->\nafter\n")
+    assert "| resnet50 | 12.3 |" in text and "old" not in text
+    with pytest.raises(InputError, match="no <!-- other -->"):
+        output.replace_section(path, "other", "")
