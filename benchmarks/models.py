@@ -37,6 +37,7 @@ _TUNED, _UNTUNED = "calumma", "calumma-untuned"
 _OURS = (_TUNED, _UNTUNED)
 _TOLERANCE = 1e-3
 _PROFILED = "resnet50"
+_COMMAND_TIMEOUT_S = 3600
 Row = dict[str, Any]
 
 
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CalummaError as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        return 130
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -92,8 +95,8 @@ def _run(options: argparse.Namespace) -> int:
     result = metrics(rows)
     text = _table(rows)
     print(f"\n{text}\n")
-    for metric, value in result.items():
-        print(f"{metric:32} {value:.4g}")
+    for metric, value in _all_metrics(rows).items():
+        print(f"{metric:32} {_number(value, 1, '.4g')}")
     if options.json is not None:
         output.write(options.json, result, rows, surroundings, settings=settings)
     if options.readme:
@@ -127,34 +130,24 @@ def _measure(name: str, options: argparse.Namespace) -> Row:
         entries = []
         try:
             say("compiling")
-            row["compile"] = _calumma(
-                "compile", ("import_s",), model, "-o", untuned, "--db", folder / "empty.db", *common
-            )
+            row["compile"] = _calumma("compile", (), model, "-o", untuned, "--db", folder / "empty.db", *common)
             entries.append(Contestant(_UNTUNED, "calumma", str(untuned)))
             if not options.untuned_only:
                 say(f"tuning, {options.budget}")
-                row["tune"] = _calumma(
-                    "tune",
-                    ("latency_s",),
-                    model,
-                    "-o",
-                    tuned,
-                    "--db",
-                    folder / "tuned.db",
-                    "--budget",
-                    options.budget,
-                    *common,
-                )
+                spend = ["--db", folder / "tuned.db", "--budget", options.budget]
+                row["tune"] = _calumma("tune", ("latency_s",), model, "-o", tuned, *spend, *common)
                 entries.insert(0, Contestant(_TUNED, "calumma", str(tuned)))
             if name == _PROFILED:
                 row["conv_share_of_peak"] = _conv_share_of_peak(model, tuned if tuned.exists() else untuned, common)
         except _Failed as failed:
             row["error"] = str(failed)
         if entries:
-            entries += peers(options.against, model)
+            entries += peers(options.against, model, suite.torch_source(name))
             result = race(entries, suite.inputs(name), threads=options.threads, rounds=options.rounds, progress=say)
             row.update(_ratios(result), race=result.as_dict())
             lost = [f"{entry.label}: {entry.reason}" for entry in result.rows if entry.label in _OURS and entry.reason]
+            if result.reference is None:
+                lost.append("onnxruntime could not run: no outputs to compare with")
             row["error"] = "; ".join(filter(None, [row["error"], *lost]))
     _status("", "")
     return row
@@ -163,10 +156,12 @@ def _measure(name: str, options: argparse.Namespace) -> Row:
 def _ratios(result: RaceResult) -> Row:
     """What the metrics are made of."""
     ours = [row for row in result.rows if row.label in _OURS]
-    fastest = [row.label for row in result.rows if row not in ours and row.latency_s]
+    rivals = [row.label for row in result.rows if row not in ours and row.latency_s]
+    differences = [row.difference for row in ours if row.difference is not None]
     found: Row = {
         "output_change": result.output_change,
-        "difference": max((row.difference for row in ours if row.difference is not None), default=None),
+        "difference": max(differences, default=None),
+        "wrong": any(difference > _TOLERANCE for difference in differences),
         "latency_s": {row.label: row.latency_s.median for row in result.rows if row.latency_s},
     }
 
@@ -178,19 +173,22 @@ def _ratios(result: RaceResult) -> Row:
     found["vs_onnxruntime"] = ratio(_TUNED, "onnxruntime")
     found["untuned_vs_onnxruntime"] = ratio(_UNTUNED, "onnxruntime")
     found["tuned_vs_untuned"] = ratio(_TUNED, _UNTUNED)
-    against = [value for label in fastest if (value := ratio(ours[0].label, label)) is not None]
+    against = [value for label in rivals if (value := ratio(ours[0].label, label)) is not None]
     found["speedup_vs_best"] = 1 / max(against) if against else None
     return found
 
 
 def metrics(rows: Sequence[Row]) -> dict[str, float]:
     """Flat metrics of the rows; one that no row can tell is missing."""
+    return {name: value for name, value in _all_metrics(rows).items() if value is not None}
 
+
+def _all_metrics(rows: Sequence[Row]) -> dict[str, float | None]:
     def over(reduce: Callable[[list[float]], float], key: str) -> float | None:
         values = [row[key] for row in rows if row.get(key) is not None]
         return reduce(values) if values else None
 
-    found = {
+    return {
         "geomean_vs_onnxruntime": over(_geomean, "vs_onnxruntime"),
         "worst_vs_onnxruntime": over(max, "vs_onnxruntime"),
         "untuned_geomean_vs_onnxruntime": over(_geomean, "untuned_vs_onnxruntime"),
@@ -208,18 +206,12 @@ def metrics(rows: Sequence[Row]) -> dict[str, float]:
         ),
         "models": len(rows),
         "models_failed": sum(bool(row["error"]) for row in rows),
-        "models_wrong": sum(_wrong(row) for row in rows),
+        "models_wrong": sum(bool(row.get("wrong")) for row in rows),
     }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _wrong(row: Row) -> bool:
-    difference = row.get("difference")
-    return difference is not None and not difference <= _TOLERANCE
 
 
 def _import_s(row: Row) -> float | None:
-    return row["compile"]["import_s"] if row.get("compile") else None
+    return row["compile"].get("import_s") if row.get("compile") else None
 
 
 def _geomean(values: Iterable[float]) -> float:
@@ -246,11 +238,16 @@ def _calumma(command: str, needs: Sequence[str], *arguments: object) -> dict[str
     """Run a command as a user would; returns its JSON, which has the entries in `needs`. Raises _Failed."""
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
         line = [sys.executable, "-m", "calumma", command, *map(str, arguments), "--quiet", "--json", report.name]
-        done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            done = subprocess.run(
+                line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=_COMMAND_TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise _Failed(f"calumma {command}: not done within {_COMMAND_TIMEOUT_S} s") from None
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise _Failed(f"calumma {command}: exit status {done.returncode}: {last}")
-        document = json.load(report)
+        document = json.loads(Path(report.name).read_text())
     missing = [key for key in needs if document.get(key) is None]
     if missing:
         raise _Failed(f"calumma {command}: its JSON has no {missing[0]!r}")
@@ -264,7 +261,7 @@ class _Failed(Exception):
 def _line(row: Row) -> str:
     parts = [f"{label} {seconds * 1e3:.2f} ms" for label, seconds in row.get("latency_s", {}).items()]
     if row.get("difference") is not None:
-        parts.append(f"difference {row['difference']:.1e}{' WRONG' if _wrong(row) else ''}")
+        parts.append(f"difference {row['difference']:.1e}{' WRONG' if row['wrong'] else ''}")
     if row["error"]:
         parts.append(f"FAILED {row['error']}")
     return f"{row['model']}: {', '.join(parts)}"

@@ -17,6 +17,16 @@ from onnx import TensorProto, helper, numpy_helper
 from calumma.core.rng import generator
 
 OPSET = 17
+MOBILENET_V2 = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+"""Its blocks: expansion, output channels, repeats, stride of the first."""
 
 
 class Graph:
@@ -167,15 +177,7 @@ def mobilenet_v2() -> onnx.ModelProto:
 
     x = unit("input", "features.0", (3, 32), 3, stride=2)
     inside, index = 32, 1
-    for expansion, outside, repeats, first_stride in (
-        (1, 16, 1, 1),
-        (6, 24, 2, 2),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    ):
+    for expansion, outside, repeats, first_stride in MOBILENET_V2:
         for repeat in range(repeats):
             name, hidden, y, part = f"features.{index}.conv", inside * expansion, x, 0
             stride = first_stride if repeat == 0 else 1

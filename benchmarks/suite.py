@@ -83,6 +83,11 @@ def path(name: str) -> Path:
     return file
 
 
+def torch_source(name: str) -> str | None:
+    """Where the model is to be had as a torch module, "module:function"; None for the light ones."""
+    return f"benchmarks.torch_models:{name}" if name in WRITTEN else None
+
+
 def inputs(name: str) -> list[dict[str, np.ndarray]]:
     """The two inputs of a model, always the same."""
     specs = input_specs(path(name))

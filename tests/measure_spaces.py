@@ -84,8 +84,8 @@ class ToySpace:
         return schedule
 
 
-def design_space(function: Any, hardware: Hardware, template: str) -> ToySpace:
-    assert template == TEMPLATE and hardware.lanes >= 4
+def design_space(function: Any, hardware: Hardware, threads: int) -> ToySpace:
+    assert threads >= 1 and hardware.lanes >= 4
     return ToySpace(function)
 
 

@@ -1,5 +1,6 @@
 """Races between real runtimes in their own processes, and the benchmark built on them."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import pytest
 
 from benchmarks import models, networks, output, suite
 from benchmarks.networks import Graph
-from calumma.core.errors import InputError
-from calumma.peers import Contestant, input_specs, peers, race, random_inputs
+from calumma import artifact, tvm_compat
+from calumma.core.errors import ArtifactError, InputError
+from calumma.peers import Contestant, compare, input_specs, peers, race, random_inputs
 
 
 def _small_model(path: Path, seed: int = 0) -> Path:
@@ -109,6 +111,61 @@ def test_symbolic_dimensions_are_fixed(tmp_path):
     assert result.row("openvino").difference < 1e-5
 
 
+def _product(folder: Path, error: float = 0.0) -> tuple[Path, Path]:
+    """A matrix product as an ONNX file and as an artifact, whose weights are wrong by `error`."""
+    g = Graph("product")
+    g.op("MatMul", "x", g.normal("w", (16, 32), 1.0))
+    model = g.model(("x", onnx.TensorProto.FLOAT, [8, 16]), ("y", [8, 32]))
+    onnx.save(model, folder / "product.onnx")
+    weights = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    tvm_compat.set_threads(1)
+    tvm_compat.load()
+    from tvm import relax, te
+
+    x, w = te.placeholder((8, 16)), te.placeholder((16, 32))
+    k = te.reduce_axis((0, 16))
+    kernel = te.create_prim_func([x, w, te.compute((8, 32), lambda i, j: te.sum(x[i, k] * w[k, j], axis=k))])
+    builder = relax.BlockBuilder()
+    arguments = [
+        relax.Var("x", relax.TensorType((8, 16), "float32")),
+        relax.Var("w", relax.TensorType((16, 32), "float32")),
+    ]
+    with builder.function("main", arguments):
+        with builder.dataflow():
+            product = builder.add_func(kernel, "product")
+            call = relax.call_tir(product, relax.Tuple(arguments), relax.TensorType((8, 32), "float32"))
+            result = builder.emit_output(builder.emit(call))
+        builder.emit_func_output(result)
+    spec = artifact.TensorSpec
+    params = (weights + np.float32(error),)
+    lowered = artifact.LoweredModel(
+        builder.get(), params, (spec("x", (8, 16), "float32"),), (spec("y", (8, 32), "float32"),), {}
+    )
+    artifact.save(artifact.build(lowered, tvm_compat.hardware_for(), 1), params, {}, folder / "product.so")
+    return folder / "product.onnx", folder / "product.so"
+
+
+def test_compare_an_artifact(tmp_path):
+    model, path = _product(tmp_path)
+    result = compare(model, path, ["openvino"], threads=1, rounds=2, turn_s=0.01)
+    ours, theirs, reference = result.rows
+    assert (ours.label, theirs.label, reference.label) == ("calumma", "openvino", result.reference)
+    assert ours.difference < 1e-5 and len(ours.rounds_s) == 2 and ours.version
+    assert result.ratio("calumma", "openvino").median > 0 and reference.latency_s is None
+
+
+def test_a_wrong_artifact_shows(tmp_path):
+    model, path = _product(tmp_path, error=0.5)
+    assert compare(model, path, threads=1, rounds=1, turn_s=0.01).row("calumma").difference > 0.1
+
+
+def test_an_artifact_that_cannot_run_is_an_error(tmp_path):
+    model = _small_model(tmp_path / "a.onnx")
+    (tmp_path / "a.so").write_bytes(b"no artifact")
+    with pytest.raises(ArtifactError, match=r"a\.so: cannot be run"):
+        compare(model, tmp_path / "a.so", threads=1, rounds=1, turn_s=0.01)
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CALUMMA_CACHE", str(tmp_path / "cache"))
@@ -153,6 +210,16 @@ def test_written_cnns_show_errors(cache, name):
     assert _change(first[0], second[0]) > 0.03
 
 
+def test_torch_modules_compute_the_same(cache, monkeypatch):
+    monkeypatch.chdir(output.ROOT)  # where the process of torch finds the benchmarks
+    entries = peers(["torch-eager"], suite.path("mobilenet_v2"), suite.torch_source("mobilenet_v2"))
+    row = race(entries, suite.inputs("mobilenet_v2"), threads=1, rounds=1, turn_s=0.01).row("torch-eager")
+    if importlib.util.find_spec("torch") is None:
+        assert row.reason == "torch is not installed"
+    else:
+        assert row.difference < 1e-4
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -179,6 +246,7 @@ def _bench_row(model: str, tuned: float, untuned: float, **more: object) -> mode
         "tuned_vs_untuned": tuned / untuned,
         "speedup_vs_best": 1 / tuned,
         "difference": 1e-6,
+        "wrong": False,
         "latency_s": {"calumma": 0.010},
         "compile": {"import_s": 1.5},
         "tune": {"latency_s": 0.009},
@@ -187,7 +255,9 @@ def _bench_row(model: str, tuned: float, untuned: float, **more: object) -> mode
 
 
 def test_metrics():
-    found = models.metrics([_bench_row("resnet50", 0.5, 1.0), _bench_row("vgg19", 2.0, 4.0, difference=0.5)])
+    found = models.metrics(
+        [_bench_row("resnet50", 0.5, 1.0), _bench_row("vgg19", 2.0, 4.0, difference=0.5, wrong=True)]
+    )
     assert found["geomean_vs_onnxruntime"] == pytest.approx(1.0)
     assert found["worst_vs_onnxruntime"] == 2.0
     assert found["untuned_geomean_vs_onnxruntime"] == pytest.approx(2.0)

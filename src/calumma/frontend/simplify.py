@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from calumma.frontend.graph import CONSTANT, Graph, Node, constant
+from calumma.frontend.graph import CONSTANT, TUPLE_ITEM, Graph, Node, constant
 
 CHANNEL_SHUFFLE = "calumma.channel_shuffle"
 LRN = "calumma.lrn"
@@ -54,6 +54,8 @@ _UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tanh": np.tanh,
     "nn.relu": lambda x: np.maximum(x, 0),
     "logical_not": np.logical_not,
+    "isnan": np.isnan,
+    "shape_to_tensor": lambda x: x,
 }
 _BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "add": np.add,
@@ -107,6 +109,9 @@ def fold_constants(graph: Graph) -> None:
     mapping: dict[Node, Node] = {}
     for node in graph.nodes():
         node.replace_inputs(mapping)
+        if node.op == "shape_of":
+            mapping[node] = constant(np.array(node.args[0].shape, dtype=np.int64), node.name)
+            continue
         if not node.inputs or not all(source.op == CONSTANT for source in node.inputs):
             continue
         if node.dtype and np.prod(node.shape, dtype=np.int64) * 4 > _MAX_FOLDED_BYTES:
@@ -121,7 +126,7 @@ def decompose_batch_norm(graph: Graph) -> None:
     """BatchNorm at inference is x * scale + shift, with scale = gamma / sqrt(var + eps), per channel."""
     mapping: dict[Node, Node] = {}
     for node in graph.nodes():
-        if node.op != "tuple_item" or node.args[0].op != "nn.batch_norm" or node.attrs.index != 0:
+        if node.op != TUPLE_ITEM or node.args[0].op != "nn.batch_norm" or node.attrs.index != 0:
             continue
         norm = node.args[0]
         data, *rest = norm.args
@@ -164,7 +169,10 @@ def remove_identities(graph: Graph) -> None:
     mapping: dict[Node, Node] = {}
     for node in graph.nodes():
         node.replace_inputs(mapping)
-        if node.op in ("reshape", "squeeze", "expand_dims", "flatten", "broadcast_to", "astype", "nn.dropout"):
+        if node.op == TUPLE_ITEM and node.args[0].op == "nn.dropout" and node.attrs.index == 0:
+            mapping[node] = node.args[0].args[0]
+            continue
+        if node.op in ("reshape", "squeeze", "expand_dims", "flatten", "broadcast_to", "astype"):
             source = node.args[0]
             if isinstance(source, Node) and source.shape == node.shape and source.dtype == node.dtype:
                 mapping[node] = source

@@ -1,4 +1,4 @@
-"""Measuring candidates: `LocalRunner` on this machine, `ReplayRunner` from records. Both are a `core.protocols.Runner`."""
+"""Measuring candidates: `LocalRunner` on this machine, `ReplayRunner` from records; each a `core.protocols.Runner`."""
 
 from calumma.measure.local import LocalRunner
 from calumma.measure.replay import ReplayRunner

@@ -103,7 +103,7 @@ class LocalRunner:
             run_timeout_s: for timing, or verifying, one candidate.
             reference_timeout_s: for one run of an unscheduled function.
             memory_bytes: address space a worker may add to what TVM itself takes.
-            space_entry: "module:function" that a worker calls as `function(prim_func, hardware, template)` for the
+            space_entry: "module:function" that a worker calls as `function(prim_func, hardware, threads)` for the
                 design space of a candidate.
 
         Raises:
@@ -120,16 +120,16 @@ class LocalRunner:
         self._run_timeout_s = run_timeout_s
         self._reference_timeout_s = reference_timeout_s
         self._directory = tempfile.TemporaryDirectory(prefix="calumma-measure-", ignore_cleanup_errors=True)
-        self._settings = WorkerSettings(
-            hardware, threads, cache_state, space_entry, memory_bytes, self._directory.name
-        )
+        self._settings = WorkerSettings(hardware, threads, cache_state, space_entry, memory_bytes, self._directory.name)
         self._closed = False
         self._spawned = 0
         self._workers: list[_Worker] = []
         self._server = ForkServer(self._settings)
         self._fill()
 
-    def measure(self, candidates: Sequence[Candidate], best_s: Mapping[str, float] | None = None) -> list[MeasureResult]:
+    def measure(
+        self, candidates: Sequence[Candidate], best_s: Mapping[str, float] | None = None
+    ) -> list[MeasureResult]:
         """Measure a batch; see `core.protocols.Runner`.
 
         Raises:
@@ -181,6 +181,11 @@ class LocalRunner:
         self._workers.clear()
         self._server.close()
         self._directory.cleanup()
+
+    @property
+    def server_pid(self) -> int:
+        """Process of the fork server, the parent of all workers."""
+        return self._server.pid
 
     def __enter__(self) -> LocalRunner:
         return self

@@ -1,4 +1,4 @@
-"""What runner, fork server and workers say to each other: JSON text over Unix sockets, nothing that runs on being read."""
+"""What runner, fork server and workers say to each other: JSON over Unix sockets, nothing that runs on being read."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ class ReplayRunner:
         self.charged_s = 0.0
         """Seconds that what was asked so far took when it was measured."""
 
-    def measure(self, candidates: Sequence[Candidate], best_s: Mapping[str, float] | None = None) -> list[MeasureResult]:
+    def measure(
+        self, candidates: Sequence[Candidate], best_s: Mapping[str, float] | None = None
+    ) -> list[MeasureResult]:
         """Look the candidates up; `best_s` changes nothing, since the recording has stopped where it has stopped."""
         results = [self._result(candidate) for candidate in candidates]
         self.charged_s += sum(result.phases_s.get(phase, 0.0) for result in results for phase in _CHARGED)

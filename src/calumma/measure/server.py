@@ -28,6 +28,7 @@ SPIN_COUNT = 20_000
 of one worker would take cores from the worker being timed."""
 
 _MESSAGE_BYTES = 4096
+_MAIN = "from calumma.measure.server import main; main()"
 
 
 class ForkServer:
@@ -45,7 +46,7 @@ class ForkServer:
         }
         with theirs, self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "calumma.measure.server", str(theirs.fileno()), settings.to_text()],
+                [sys.executable, "-c", _MAIN, str(theirs.fileno()), settings.to_text()],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -53,6 +54,10 @@ class ForkServer:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C in the terminal is the runner's to handle
             )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -76,6 +81,9 @@ class ForkServer:
 
     def failure(self, log: Path) -> EnvironmentFault:
         """What to raise when a worker did not start: the last line that it, or the server, wrote."""
+        if log == self.log:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=2)  # its sockets close before it has written why it ends
         return EnvironmentFault(
             f"measuring workers cannot start: {last_line(log) or 'the fork server ended without a word'}; "
             "check the installation with `calumma --version`"
@@ -94,7 +102,9 @@ class ForkServer:
 def last_line(log: Path, containing: str = "") -> str:
     """Return the last line in a log with some text (and with `containing`), or "" when there is none."""
     try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip() and containing in line]
+        lines = [
+            line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip() and containing in line
+        ]
     except FileNotFoundError:
         return ""
     return lines[-1][:300] if lines else ""
@@ -145,12 +155,13 @@ def _become_worker(descriptor: int, log: str, settings: WorkerSettings, wake: ob
         status = 0
     finally:
         if status and sys.exc_info()[0] is not None:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
             sys.stderr.flush()
         os._exit(status)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve as the process that `ForkServer` starts: arguments are the socket's descriptor and the settings."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with socket.socket(fileno=int(sys.argv[1])) as control_socket:
-        serve(control_socket, WorkerSettings.from_text(sys.argv[2]))
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        serve(control, WorkerSettings.from_text(sys.argv[2]))

@@ -27,7 +27,7 @@ LIMIT_S = 0.1
 CHUNK_S = 0.02
 """Seconds between two looks at the spread."""
 HOT_REPETITION_S = 1e-3
-"""A repetition of a hot kernel lasts at least this long, so that the clock's resolution (some 30 ns) does not matter."""
+"""A repetition of a hot kernel lasts this long at least: the clock's resolution (some 30 ns) does not matter."""
 
 
 def calls_per_repetition(first_s: float, cache_state: str) -> int:
@@ -72,6 +72,7 @@ def repeat_adaptively(
         if len(latencies) >= LEAST and standard_error(latencies) <= wanted:
             break
         each = elapsed / len(latencies)
-        chunk = min(max(LEAST - len(latencies), int(CHUNK_S / each), 1), MOST - len(latencies))
-        latencies += sample(min(chunk, max(1, int((LIMIT_S - elapsed) / each))))
+        chunk = LEAST - len(latencies) if len(latencies) < LEAST else int(CHUNK_S / each)
+        affordable = int((LIMIT_S - elapsed) / each)
+        latencies += sample(max(1, min(chunk, affordable, MOST - len(latencies))))
     return tuple(latencies)

@@ -101,7 +101,7 @@ class Worker:
             os.sched_setaffinity(0, self._home_cores if request["op"] == "run" else self._all_cores)
             try:
                 reply = {"status": Status.OK, "reason": "", **handlers[request["op"]](request)}
-            except Exception as error:  # whatever a candidate does is its result
+            except Exception as error:  # noqa: BLE001 - whatever a candidate does is its result
                 failed = Status.BUILD_ERROR if request["op"] == "build" else Status.RUN_ERROR
                 reply = {"status": failed, "reason": one_line(error)}
             messages.send(connection, reply | {"seconds": time.perf_counter() - start})
@@ -117,7 +117,7 @@ class Worker:
         return {}
 
     def _schedule(self, function: Any, candidate: Candidate) -> Any:
-        space = self._space(function, self._settings.hardware, candidate.template)
+        space = self._space(function, self._settings.hardware, self._settings.threads)
         if (space.template, space.version) != (candidate.template, candidate.template_version):
             raise InputError(
                 f"the candidate is of template {candidate.template} version {candidate.template_version}, "
@@ -200,11 +200,13 @@ class Worker:
             if verification.usable(outputs):
                 break
         else:
-            reason = "cannot be verified: the unscheduled function gives only zeros or non-finite values on random inputs"
+            reason = (
+                "cannot be verified: the unscheduled function gives only zeros or non-finite values on random inputs"
+            )
             return {"status": Status.RUN_ERROR, "reason": reason}
         arrays = {str(number): output.view(np.uint8) for number, output in enumerate(outputs)}
         partial = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(partial, positive=np.array(positive), **arrays)
+        np.savez(partial, allow_pickle=False, positive=np.array(positive), **arrays)
         partial.rename(path)
         return {}
 

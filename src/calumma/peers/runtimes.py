@@ -37,8 +37,8 @@ class Runtime(ABC):
         """Keep the inputs of all following runs: name -> array."""
 
     @abstractmethod
-    def run(self) -> Sequence[Any]:
-        """Compute once; the outputs in the model's order, each convertible to an array."""
+    def run(self) -> Sequence[np.ndarray]:
+        """Compute once; the outputs in the model's order, valid until the next run."""
 
 
 class Calumma(Runtime):
@@ -54,7 +54,7 @@ class Calumma(Runtime):
     def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
         self._inputs = dict(inputs)
 
-    def run(self) -> Sequence[Any]:
+    def run(self) -> Sequence[np.ndarray]:
         return self._artifact.run(self._inputs)
 
 
@@ -80,7 +80,7 @@ class OnnxRuntime(Runtime):
     def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
         self._inputs = dict(inputs)
 
-    def run(self) -> Sequence[Any]:
+    def run(self) -> Sequence[np.ndarray]:
         return self._session.run(None, self._inputs)
 
     def _symbols(self, shapes: Shapes) -> dict[str, int]:
@@ -113,7 +113,7 @@ class OpenVino(Runtime):
     def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
         self._inputs = dict(inputs)
 
-    def run(self) -> Sequence[Any]:
+    def run(self) -> Sequence[np.ndarray]:
         return self._request.infer(self._inputs, share_inputs=True, share_outputs=True).to_tuple()
 
 
@@ -130,10 +130,10 @@ class TorchEager(Runtime):
     def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
         self._inputs = [self._torch.from_numpy(array) for array in inputs.values()]
 
-    def run(self) -> Sequence[Any]:
+    def run(self) -> Sequence[np.ndarray]:
         with self._torch.inference_mode():
             outputs = self._call(*self._inputs)
-        return outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+        return [output.numpy() for output in (outputs if isinstance(outputs, (tuple, list)) else (outputs,))]
 
 
 class TorchCompiled(TorchEager):

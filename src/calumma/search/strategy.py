@@ -41,11 +41,11 @@ class RandomStrategy:
 
     def __init__(self, space: DesignSpace, rng: np.random.Generator) -> None:
         self._history = History(space)
+        self._default = space.default()
         self._rng = rng
 
     def ask(self, n: int) -> Indices:
-        default = self._history.space.default()[None, :]
-        chosen = self._history.fresh(default)[:n]
+        chosen = self._history.fresh(self._default[None, :])[:n]
         if len(chosen) < n:
             self._history.take(chosen)
             chosen = np.concatenate([chosen, self._history.draw(self._rng, n - len(chosen))])
@@ -70,9 +70,10 @@ class GuidedStrategy:
         model: CostModel,
         warm_up: int = 4,
     ) -> None:
-        """Up to `warm_up` outcomes a strategy stays near the best known, in equal parts with random draws."""
+        """Wire the parts; until `warm_up` outcomes are known it asks neighbours of the best and random draws."""
         self.name = name
         self._history = History(space)
+        self._default = space.default()
         self._rng = rng
         self._explorer = explorer
         self._sampler = sampler
@@ -97,9 +98,8 @@ class GuidedStrategy:
     def _first(self, n: int) -> Indices:
         """The default, then the best-looking neighbours of the best so far and the best-looking random draws."""
         history = self._history
-        default = history.space.default()
-        chosen = history.fresh(default[None, :])[:n]
-        start = next(iter(history.best(1)), default)
+        chosen = history.fresh(self._default[None, :])[:n]
+        start = next(iter(history.best(1)), self._default)
         near = self._ranked(history.fresh(history.space.neighbours(start)))[: (n - len(chosen) + 1) // 2]
         far = self._ranked(history.draw(self._rng, _DRAWS))
         return history.fresh(np.concatenate([chosen, near, far]))[:n]

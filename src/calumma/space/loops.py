@@ -174,11 +174,21 @@ def lane_factors(extent: int, lanes: int) -> tuple[int, ...]:
 
 
 def reads_along(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> bool:
-    """Whether `variable` walks along memory in every load of the block that uses it."""
+    """Whether some load uses `variable`, and all that do walk along memory with it."""
+    using = _loads_using(sch, block, variable)
+    return bool(using) and all(uses(e.indices[-1], variable) for e in using)
+
+
+def walks_along(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> bool:
+    """Whether a vector over `variable` has something to load or to repeat as a whole: not only gathers."""
+    using = _loads_using(sch, block, variable)
+    return not using or any(uses(e.indices[-1], variable) for e in using)
+
+
+def _loads_using(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> list[Any]:
     written = sch.get(block).writes[0].source
     loads = [e for e in walk(sch.get(block).body.value) if isinstance(e, ir.TensorLoad)]
-    using = [e for e in loads if not buffer_of(e).same_as(written) and any(uses(i, variable) for i in e.indices)]
-    return bool(using) and all(uses(e.indices[-1], variable) for e in using)
+    return [e for e in loads if not buffer_of(e).same_as(written) and any(uses(i, variable) for i in e.indices)]
 
 
 def uses(expr: tirx.Expr, variable: tirx.Var) -> bool:

@@ -38,7 +38,7 @@ def matches(func: tirx.PrimFunc) -> bool:
 
 
 class RowsSpace(loops.LoopSpace):
-    """Knobs: threads, how far above the row the stages are computed, vector width, unrolled reduction loops."""
+    """Knobs: threads, vector width, unrolled reduction loops."""
 
     template = "rows"
     version = 1
@@ -54,7 +54,6 @@ class RowsSpace(loops.LoopSpace):
             threads,
             (
                 Knob("parallel", (0, 1)),
-                Knob("above", tuple(range(min(3, max(self.row, 1))))),
                 Knob("vector", (self.lanes, self.lanes // 2, 2 * self.lanes)),
                 Knob("unroll", (0, 1)),
             ),
@@ -62,25 +61,25 @@ class RowsSpace(loops.LoopSpace):
 
     def default_config(self) -> dict[str, KnobValue]:
         rows = math.prod(self.outputs[: self.row])
-        return {"parallel": int(self.worth_threads and (rows > 1 or not self.row)), "above": 0, "vector": self.lanes, "unroll": 0}
+        return {"parallel": int(self.worth_threads and (rows > 1 or not self.row)), "vector": self.lanes, "unroll": 0}
 
     def derived(self, columns: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """Rows, and elements of the output in each."""
-        products = np.cumprod([1, *self.outputs])
-        rows = products[self.row - columns["above"]]
-        return {"rows": rows, "row_elements": products[-1] / rows}
+        rows = math.prod(self.outputs[: self.row])
+        shape = columns["parallel"].shape
+        return {"rows": np.full(shape, rows), "row_elements": np.full(shape, math.prod(self.outputs) / rows)}
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = _prepared(self.func, self.lanes)
         *stages, output = loops.blocks_of(sch)
-        depth = self.row - int(config["above"])
+        depth = self.row
         axes = sch.get_loops(output)
         _compute_rows(sch, stages, axes, depth)
         vector = int(config["vector"])
         spatial = [block for block in stages if not loops.is_reduction(sch, block)]
         reductions = [block for block in stages if loops.is_reduction(sch, block)]
         for block in (*spatial, output):
-            self._vectorize(sch, block, sch.get_loops(block)[depth:], vector)
+            _vectorize(sch, block, depth, vector)
         if config["parallel"] and depth:
             shared = axes[:depth]
             sch.parallel(sch.fuse(*shared) if depth > 1 else shared[0])
@@ -99,9 +98,13 @@ class RowsSpace(loops.LoopSpace):
             shared = outer[: loops.parallel_depth(loops.extents(sch, outer), self.threads)]
             sch.parallel(sch.fuse(*shared) if len(shared) > 1 else shared[0])
 
-    def _vectorize(self, sch: s_tir.Schedule, block: Any, inner: list[Any], vector: int) -> None:
-        if inner:
-            loops.vectorize(sch, inner[-1], vector)
+
+def _vectorize(sch: s_tir.Schedule, block: Any, depth: int, vector: int) -> None:
+    """Vectorise a spatial stage along its last axis, unless it only gathers there: a value per row, then."""
+    inner = sch.get_loops(block)[depth:]
+    variable = sch.get(block).iter_vars[-1].var
+    if inner and loops.walks_along(sch, block, variable):
+        loops.vectorize(sch, inner[-1], vector)
 
 
 def _prepared(func: tirx.PrimFunc, lanes: int) -> s_tir.Schedule:

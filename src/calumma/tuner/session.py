@@ -78,7 +78,9 @@ class TuningSession:
         settings: TuningSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Args:
+        """Prepare a session; nothing is measured before `run`.
+
+        Args:
             tasks: the distinct workloads of the model, each with its design space.
             runner: measures and verifies; its threads and cache state go into every record. Not closed here.
             store: where records go and come from. Not closed here.

@@ -1,0 +1,180 @@
+"""Candidates measured per second, beside MetaSchedule's own builder and runner on the same schedules.
+
+    python -m benchmarks.measure_throughput [--quick] [--json FILE]
+
+Each batch is 32 random configurations of one convolution of ResNet-50. Ours and MetaSchedule's measure it in
+alternation, each with its own processes; MetaSchedule gets its modules already scheduled and, when weights are cold,
+only ten runs for each. Metrics:
+
+    candidates_per_s         ours, failed candidates included
+    speedup_vs_metaschedule  seconds of MetaSchedule / ours, over all batches
+    remeasure_deviation      median |later / earlier - 1| of 32 candidates measured again at the end
+    rank_agreement           Spearman correlation of latencies within a batch, mean over batches
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from benchmarks import output, suite
+from calumma import tvm_compat
+from calumma.core.rng import generator
+from calumma.core.values import Candidate, Hardware, MeasureResult, Status, Task
+from calumma.measure import LocalRunner
+
+BATCH = 32
+REMEASURED = 32
+_WORKERS = 2
+_COLUMNS = ("convolution", "ours (s)", "MetaSchedule (s)", "speedup", "failed", "best (us)", "rank agreement")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Random configurations of one task, as candidates for us and as scheduled modules for MetaSchedule."""
+
+    task: Task
+    candidates: tuple[Candidate, ...]
+    modules: tuple[Any, ...]
+
+
+def batches(hardware: Hardware, threads: int, n: int, seed: int) -> list[Batch]:
+    """Draw batches from `n` of ResNet-50's convolutions, those with the most work first."""
+    from calumma.frontend.importer import import_model
+    from calumma.frontend.lowering import lower
+    from calumma.tasks import extract
+
+    model = import_model(suite.path("resnet50"))
+    found = extract(lower(model.graph, hardware.lanes).mod, hardware, threads)
+    convolutions = [task for task in found.tasks if task.anchor.startswith("conv2d")]
+    convolutions.sort(key=lambda task: task.weight * task.flops, reverse=True)
+    drawn = []
+    for task in convolutions[:n]:
+        space = found.spaces[task.workload.hash]
+        rows = space.sample(generator(seed, "measure_throughput", task.workload.hash), BATCH)
+        configs = [space.decode(row) for row in rows]
+        candidates = tuple(Candidate(task.workload, space.template, space.version, config) for config in configs)
+        drawn.append(Batch(task, candidates, tuple(space.schedule(config).mod for config in configs)))
+    return drawn
+
+
+class MetaSchedule:
+    """TVM's own local builder and runner."""
+
+    def __init__(self, hardware: Hardware, threads: int, cache_state: str) -> None:
+        from tvm.s_tir.meta_schedule.builder import LocalBuilder
+        from tvm.s_tir.meta_schedule.runner import EvaluatorConfig
+        from tvm.s_tir.meta_schedule.runner import LocalRunner as TheirRunner
+
+        cold = EvaluatorConfig(number=1, repeat=10, min_repeat_ms=0, enable_cpu_cache_flush=True)
+        self._builder = LocalBuilder(max_workers=_WORKERS)
+        self._runner = TheirRunner(evaluator_config=cold if cache_state == "cold" else EvaluatorConfig())
+        self._target = tvm_compat.target(hardware, threads)
+
+    def measure(self, modules: Sequence[Any]) -> list[float]:
+        """Latency of each scheduled module in seconds; NaN for one that failed."""
+        from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+        from tvm.s_tir.meta_schedule.builder import BuilderInput
+        from tvm.s_tir.meta_schedule.runner import RunnerInput
+
+        built = self._builder.build([BuilderInput(module, self._target) for module in modules])
+        latencies = [float("nan")] * len(modules)
+        able = [index for index, result in enumerate(built) if result.artifact_path]
+        inputs = [RunnerInput(built[i].artifact_path, "llvm", ArgInfo.from_prim_func(modules[i]["main"])) for i in able]
+        for index, future in zip(able, self._runner.run(inputs), strict=True):
+            result = future.result()
+            if result.run_secs:
+                latencies[index] = median(float(seconds) for seconds in result.run_secs)
+            shutil.rmtree(Path(str(built[index].artifact_path)).parent)
+        return latencies
+
+
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
+    """Rank correlation of two samples without ties."""
+    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def main() -> None:
+    options = output.parser(__doc__ or "")
+    options.add_argument("--cache-state", choices=("cold", "hot"), default="cold")
+    options.add_argument("--batches", type=int, default=6, help="of 32 candidates, one convolution each")
+    options.add_argument("--seed", type=int, default=0)
+    arguments = options.parse_args()
+    threads = tvm_compat.set_threads(arguments.threads)
+    hardware = tvm_compat.hardware_for()
+
+    with LocalRunner(hardware, threads, workers=_WORKERS, cache_state=arguments.cache_state) as runner:
+        drawn = batches(hardware, threads, 1 if arguments.quick else arguments.batches, arguments.seed)
+        theirs = MetaSchedule(hardware, threads, arguments.cache_state)
+        runner.measure(drawn[0].candidates[:_WORKERS])  # the start of the workers is not a matter of throughput
+        rows = []
+        measured: list[tuple[Candidate, MeasureResult]] = []
+        for batch in drawn:
+            start = time.perf_counter()
+            results = runner.measure(batch.candidates)
+            ours_s = time.perf_counter() - start
+            start = time.perf_counter()
+            their_latencies = theirs.measure(batch.modules)
+            theirs_s = time.perf_counter() - start
+
+            pairs = [
+                (result.latency_s, latency)
+                for result, latency in zip(results, their_latencies, strict=True)
+                if result.status is Status.OK and np.isfinite(latency)
+            ]
+            measured += zip(batch.candidates, results, strict=True)
+            rows.append(
+                {
+                    "task": batch.task.name,
+                    "ours_s": ours_s,
+                    "metaschedule_s": theirs_s,
+                    "failed": sum(result.status is not Status.OK for result in results),
+                    "metaschedule_failed": int(np.isnan(their_latencies).sum()),
+                    "best_s": min(result.latency_s for result in results),
+                    "rank_agreement": spearman(*zip(*pairs, strict=True)),
+                    "latencies_s": [list(pair) for pair in pairs],
+                }
+            )
+        good = [(candidate, result) for candidate, result in measured if result.status is Status.OK]
+        chosen = generator(arguments.seed, "remeasured").permutation(len(good))[:REMEASURED]
+        again = runner.measure([good[i][0] for i in chosen])
+
+    deviations = [abs(new.latency_s / good[i][1].latency_s - 1) for i, new in zip(chosen, again, strict=True)]
+    ours_s, theirs_s = (sum(row[key] for row in rows) for key in ("ours_s", "metaschedule_s"))
+    metrics = {
+        "candidates_per_s": len(measured) / ours_s,
+        "speedup_vs_metaschedule": theirs_s / ours_s,
+        "remeasure_deviation": median(deviations),
+        "rank_agreement": fmean(row["rank_agreement"] for row in rows),
+    }
+    print(output.markdown(_COLUMNS, [_cells(row) for row in rows]))
+    print()
+    for name, value in metrics.items():
+        print(f"{name:<24} {value:.3f}")
+    if arguments.json:
+        output.write(arguments.json, metrics, rows, output.environment(threads), cache_state=arguments.cache_state)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["task"],
+        f"{row['ours_s']:.1f}",
+        f"{row['metaschedule_s']:.1f}",
+        f"{row['metaschedule_s'] / row['ours_s']:.1f}x",
+        str(row["failed"]),
+        f"{row['best_s'] * 1e6:.0f}",
+        f"{row['rank_agreement']:.3f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()

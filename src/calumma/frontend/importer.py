@@ -1,0 +1,89 @@
+"""One door for every kind of model: an ONNX file or its bytes, a torch module, an exported torch program.
+
+    imported = import_model("resnet50.onnx", shapes={"data": (1, 3, 224, 224)})
+    imported = import_model(module, example_inputs=(torch.zeros(1, 3, 224, 224),))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calumma.core.errors import InputError
+
+if TYPE_CHECKING:
+    from calumma.frontend.graph import Graph
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Input name -> every dimension of that input."""
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A model as a graph of Relax operators, not yet simplified, every shape fixed."""
+
+    graph: Graph
+    name: str
+    """For people: the file's name without its suffix, or the module's class."""
+    model_hash: str
+    """SHA-256, in hexadecimal, of everything that decides the graph: structure, weights, shapes of the inputs."""
+    phases_s: Mapping[str, float]
+    """Seconds by phase: read, slim, convert, graph (ONNX); export, convert, graph (torch)."""
+
+
+def import_model(model: Any, *, example_inputs: Sequence[Any] | None = None, shapes: Shapes | None = None) -> ImportedModel:
+    """Import a model of any supported kind.
+
+    Args:
+        model: path or bytes of an ONNX model (opsets 7 to 21), a `torch.nn.Module`, or a `torch.export.ExportedProgram`.
+        example_inputs: positional arguments of a `torch.nn.Module`: they fix the shapes and types.
+        shapes: fixes the open dimensions of an ONNX model.
+
+    Raises:
+        ModelError: the model cannot be imported; names node, operator and what to do.
+        InputError: an argument that does not belong to this kind of model.
+        EnvironmentFault: a torch model, and torch is missing or of another version.
+    """
+    if isinstance(model, (str, PathLike, bytes, bytearray, memoryview)):
+        if example_inputs is not None:
+            raise InputError("example_inputs belong to a torch.nn.Module; fix the dimensions of an ONNX model with shapes")
+        from calumma.frontend.onnx import import_onnx
+
+        return import_onnx(Path(model) if isinstance(model, (str, PathLike)) else bytes(model), shapes)
+    # Only a process that has imported torch can hold one of its objects.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
+        if shapes:
+            raise InputError("shapes belong to an ONNX model; the shapes of a torch model are those of example_inputs")
+        from calumma.frontend.torch import import_torch
+
+        return import_torch(model, example_inputs)
+    raise InputError(
+        f"a model of type {type(model).__name__} cannot be imported: give the path or the bytes of an ONNX model, "
+        "a torch.nn.Module or a torch.export.ExportedProgram"
+    )
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.phases_s: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.phases_s[name] = time.perf_counter() - start
+
+
+def reason(error: BaseException) -> str:
+    """The last line of an error's message, which is where TVM, ONNX and Python say what is wrong."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

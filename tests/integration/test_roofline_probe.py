@@ -1,0 +1,61 @@
+"""The real probe, in its child process. Tolerances are wide: other load makes every number lower."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from calumma import tvm_compat
+from calumma.tasks import roofline
+from calumma.tasks.roofline import machine_limits
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_limits_of_this_machine() -> None:
+    hardware = tvm_compat.hardware_for()
+    limits = machine_limits(hardware, 1)
+    assert not limits.estimated, limits.note
+    assert 0.5e9 < limits.clock_hz < 8e9
+    assert limits.flops_per_cycle in {2.0 * hardware.lanes * fmas for fmas in (1, 2, 3, 4)}
+    assert 0.5 < limits.consistency < 1.15, limits.note
+    assert 0.5e9 < limits.dram_bandwidth < limits.l2_bandwidth < 64 * 8 * limits.clock_hz
+    start = time.perf_counter()
+    cached = machine_limits(hardware, 1)
+    assert time.perf_counter() - start < 0.1
+    assert cached.peak_flops >= limits.peak_flops
+
+
+def test_multiply_adds_stay_in_registers() -> None:
+    """Whatever the compiler does to the peak kernel, its loop holds `chains` multiply-adds and no memory access."""
+    hardware = tvm_compat.hardware_for("x86-64-v3")
+    library = roofline.tirx.build(
+        roofline.tvm.IRModule({"peak": roofline._fma_kernel("peak", 1, 12, 8, 1000)}),
+        target=tvm_compat.target(hardware, 1),
+    )
+    fused = [line for line in library.inspect_source("asm").splitlines() if "vfmadd" in line and "ymm" in line]
+    assert len(fused) >= 12
+    assert not [line for line in fused if "(" in line]
+
+
+def test_a_baseline_cpu_is_probed_with_its_own_vectors() -> None:
+    hardware = tvm_compat.hardware_for("x86-64-v3")
+    if not roofline._runs_here(hardware):
+        assert machine_limits(hardware, 1).estimated
+        return
+    limits = machine_limits(hardware, 1)
+    assert not limits.estimated, limits.note
+    assert limits.flops_per_cycle in {16.0, 32.0, 48.0, 64.0}
+
+
+def test_a_failing_child_gives_an_estimate_with_its_message() -> None:
+    threads = (os.cpu_count() or 1) + 1
+    limits = machine_limits(tvm_compat.hardware_for(), threads)
+    assert limits.estimated
+    assert f"--threads {threads}" in limits.note
