@@ -75,7 +75,8 @@ class MetaSchedule:
         from tvm.s_tir.meta_schedule.runner import LocalRunner as TheirRunner
 
         cold = EvaluatorConfig(number=1, repeat=10, min_repeat_ms=0, enable_cpu_cache_flush=True)
-        self._builder = LocalBuilder(max_workers=_WORKERS)
+        # Its pool starts anew for every batch and imports for some 10 s: at its own 30 s a busy machine builds nothing.
+        self._builder = LocalBuilder(max_workers=_WORKERS, timeout_sec=120)
         self._runner = TheirRunner(evaluator_config=cold if cache_state == "cold" else EvaluatorConfig())
         self._target = tvm_compat.target(hardware, threads)
 

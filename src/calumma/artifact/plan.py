@@ -17,21 +17,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from calumma.core.errors import InternalError
+from calumma.core.values import TensorSpec
 
 ALIGNMENT = 64
 """Bytes every tensor is aligned to: TVM's kernels load whole vectors from the start of each buffer."""
 
 Section = Literal["arena", "weights"]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, shape and dtype of an input or output of a model."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    """NumPy's name of the type ("float32")."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,16 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and element type of an input or output of a model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """NumPy's name of the type ("float32")."""
+
+
+@dataclass(frozen=True)
 class Workload:
     """A normalised PrimFunc: what is computed, whatever the schedule."""
 
@@ -177,5 +187,5 @@ def config_text(config: Mapping[str, KnobValue]) -> str:
     return json.dumps(dict(config), sort_keys=True, separators=(",", ":"))
 
 
-def _digest(parts: list) -> str:
+def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tvm import ir, relax, te, tirx, topi
 
 from calumma.core.errors import ModelError
+from calumma.core.values import TensorSpec
 from calumma.frontend.graph import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node
 from calumma.frontend.operators import conv, elementwise, local_response_norm, matmul, pool, rows
 from calumma.frontend.simplify import CHANNEL_SHUFFLE, LRN, MATMUL
@@ -27,15 +28,6 @@ _OUT_ELEMENTWISE_FUSABLE = 4
 _INJECTIVE = 2
 
 Slots = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, shape and element type of a model's input or output."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -101,8 +93,8 @@ class _Lowering:
             output = results[0] if len(results) == 1 else relax.Tuple(results)
             self.builder.emit_func_output(output, params=[*inputs, *self.param_vars])
         mod = self.builder.finalize()
-        return LoweredGraph(
-            mod=_fuse(mod, len(inputs)),
+        return LoweredGraph(  # the order counts: legalisation may add parameters
+            mod=_fuse(self._legalized(mod), len(inputs)),
             params=tuple(self.params),
             inputs=tuple(TensorSpec(n.name, n.shape, n.dtype) for n in self.graph.inputs),
             outputs=tuple(
@@ -110,6 +102,32 @@ class _Lowering:
             ),
             layout_transforms=self.transforms,
         )
+
+    def _legalized(self, mod: tvm.IRModule) -> tvm.IRModule:
+        """Let TVM lower the operators left to it; a constant among their arguments becomes a parameter."""
+        with tvm.transform.PassContext(opt_level=3):
+            mod = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod)
+        lowering = self
+
+        @relax.expr_functor.mutator
+        class Hoist(relax.PyExprMutator):
+            def visit_call_(self, call: ir.Call) -> ir.Call:
+                if getattr(call.op, "name", "") != "relax.call_tir":
+                    return call
+                args = [
+                    lowering.param(a.value.numpy(), ("hoisted", a)) if isinstance(a, ir.GenericConst) else a
+                    for a in call.args[1].fields
+                ]
+                return ir.Call(call.op, [call.args[0], relax.Tuple(args), *call.args[2:]], call.attrs, call.ty_args)
+
+        before = len(self.param_vars)
+        mutator = Hoist(mod)
+        main = mutator.visit_expr(mod["main"])
+        if len(self.param_vars) > before:
+            params = [*main.params, *self.param_vars[before:]]
+            mod = mutator.builder_.get()
+            mod["main"] = relax.Function(params, main.body, main.ret_ty, main.is_pure, main.attrs)
+        return mod
 
     def _returned(self, node: Node) -> relax.Expr:
         """A graph output must be a fresh plain tensor: not an input, not a parameter."""
@@ -481,13 +499,17 @@ def _matmul(lo: _Lowering, node: Node) -> Value | None:
             lambda x, w: matmul.dense(x, w, columns), lo.plain(left).expr, packed, kind=_OUT_ELEMENTWISE_FUSABLE, name="dense"
         )
         return Value(expr, node.shape)
-    axes = getattr(node.attrs, "left_axes", None), getattr(node.attrs, "right_axes", None), getattr(node.attrs, "out_axes", None)
-    if len(left.shape) != len(right.shape):
+    if len(right.shape) < 2:
         return None
+    axes = (node.attrs.left_axes, node.attrs.right_axes, node.attrs.out_axes) if node.op == MATMUL else (None, None, None)
+    operands = [lo.plain(left), lo.plain(right)]
+    rank = max(len(left.shape), len(right.shape))
+    for i, value in enumerate(operands):
+        if len(value.shape) < rank:
+            operands[i] = _reshaped(lo, value, (1,) * (rank - len(value.shape)) + value.shape)
     expr = lo.emit(
         lambda x, y: matmul.batch_matmul(x, y, lo.lanes, *axes),
-        lo.plain(left).expr,
-        lo.plain(right).expr,
+        *(value.expr for value in operands),
         kind=_OUT_ELEMENTWISE_FUSABLE,
         name="batch_matmul",
     )
@@ -532,6 +554,22 @@ def _permute(lo: _Lowering, node: Node) -> Value:
     return Value(expr, node.shape)
 
 
+def _take(lo: _Lowering, node: Node) -> Value | None:
+    """Gather along one axis; an index outside is clamped, where TVM's own lowering would read foreign memory."""
+    data, indices = node.args[:2]
+    if node.attrs.axis is None:
+        return None
+    axis = int(node.attrs.axis)
+    expr = lo.emit(
+        lambda x, i: topi.take(x, i, axis, mode="clip"),
+        lo.plain(data).expr,
+        lo.plain(indices).expr,
+        kind=_INJECTIVE,
+        name="take",
+    )
+    return Value(expr, node.shape)
+
+
 def _tuple_item(lo: _Lowering, node: Node) -> Value:
     source = lo.values[node.args[0]]
     return Value(lo.builder.emit(relax.TupleGetItem(source.expr, node.attrs.index)), node.shape)
@@ -553,6 +591,7 @@ _RULES: dict[str, Callable[[_Lowering, Node], Value | None]] = {
     "nn.log_softmax": _softmax,
     "nn.layer_norm": _layer_norm,
     "permute_dims": _permute,
+    "take": _take,
     TUPLE_ITEM: _tuple_item,
     **dict.fromkeys(elementwise.UNARY, _unary),
     **dict.fromkeys(elementwise.BINARY, _binary),
@@ -560,9 +599,8 @@ _RULES: dict[str, Callable[[_Lowering, Node], Value | None]] = {
 
 
 def _fuse(mod: tvm.IRModule, inputs: int) -> tvm.IRModule:
-    """Lower what is left to TVM's own legalisation, then fuse."""
+    """Fuse elementwise readers into their producers, and injective chains into one kernel each."""
     passes = [
-        relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),

@@ -129,7 +129,7 @@ def import_onnx(model: str | Path | bytes, shapes: Shapes | None = None) -> Impo
         with clock.phase("convert"):
             proto = _expand_functions(proto, supported_operators())
             _check_operators(proto, supported_operators())
-            mod = convert(proto, _opset(proto))
+            mod = convert(proto, _opset(proto), _inferred_types(proto))
         with clock.phase("graph"):
             graph = _graph(mod, proto, weights)
     return ImportedModel(graph, name, model_hash, clock.phases_s)
@@ -221,7 +221,7 @@ def _check_opset(proto: onnx.ModelProto) -> None:
 
 
 def _lift_constants(proto: onnx.ModelProto) -> None:
-    """Turn Constant nodes that hold a tensor into initialisers; drop initialisers from the inputs (IR before 4)."""
+    """Give constants one form: initialisers that are not inputs as well (IR before 4), instead of Constant nodes."""
     graph = proto.graph
     nodes = []
     for node in graph.node:
@@ -233,6 +233,10 @@ def _lift_constants(proto: onnx.ModelProto) -> None:
             nodes.append(node)
     _assign(graph.node, nodes)
     constants = {tensor.name for tensor in graph.initializer}
+    empty = {tensor.name for tensor in graph.initializer if 0 in tensor.dims}
+    for node in graph.node:
+        if node.op_type == "Resize":  # an empty tensor is how exporters leave one of its inputs out
+            node.input[:] = ["" if name in empty else name for name in node.input]
     _assign(graph.input, [value for value in graph.input if value.name not in constants])
     proto.ir_version = max(proto.ir_version, 4)
 
@@ -411,20 +415,34 @@ def _modernise(proto: onnx.ModelProto) -> onnx.ModelProto:
             proto = inliner.inline_local_functions(proto)
         if _opset(proto) < 11 and not _RENEWED.isdisjoint(node.op_type for node in proto.graph.node):
             proto = version_converter.convert_version(proto, 11)
+            for node in proto.graph.node:
+                if node.op_type == "Resize":
+                    _keep_old_coordinates(node)
     except (EncodeError, RuntimeError, ValueError) as error:
         raise ModelError(f"cannot be converted to opset 11 ({reason(error)}); export it with opset 17") from error
     return proto
 
 
+def _keep_old_coordinates(node: onnx.NodeProto) -> None:
+    """Name the coordinates of Upsample and Resize before opset 11, which the version converter leaves to new defaults."""
+    given = {attribute.name for attribute in node.attribute}
+    for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+        if name not in given:
+            node.attribute.append(helper.make_attribute(name, value))
+
+
 def _prune(proto: onnx.ModelProto) -> None:
-    """Drop nodes that no output needs, and name the others for messages."""
+    """Drop nodes that no output needs, and give every other one a name of its own."""
     graph = proto.graph
     needed = {value.name for value in graph.output}
     nodes = []
+    names: set[str] = set()
     for node in reversed(graph.node):
         if not needed.isdisjoint(node.output):
             needed.update(node.input, _captured(node))
-            node.name = node.name or f"{node.op_type}:{node.output[0]}"
+            if not node.name or node.name in names:
+                node.name = f"{node.name or node.op_type}:{node.output[0]}"
+            names.add(node.name)
             nodes.append(node)
     _assign(graph.node, nodes[::-1])
 
@@ -504,6 +522,18 @@ def _check_operators(proto: onnx.ModelProto, supported: frozenset[str]) -> None:
                 f"node {node.name}: operator {node.op_type}{domain} is not supported; "
                 "replace it by other ONNX operators before exporting, or cut the model off before this node"
             )
+
+
+def _inferred_types(proto: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type of each node's first output, where ONNX can tell it without computing."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    types = {}
+    for value in (*graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if tensor.elem_type in _TYPES and tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
+            dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+            types[value.name] = dtype, tuple(dim.dim_value for dim in tensor.shape.dim)
+    return {node.name: types[node.output[0]] for node in proto.graph.node if node.output and node.output[0] in types}
 
 
 def _graph(mod: Any, proto: onnx.ModelProto, weights: Mapping[str, NDArray[np.float32]]) -> Any:

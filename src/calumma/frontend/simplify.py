@@ -25,12 +25,15 @@ def simplify(graph: Graph) -> Graph:
     """Run every rewrite."""
     decompose_batch_norm(graph)
     fold_constants(graph)
+    put_constants_right(graph)
     replace_stacked_sums(graph)
     remove_identities(graph)
     recover_lrn(graph)
     recover_channel_shuffle(graph)
     recover_layer_norm(graph)
     fold_scales(graph)
+    join_shifts(graph)
+    absorb_transposes(graph)
     return graph
 
 
@@ -146,6 +149,13 @@ def decompose_batch_norm(graph: Graph) -> None:
 
 def _binary(op: str, left: Node, right: Node, like: Node) -> Node:
     return Node(op, args=(left, right), shape=like.shape, dtype=like.dtype, name=like.name)
+
+
+def put_constants_right(graph: Graph) -> None:
+    """c + x becomes x + c, and c * x becomes x * c: every rewrite looks for constants on the right."""
+    for node in graph.nodes():
+        if node.op in ("add", "multiply") and node.args[0].op == CONSTANT and node.args[1].op != CONSTANT:
+            node.args = node.args[::-1]
 
 
 def replace_stacked_sums(graph: Graph) -> None:
@@ -293,6 +303,31 @@ def _is_scalar(node: Any, value: float) -> bool:
     return isinstance(node, Node) and node.op == CONSTANT and node.value.size == 1 and float(node.value.reshape(())) == value
 
 
+def absorb_transposes(graph: Graph) -> None:
+    """Products of two activations read transposed operands and write a transposed result where they lie, without copies."""
+    users = graph.users()
+    mapping: dict[Node, Node] = {}
+    for node in graph.nodes():
+        if node.op != "matmul" or any(len(n.shape) != len(node.shape) or n.op == CONSTANT for n in node.args):
+            continue
+        operands, axes = [], []
+        for side in node.args:
+            transposed = side.op == "permute_dims" and side.attrs.axes is not None
+            operands.append(side.args[0] if transposed else side)
+            axes.append(_axes(side.attrs.axes) if transposed else None)
+        result, out_axes = node, None
+        readers = users[node]
+        if len(readers) == 1 and readers[0].op == "permute_dims" and readers[0].attrs.axes is not None:
+            result, out_axes = readers[0], _axes(readers[0].attrs.axes)
+        if axes == [None, None] and out_axes is None:
+            continue
+        attrs = SimpleNamespace(left_axes=axes[0], right_axes=axes[1], out_axes=out_axes)
+        mapping[result] = Node(
+            MATMUL, args=tuple(operands), attrs=attrs, shape=result.shape, dtype=node.dtype, name=node.name
+        )
+    graph.replace(mapping)
+
+
 def fold_scales(graph: Graph) -> None:
     """conv(x, W) * s, and (conv(x, W) + b) * s, with constant per-channel s and b, become conv(x, W s) (+ b s)."""
     users = graph.users()
@@ -327,6 +362,19 @@ def fold_scales(graph: Graph) -> None:
             users[conv] = [mapping[node]]
         users[mapping[node]] = users.get(node, [])
     graph.replace(mapping)
+
+
+def join_shifts(graph: Graph) -> None:
+    """(x + a) + b with constants a and b becomes x + (a + b): a bias and the shift of a folded BatchNorm."""
+    users = graph.users()
+    for node in graph.nodes():
+        if node.op != "add" or node.args[1].op != CONSTANT:
+            continue
+        inner, outer_shift = node.args
+        if inner.op != "add" or inner.args[1].op != CONSTANT or inner.shape != node.shape or len(users[inner]) != 1:
+            continue
+        shift = inner.args[1].value + outer_shift.value
+        node.args = (inner.args[0], constant(shift, outer_shift.name))
 
 
 def _per_channel(node: Any, shape: tuple[int, ...]) -> bool:

@@ -44,7 +44,9 @@ class FallbackSpace(loops.LoopSpace):
             if not own:
                 continue
             if loops.is_spatial(sch, block) and len(own) > 1:
-                self._try(sch, lambda loop=own[-1]: loops.vectorize(sch, loop, int(config["vector"])))
+                self._try(
+                    sch, lambda block=block, loop=own[-1]: loops.vectorize(sch, block, loop, int(config["vector"]))
+                )
             if config["parallel"]:
                 self._try(sch, lambda loop=own[0]: sch.parallel(loop))
         return sch

@@ -1,4 +1,5 @@
-"""Template of functions that only move and map elements: elementwise chains, broadcast, transpose, reshape, concat, slice,
+"""Template of functions that only move and map elements: elementwise chains, broadcast, transpose, reshape, concat,
+slice,
 gather, resize.
 
 Everything is inlined into the outputs. Neighbouring axes that every access treats as one are collapsed, so that index
@@ -99,38 +100,27 @@ class InjectiveSpace(loops.LoopSpace):
         axes = [sch.fuse(*(every[i] for i in group)) if len(group) > 1 else every[group[0]] for group in nest.groups]
         vector, tile = int(config["vector"]), int(config["tile"])
         if len(axes) == 1:
-            self._flat(sch, axes[0], vector, parallel=bool(config["parallel"]))
+            self._flat(sch, block, axes[0], vector, parallel=bool(config["parallel"]))
             return
         outer, last = axes[:-1], axes[-1]
         if nest.across is not None and tile > 1:
-            across_outer, across_inner = sch.split(axes[nest.across], [None, min(tile, nest.extents[nest.across])])
-            outer[nest.across] = across_outer
-            if nest.extents[-1] > vector:
-                last_outer, last_inner = sch.split(last, [None, vector])
-                sch.reorder(*outer, last_outer, across_inner, last_inner)
-                sch.vectorize(last_inner)
-                if nest.extents[-1] % vector:
-                    sch.annotate(last_outer, loops.PARTITION, 1)
-                    sch.annotate(last_inner, loops.PARTITION, 1)
-            else:
-                sch.reorder(*outer, across_inner, last)
-                loops.vectorize(sch, last, vector)
+            outer[nest.across], tiled = sch.split(outer[nest.across], [None, min(tile, nest.extents[nest.across])])
+            *vectors, vector_loop = loops.vectorize(sch, block, last, vector)
+            sch.reorder(*outer, *vectors, tiled, vector_loop)
         else:
-            loops.vectorize(sch, last, vector)
+            loops.vectorize(sch, block, last, vector)
         if config["parallel"]:
             shared = outer[: int(config["fused"])]
             sch.parallel(sch.fuse(*shared) if len(shared) > 1 else shared[0])
 
-    def _flat(self, sch: s_tir.Schedule, loop: Any, vector: int, *, parallel: bool) -> None:
+    def _flat(self, sch: s_tir.Schedule, block: Any, loop: Any, vector: int, *, parallel: bool) -> None:
         """One contiguous loop: every thread takes an equal run of vectors."""
-        extent = int(sch.get(loop).extent)
-        if extent % vector and parallel:
+        if parallel:
             # A ragged loop cannot be partitioned once it is parallel: a divisor serves as the vector.
-            vector = loops.largest_divisor(extent, vector)
-        split = loops.vectorize(sch, loop, vector)
-        if parallel and len(split) > 1 or vector == 1:
-            if parallel:
-                sch.parallel(split[0])
+            vector = loops.largest_divisor(int(sch.get(loop).extent), vector)
+        outer, *inner = loops.vectorize(sch, block, loop, vector)
+        if parallel and (inner or vector == 1):
+            sch.parallel(outer)
 
 
 def _inlined(func: tirx.PrimFunc) -> s_tir.Schedule:
@@ -151,7 +141,7 @@ def _nest(sch: s_tir.Schedule, block: Any) -> Nest:
     for i in range(1, len(sizes)):
         joined = all(_one_axis(access, variables[i - 1], variables[i], sizes[i]) for access in accesses)
         free = not {i - 1, i} & {j for j, v in enumerate(variables) if any(v.same_as(e) for e in elsewhere)}
-        if sizes[i] == 1 or sizes[i - 1] == 1 and len(groups[-1]) == 1 or joined and free:
+        if sizes[i] == 1 or (sizes[i - 1] == 1 and len(groups[-1]) == 1) or (joined and free):
             groups[-1].append(i)
         else:
             groups.append([i])

@@ -1,10 +1,12 @@
 """What the templates of elementwise, reduction and row-wise functions share: the structure of a PrimFunc, read from its
 blocks and never from names, and a few ways to treat loops.
 
-A PrimFunc here is a list of blocks, each under loops of its own, in an order that respects their dependences. A block is
+A PrimFunc here is a list of blocks, each under loops of its own, in an order that respects their dependences. A block
+is
 *spatial* when it writes every element once, a *reduction* when it combines many values into one element.
 
-Splits that do not divide leave a predicate. `compute_at` after such a split loses it in TVM 0.27 when the block came from
+Splits that do not divide leave a predicate. `compute_at` after such a split loses it in TVM 0.27 when the block came
+from
 `rfactor`, so every function here computes blocks at their place first and splits last.
 """
 
@@ -31,14 +33,18 @@ KEEP = "calumma.keep"
 _SERIAL_BYTES = 1 << 16
 _SERIAL_OPS = 1 << 16
 _MAX_ACCUMULATORS = 16
-PARTITION = "pragma_loop_partition_hint"
+_PARTITION = "pragma_loop_partition_hint"
 """Loop annotation: split off the iterations that a predicate treats differently."""
 _CHILDREN = ("a", "b", "value", "condition", "true_value", "false_value", "body", "base", "min", "extent")
 
 
 def blocks_of(sch: s_tir.Schedule) -> list[Any]:
-    """All blocks under the root, in order of execution."""
-    return list(sch.get_child_blocks(sch.get_sblock("root")))
+    """All blocks under the root, in order of execution; none where a function is written without blocks."""
+    try:
+        root = sch.get_sblock("root")
+    except s_tir.ScheduleError:
+        return []
+    return list(sch.get_child_blocks(root))
 
 
 def is_spatial(sch: s_tir.Schedule, block: Any) -> bool:
@@ -52,7 +58,8 @@ def is_reduction(sch: s_tir.Schedule, block: Any) -> bool:
 def is_regular(func: tirx.PrimFunc) -> bool:
     """Whether every block is one store of static extents under plain loops: what the templates can take apart."""
     sch = s_tir.Schedule(func)
-    for block in blocks_of(sch):
+    blocks = blocks_of(sch)
+    for block in blocks:
         node = sch.get(block)
         if not isinstance(node.body, tirx.BufferStore) or len(node.writes) != 1:
             return False
@@ -62,7 +69,7 @@ def is_regular(func: tirx.PrimFunc) -> bool:
             return False
         if len(sch.get_loops(block)) != len(node.iter_vars):
             return False
-    return True
+    return bool(blocks) and all(sch.get(block).iter_vars for block in blocks)
 
 
 def extents(sch: s_tir.Schedule, loops: Sequence[Any]) -> list[int]:
@@ -97,6 +104,8 @@ def operations(sch: s_tir.Schedule, block: Any) -> int:
     """Arithmetic operations per point of a block; index arithmetic is not counted."""
     arithmetic = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, ir.Call, tirx.Select)
     body = sch.get(block).body
+    if not isinstance(body, tirx.BufferStore):
+        return 0
     return sum(isinstance(e, arithmetic) and not str(e.ty).startswith("int") for e in walk(body.value))
 
 
@@ -125,25 +134,40 @@ def inline(sch: s_tir.Schedule, block: Any) -> bool:
     return True
 
 
-def vectorize(sch: s_tir.Schedule, loop: Any, width: int) -> list[Any]:
-    """Vectorise a loop in vectors of `width`, the rest as one shorter vector; returns the loops it became."""
+def vectorize(sch: s_tir.Schedule, block: Any, loop: Any, width: int) -> list[Any]:
+    """Vectorise a loop of a block in vectors of `width`; returns the one or two loops it became, vector last.
+
+    Where the width does not divide, the rest becomes one shorter vector; where conditions in the block forbid that (TVM
+    would cut the loop at them too), a divisor serves as the width, or the loop is left to LLVM.
+    """
     extent = int(sch.get(loop).extent)
     if extent == 1 or width <= 1:
         return [loop]
     if extent <= width:
         sch.vectorize(loop)
         return [loop]
-    outer, inner = sch.split(loop, [None, width])
+    divisor = largest_divisor(extent, width)
+    ragged = divisor < width and not _has_conditions(sch, block)
+    if not ragged and divisor < width // 2:
+        return [loop]
+    outer, inner = sch.split(loop, [None, width if ragged else divisor])
     sch.vectorize(inner)
-    if extent % width:
+    if ragged:
         # Without the hints every vector would be guarded, which TVM turns into scalar code.
-        sch.annotate(outer, PARTITION, 1)
-        sch.annotate(inner, PARTITION, 1)
+        sch.annotate(outer, _PARTITION, 1)
+        sch.annotate(inner, _PARTITION, 1)
     return [outer, inner]
 
 
+def _has_conditions(sch: s_tir.Schedule, block: Any) -> bool:
+    """Whether a block compares, or clamps, integers."""
+    comparisons = (tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.EQ, tirx.NE, tirx.Min, tirx.Max)
+    return any(isinstance(e, comparisons) and str(e.a.ty).startswith("int") for e in walk(sch.get(block).body))
+
+
 def accumulate(sch: s_tir.Schedule, block: Any, lanes: int, unroll: int) -> None:
-    """Order the loops of a reduction block that was computed at its place with unit loops kept, and start it before them.
+    """Order the loops of a reduction block that was computed at its place with unit loops kept, and start it before
+    them.
 
     Reduction loops go outside, the innermost `unroll` of them unrolled; then the other outputs as independent
     accumulators, unrolled; then a vector of outputs. Nothing above may be made parallel afterwards.
@@ -151,14 +175,16 @@ def accumulate(sch: s_tir.Schedule, block: Any, lanes: int, unroll: int) -> None
     node = sch.get(block)
     own = sch.get_loops(block)[-len(node.iter_vars) :]
     reduced = [loop for loop, iv in zip(own, node.iter_vars, strict=True) if iv.iter_type == tirx.IterVar.CommReduce]
-    spatial = {iv.var: loop for loop, iv in zip(own, node.iter_vars, strict=True) if iv.iter_type == tirx.IterVar.DataPar}
+    spatial = {
+        iv.var: loop for loop, iv in zip(own, node.iter_vars, strict=True) if iv.iter_type == tirx.IterVar.DataPar
+    }
     last = node.writes[0].region[-1].min
     along = [loop for var, loop in spatial.items() if var.same_as(last) and int(sch.get(loop).extent) > 1]
     others = [loop for var, loop in spatial.items() if not var.same_as(last)]
     sch.reorder(*reduced, *others, *along)
     accumulators = math.prod(extents(sch, others))
     for loop in along:
-        vectorize(sch, loop, lanes)
+        vectorize(sch, block, loop, lanes)
     if 1 < accumulators <= _MAX_ACCUMULATORS:
         for loop in others:
             sch.unroll(loop)
@@ -187,7 +213,7 @@ def walks_along(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> bool:
 
 def _loads_using(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> list[Any]:
     written = sch.get(block).writes[0].source
-    loads = [e for e in walk(sch.get(block).body.value) if isinstance(e, ir.TensorLoad)]
+    loads = [e for e in walk(sch.get(block).body) if isinstance(e, ir.TensorLoad)]
     return [e for e in loads if not buffer_of(e).same_as(written) and any(uses(i, variable) for i in e.indices)]
 
 
@@ -212,7 +238,9 @@ def parallel_depth(outer: Sequence[int], threads: int) -> int:
 
 
 class LoopSpace(KnobSpace):
-    """A space over one PrimFunc whose default is reasoned from its size: features and defaults common to the templates."""
+    """A space over one PrimFunc whose default is reasoned from its size: features and defaults common to the
+    templates.
+    """
 
     def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int, knobs: tuple[Knob, ...]) -> None:
         super().__init__(knobs)

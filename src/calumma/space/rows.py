@@ -1,4 +1,5 @@
-"""Template of functions in several stages over the same rows: softmax, layer normalisation, and what is fused with them.
+"""Template of functions in several stages over the same rows: softmax, layer normalisation, and what is fused with
+them.
 
 All stages are computed for one row before the next row begins, so that a row stays in the first-level cache; rows are
 shared out among threads; every stage runs in vectors. A *row* is the deepest loop of the output at which no stage would
@@ -104,7 +105,7 @@ def _vectorize(sch: s_tir.Schedule, block: Any, depth: int, vector: int) -> None
     inner = sch.get_loops(block)[depth:]
     variable = sch.get(block).iter_vars[-1].var
     if inner and loops.walks_along(sch, block, variable):
-        loops.vectorize(sch, inner[-1], vector)
+        loops.vectorize(sch, block, inner[-1], vector)
 
 
 def _prepared(func: tirx.PrimFunc, lanes: int) -> s_tir.Schedule:
@@ -135,7 +136,7 @@ def _split_into_lanes(sch: s_tir.Schedule, block: Any, lanes: int) -> None:
     last = node.iter_vars[-1]
     written = node.writes[0].region[-1].min
     inner = [int(iv.dom.extent) for iv in node.iter_vars if iv.var.same_as(written)]
-    if inner and inner[0] >= lanes // 2 or not loops.reads_along(sch, block, last.var):
+    if (inner and inner[0] >= lanes // 2) or not loops.reads_along(sch, block, last.var):
         return
     factors = loops.lane_factors(int(last.dom.extent), lanes)
     if factors:

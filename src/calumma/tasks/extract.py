@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import tvm
-from tvm import ir, relax, tirx
+from tvm import ir, relax, s_tir, tirx
 from tvm_ffi import structural_hash
 
-from calumma.core.values import Hardware, Task, Workload
-from calumma.space import KnobSpace, design_space
+from calumma.core.values import Task, Workload
+from calumma.space import loops
 
-_NAME_ATTRS = ("global_symbol", "op_pattern", "tirx.noalias", "tir.noalias")
+_NAME_ATTRS = ("global_symbol", "op_pattern")
 
 
 @dataclass(frozen=True)
@@ -26,78 +26,81 @@ class ModelTasks:
     tasks: tuple[Task, ...]
     functions: Mapping[str, tirx.PrimFunc]
     """Workload hash -> the unscheduled function."""
-    spaces: Mapping[str, KnobSpace]
-    """Workload hash -> its design space."""
-
-    def scheduled(self, configs: Mapping[str, Mapping]) -> tvm.IRModule:
-        """The module with every kernel scheduled: by `configs` (workload hash -> knob values), else by its default."""
-        updates = {}
-        for task in self.tasks:
-            space = self.spaces[task.workload.hash]
-            config = configs.get(task.workload.hash) or space.decode(space.default())
-            func = space.schedule(config).mod["main"]
-            updates[self.mod.get_global_var(task.name)] = func.with_attr("global_symbol", task.name)
-        result = tvm.IRModule(dict(self.mod.functions.items()))
-        for var, func in updates.items():
-            result.update_func(var, func)
-        return result
+    weight_bytes: Mapping[str, float]
+    """Workload hash -> bytes of its arguments that are the model's weights."""
 
 
-def extract(mod: tvm.IRModule, hardware: Hardware, threads: int) -> ModelTasks:
-    """Find the tasks of a fused module and the design space of each."""
-    calls = Counter(_called_kernels(mod))
-    representative: dict[str, str] = {}
+def extract(mod: tvm.IRModule, inputs: int) -> ModelTasks:
+    """Find the tasks of a fused module whose `main` takes `inputs` inputs before its weights."""
+    weights = set(mod["main"].params[inputs:])
+    calls: Counter[str] = Counter()
+    weight_arguments: dict[str, list[bool]] = {}
+    for call in _kernel_calls(mod):
+        name = str(call.args[0].name_hint)
+        calls[name] += 1
+        weight_arguments[name] = [argument in weights for argument in call.args[1].fields]
     functions: dict[str, tirx.PrimFunc] = {}
-    names: dict[str, str] = {}
-    for name in dict.fromkeys(_called_kernels(mod)):
+    representative: dict[str, str] = {}
+    key_of: dict[str, str] = {}
+    weight_bytes: dict[str, float] = {}
+    for name in calls:
         func = _normalised(mod[name])
         key = f"{structural_hash(func) & (2**64 - 1):016x}"
-        functions.setdefault(key, func)
-        representative.setdefault(key, name)
-        names[name] = key
-    weights: Counter[str] = Counter()
+        key_of[name] = key
+        if key not in functions:
+            functions[key] = func
+            representative[key] = name
+            flags = weight_arguments[name]
+            weight_bytes[key] = sum(
+                _size_bytes(*argument) for argument, is_weight in zip(_arguments(func), flags, strict=False) if is_weight
+            )
+    uses: Counter[str] = Counter()
     for name, count in calls.items():
-        weights[names[name]] += count
-    spaces = {key: design_space(func, hardware, threads) for key, func in functions.items()}
-    tasks = tuple(_task(key, func, representative[key], weights[key], spaces[key]) for key, func in functions.items())
-    return ModelTasks(_redirect(mod, {n: representative[k] for n, k in names.items()}), tasks, functions, spaces)
+        uses[key_of[name]] += count
+    tasks = tuple(_task(key, func, representative[key], uses[key]) for key, func in functions.items())
+    distinct = _redirect(mod, {name: representative[key] for name, key in key_of.items()})
+    return ModelTasks(distinct, tasks, functions, weight_bytes)
 
 
-def _task(key: str, func: tirx.PrimFunc, name: str, weight: int, space: KnobSpace) -> Task:
-    arguments = tuple((tuple(int(d) for d in p.ty.shape), str(p.ty.dtype)) for p in func.params)
-    size = sum(float(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in arguments)
+def _task(key: str, func: tirx.PrimFunc, name: str, weight: int) -> Task:
+    arguments = _arguments(func)
     return Task(
-        workload=Workload(key, ir.save_json(func)),
+        workload=Workload(key, str(ir.save_json(func))),
         name=name,
         weight=weight,
-        anchor=space.template,
+        anchor=name.removeprefix("fused_").rstrip("0123456789_"),
         flops=_flops(func),
-        size_bytes=size,
+        size_bytes=sum(_size_bytes(*argument) for argument in arguments),
         arguments=arguments,
     )
 
 
 def _flops(func: tirx.PrimFunc) -> float:
-    """Floating-point operations of one call, as TVM counts them from the function's body."""
-    return float(tvm.s_tir.analysis.estimate_tir_flops(tvm.IRModule({"main": func})))
+    """Floating-point operations of one call: operations per point times points, over all blocks."""
+    sch = s_tir.Schedule(func)
+    return float(sum(loops.points(sch, block) * loops.operations(sch, block) for block in loops.blocks_of(sch)))
+
+
+def _arguments(func: tirx.PrimFunc) -> tuple[tuple[tuple[int, ...], str], ...]:
+    return tuple((tuple(int(d) for d in p.ty.shape), str(p.ty.dtype)) for p in func.params)
+
+
+def _size_bytes(shape: tuple[int, ...], dtype: str) -> float:
+    return float(np.prod(shape)) * np.dtype(dtype).itemsize
 
 
 def _normalised(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function under the name `main`, without what its place in the model says of it."""
     for attr in _NAME_ATTRS:
         if func.attrs is not None and attr in func.attrs:
             func = func.without_attr(attr)
     return func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)
 
 
-def _called_kernels(mod: tvm.IRModule) -> list[str]:
-    """Names of the kernels that `main` calls, one per call, in order."""
-    names = []
-    for block in mod["main"].body.blocks:
-        for binding in block.bindings:
-            value = binding.value
-            if isinstance(value, ir.Call) and getattr(value.op, "name", "") == "relax.call_tir":
-                names.append(str(value.args[0].name_hint))
-    return names
+def _kernel_calls(mod: tvm.IRModule) -> list[ir.Call]:
+    """The kernel calls of `main`, in order."""
+    bindings = (binding for block in mod["main"].body.blocks for binding in block.bindings)
+    return [b.value for b in bindings if getattr(getattr(b.value, "op", None), "name", "") == "relax.call_tir"]
 
 
 def _redirect(mod: tvm.IRModule, target: Mapping[str, str]) -> tvm.IRModule:
@@ -107,10 +110,10 @@ def _redirect(mod: tvm.IRModule, target: Mapping[str, str]) -> tvm.IRModule:
     @relax.expr_functor.mutator
     class Redirect(relax.PyExprMutator):
         def visit_call_(self, call: ir.Call) -> ir.Call:
-            if getattr(call.op, "name", "") == "relax.call_tir" and str(call.args[0].name_hint) in target:
-                callee = variables[target[str(call.args[0].name_hint)]]
-                return ir.Call(call.op, [callee, *call.args[1:]], call.attrs, call.ty_args)
-            return call
+            if getattr(call.op, "name", "") != "relax.call_tir":
+                return call
+            callee = variables[target[str(call.args[0].name_hint)]]
+            return ir.Call(call.op, [callee, *call.args[1:]], call.attrs, call.ty_args)
 
     mutator = Redirect(mod)
     mutator.builder_.update_func(mod.get_global_var("main"), mutator.visit_expr(mod["main"]))

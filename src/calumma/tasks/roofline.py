@@ -45,6 +45,7 @@ TOLERANCE = 0.05
 _NUMBERS = ("peak_flops", "core_flops", "clock_hz", "dram_bandwidth", "l3_bandwidth", "l2_bandwidth")
 _ROUNDS = 5
 _BURSTS = 10
+_DRAM_BURSTS = 4
 _BURST_CYCLES = 800_000
 _CHILD_TIMEOUT_S = 60.0
 _MOST_ATTEMPTS = 3
@@ -336,7 +337,9 @@ def probe(hardware: Hardware, threads: int) -> dict[str, float]:
     fastest_s = dict.fromkeys(arguments, math.inf)
     for _ in range(_ROUNDS):
         for name, tensors in arguments.items():
-            evaluator = library.time_evaluator(name, tvm.cpu(), number=1, repeat=2 if name == "dram" else _BURSTS)
+            evaluator = library.time_evaluator(
+                name, tvm.cpu(), number=1, repeat=_DRAM_BURSTS if name == "dram" else _BURSTS
+            )
             fastest_s[name] = min(fastest_s[name], *evaluator(*tensors).results)
 
     core_flops = 2.0 * lanes * chains * fma_steps

@@ -38,7 +38,8 @@ def check_versions() -> None:
 def set_threads(threads: int | None = None) -> int:
     """Fix the number of threads of TVM's pool for this process (None: all physical cores); returns it.
 
-    Takes effect at once, also when TVM is already loaded.
+    TVM keeps one pool per calling thread, of the size it started with: once a pool has run, this can make it smaller, never
+    larger.
     """
     count = threads or host.physical_cores()
     if not 1 <= count <= (os.cpu_count() or 1):

@@ -11,7 +11,7 @@ def block_channels(x: te.Tensor, lanes: int) -> te.Tensor:
     channels = int(channels)
     blocks = -(-channels // lanes)
 
-    def element(n, block, h, w, lane):  # type: ignore[no-untyped-def]
+    def element(n, block, h, w, lane):
         channel = block * lanes + lane
         if channels % lanes == 0:
             return x(n, channel, h, w)

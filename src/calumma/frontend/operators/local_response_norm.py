@@ -24,7 +24,7 @@ def local_response_norm(x: te.Tensor, size: int, alpha: float, beta: float, bias
             raise ValueError(f"local_response_norm: a window of {size} is too wide for blocks of {lanes} channels")
 
         # Each block's squares between its neighbours', contiguous: shifted windows are then plain vector loads.
-        def square(n, c, h, w, p):  # type: ignore[no-untyped-def]
+        def square(n, c, h, w, p):
             block = c + p // lanes - 1
             value = x(n, tirx.min(tirx.max(block, 0), blocks - 1), h, w, p % lanes)
             return math.masked(value * value, tirx.all(block >= 0, block < blocks))

@@ -34,6 +34,7 @@ _LOG = (
     3.3333331174e-1,
 )
 _SMALLEST_NORMAL = 1.17549435e-38
+_SQRT_HALF_BITS = 0x3F3504F3
 # tanh(x) = x P(x^2) / Q(x^2), the minimax fit of Eigen; beyond the bound tanh rounds to 1.
 _TANH_BOUND = 7.90531110763549805
 _TANH_P = (
@@ -68,33 +69,44 @@ _ERF_Q = (
 
 def exp(x: tirx.Expr) -> tirx.Expr:
     """e^x within 2 ulp; subnormal results, 0 and infinity included."""
-    x = _clamp(x, _EXP_LOW, _EXP_HIGH)
-    n = tirx.floor(x * _f32(_LOG2_E) + _f32(0.5))
-    r = x - n * _f32(_LN2_HIGH) - n * _f32(_LN2_LOW)
-    value = _polynomial(r, _EXP) * (r * r) + r + _f32(1.0)
-    # Two factors: 2^n itself leaves the range of float32 where the result is subnormal or infinite.
-    power = n.astype("int32")
-    half = power >> 1
-    return value * _power_of_two(half) * _power_of_two(power - half)
+
+    def clamped(x: tirx.Expr) -> tirx.Expr:
+        return _let(tirx.floor(x * _f32(_LOG2_E) + _f32(0.5)), lambda n: powers(x, n))
+
+    def powers(x: tirx.Expr, n: tirx.Expr) -> tirx.Expr:
+        r = x - n * _f32(_LN2_HIGH) - n * _f32(_LN2_LOW)
+        value = _let(r, lambda r: _polynomial(r, _EXP) * (r * r) + r + _f32(1.0))
+        # Two factors: 2^n itself leaves the range of float32 where the result is subnormal or infinite.
+        return _let(n.astype("int32"), lambda p: value * _power_of_two(p >> 1) * _power_of_two(p - (p >> 1)))
+
+    return _let(x, lambda x: _let(_clamp(x, _EXP_LOW, _EXP_HIGH), clamped))
 
 
 def log(x: tirx.Expr) -> tirx.Expr:
     """Natural logarithm within 2 ulp; -inf at 0, NaN below."""
-    subnormal = x < _f32(_SMALLEST_NORMAL)
-    scaled = tirx.Select(subnormal, x * _f32(2.0**23), x)
-    bits = tirx.reinterpret("int32", scaled)
-    # The mantissa in [sqrt(1/2), sqrt(2)): the exponent is counted from sqrt(1/2)'s bits.
-    shifted = bits - tirx.const(0x3F3504F3, "int32")
-    exponent = shifted >> 23
-    mantissa = tirx.reinterpret("float32", bits - (exponent << 23))
-    n = (exponent - tirx.Select(subnormal, tirx.const(23, "int32"), tirx.const(0, "int32"))).astype("float32")
-    f = mantissa - _f32(1.0)
-    square = f * f
-    tail = _polynomial(f, _LOG) * f * square + n * _f32(_LN2_LOW) - _f32(0.5) * square
-    value = f + tail + n * _f32(_LN2_HIGH)
-    value = tirx.Select(x < _f32(0.0), _f32(math.nan), value)
-    value = tirx.Select(x == _f32(0.0), _f32(-math.inf), value)
-    return tirx.Select(x < _f32(math.inf), value, x)
+
+    def logarithm(x: tirx.Expr) -> tirx.Expr:
+        subnormal = x < _f32(_SMALLEST_NORMAL)
+        bits = tirx.reinterpret("int32", tirx.Select(subnormal, x * _f32(2.0**23), x))
+        lost = tirx.Select(subnormal, tirx.const(23, "int32"), tirx.const(0, "int32"))
+        value = _let(
+            bits, lambda bits: _let((bits - tirx.const(_SQRT_HALF_BITS, "int32")) >> 23, lambda e: parts(bits, e, lost))
+        )
+        value = tirx.Select(x < _f32(0.0), _f32(math.nan), value)
+        value = tirx.Select(x == _f32(0.0), _f32(-math.inf), value)
+        return tirx.Select(x < _f32(math.inf), value, x)
+
+    def parts(bits: tirx.Expr, exponent: tirx.Expr, lost: tirx.Expr) -> tirx.Expr:
+        # The mantissa in [sqrt(1/2), sqrt(2)): the exponent is counted from sqrt(1/2)'s bits.
+        mantissa = tirx.reinterpret("float32", bits - (exponent << 23))
+        n = (exponent - lost).astype("float32")
+        return _let(n, lambda n: _let(mantissa - _f32(1.0), lambda f: combined(n, f)))
+
+    def combined(n: tirx.Expr, f: tirx.Expr) -> tirx.Expr:
+        tail = _polynomial(f, _LOG) * f * (f * f) + n * _f32(_LN2_LOW) - _f32(0.5) * (f * f)
+        return f + tail + n * _f32(_LN2_HIGH)
+
+    return _let(x, logarithm)
 
 
 def tanh(x: tirx.Expr) -> tirx.Expr:
@@ -114,23 +126,23 @@ def sigmoid(x: tirx.Expr) -> tirx.Expr:
 
 def silu(x: tirx.Expr) -> tirx.Expr:
     """x * sigmoid(x) (swish)."""
-    return x / (_f32(1.0) + exp(_f32(0.0) - x))
+    return _let(x, lambda x: x / (_f32(1.0) + exp(_f32(0.0) - x)))
 
 
 def gelu(x: tirx.Expr) -> tirx.Expr:
     """x * Phi(x), Phi the normal distribution function; absolute error below 4e-7 * |x|."""
-    return _f32(0.5) * x * (_f32(1.0) + erf(x * _f32(math.sqrt(0.5))))
+    return _let(x, lambda x: _f32(0.5) * x * (_f32(1.0) + erf(x * _f32(math.sqrt(0.5)))))
 
 
 def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
     """GELU's tanh approximation."""
-    inner = _f32(math.sqrt(2.0 / math.pi)) * (x + _f32(0.044715) * x * x * x)
-    return _f32(0.5) * x * (_f32(1.0) + tanh(inner))
+    scale = _f32(math.sqrt(2.0 / math.pi))
+    return _let(x, lambda x: _f32(0.5) * x * (_f32(1.0) + tanh(scale * (x + _f32(0.044715) * x * x * x))))
 
 
 def softplus(x: tirx.Expr) -> tirx.Expr:
     """log(1 + e^x) without overflow."""
-    return tirx.max(x, _f32(0.0)) + log(_f32(1.0) + exp(_f32(0.0) - tirx.abs(x)))
+    return _let(x, lambda x: tirx.max(x, _f32(0.0)) + log(_f32(1.0) + exp(_f32(0.0) - tirx.abs(x))))
 
 
 def masked(x: tirx.Expr, condition: tirx.Expr) -> tirx.Expr:
@@ -141,9 +153,15 @@ def masked(x: tirx.Expr, condition: tirx.Expr) -> tirx.Expr:
 
 def elementwise(function: Callable[[tirx.Expr], tirx.Expr], x: te.Tensor, name: str) -> te.Tensor:
     """Apply one of the functions above to every element of a float32 tensor; `name` says what the task is called."""
-    return te.compute(
-        x.shape, lambda *i: function(x(*i)), name=name, tag="elemwise", attrs={"calumma.operator": name}
-    )
+    return te.compute(x.shape, lambda *i: function(x(*i)), name=name, tag="elemwise", attrs={"calumma.operator": name})
+
+
+def _let(value: tirx.Expr, body: Callable[[tirx.Var], tirx.Expr]) -> tirx.Expr:
+    """body(value) with the value computed once: TVM copies shared expressions, which nested functions would
+    multiply.
+    """
+    variable = tirx.Var("t", value.ty)
+    return tirx.Let(variable, value, body(variable))
 
 
 def _f32(value: float) -> tirx.Expr:
@@ -160,10 +178,13 @@ def _saturating_ratio(
     x: tirx.Expr, numerator: Sequence[float], denominator: Sequence[float], bound: float
 ) -> tirx.Expr:
     """x P(x^2) / Q(x^2) for |x| <= bound, the sign of x beyond: exactly +-1, which gelu needs far from 0."""
-    square = x * x
-    value = x * _polynomial(square, numerator) / _polynomial(square, denominator)
-    value = tirx.Select(x < _f32(-bound), _f32(-1.0), value)
-    return tirx.Select(x > _f32(bound), _f32(1.0), value)
+
+    def ratio(x: tirx.Expr) -> tirx.Expr:
+        value = _let(x * x, lambda s: x * _polynomial(s, numerator) / _polynomial(s, denominator))
+        value = tirx.Select(x < _f32(-bound), _f32(-1.0), value)
+        return tirx.Select(x > _f32(bound), _f32(1.0), value)
+
+    return _let(x, ratio)
 
 
 def _polynomial(x: tirx.Expr, coefficients: Sequence[float]) -> tirx.Expr:

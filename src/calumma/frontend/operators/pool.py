@@ -1,6 +1,7 @@
 """Two-dimensional pooling over NCHW and over blocked NCHWc tensors (n, c / lanes, h, w, lanes).
 
-Nothing is padded in memory. Where a window may leave the image its coordinates are clamped to it: a maximum then sees an
+Nothing is padded in memory. Where a window may leave the image its coordinates are clamped to it: a maximum then sees
+an
 element of the window twice, which changes nothing; a sum masks it.
 """
 
@@ -61,9 +62,12 @@ def avg_pool2d(
 ) -> te.Tensor:
     """Mean of each window over axes 2 and 3 of a 4-D (NCHW) or 5-D (NCHWc) tensor.
 
-    Padding counts as zeros if `count_include_pad`, and not at all otherwise; what `ceil_mode` adds behind it never counts.
+    Padding counts as zeros if `count_include_pad`, and not at all otherwise; what `ceil_mode` adds behind it never
+    counts.
     """
-    total = _pool(x, height, width, ceil_mode, te.sum, math.masked, "avg_pool2d_sum", {"calumma.operator": "avg_pool2d"})
+    total = _pool(
+        x, height, width, ceil_mode, te.sum, math.masked, "avg_pool2d_sum", {"calumma.operator": "avg_pool2d"}
+    )
     sizes = int(x.shape[2]), int(x.shape[3])
     outputs = int(total.shape[2]), int(total.shape[3])
 
@@ -72,7 +76,7 @@ def avg_pool2d(
         columns = _window_count(width, i[3], sizes[1], outputs[1], count_include_pad)
         if isinstance(rows, int) and isinstance(columns, int):
             return total(*i) * tirx.const(1.0 / (rows * columns), x.dtype)
-        return total(*i) / (rows * columns).astype(x.dtype)
+        return total(*i) / tirx.convert(rows * columns).astype(x.dtype)
 
     return te.compute(total.shape, mean, name="avg_pool2d")
 
@@ -87,8 +91,8 @@ def adaptive_avg_pool2d(x: te.Tensor, out_height: int, out_width: int) -> te.Ten
     height, width = int(x.shape[2]), int(x.shape[3])
     if height % out_height or width % out_width:
         raise ValueError(f"adaptive_avg_pool2d: {height} x {width} is not divisible by {out_height} x {out_width}")
-    windows = (Window(size // count, size // count) for size, count in ((height, out_height), (width, out_width)))
-    return avg_pool2d(x, *windows)
+    rows, columns = height // out_height, width // out_width
+    return avg_pool2d(x, Window(rows, rows), Window(columns, columns))
 
 
 def _pool(
@@ -126,9 +130,7 @@ def _pool(
     return te.compute((*x.shape[:2], *outputs, *x.shape[4:]), body, name=name, attrs=attrs)
 
 
-def _window_count(
-    window: Window, output: tirx.Expr, size: int, outputs: int, include_pad: bool
-) -> int | tirx.Expr:
+def _window_count(window: Window, output: tirx.Expr, size: int, outputs: int, include_pad: bool) -> int | tirx.Expr:
     """Number of taps of a window that count: inside the image, or inside the padded image."""
     starts_before, ends_after = window.leaves(size, outputs)
     low, high = (-window.before, size + window.after) if include_pad else (0, size)

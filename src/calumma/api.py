@@ -1,0 +1,340 @@
+"""What `import calumma` offers: compile, tune, load, InferenceSession; and the listing behind `calumma tasks`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calumma import tvm_compat
+from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, load, save
+from calumma.core.errors import InputError
+from calumma.core.values import Budget, KnobValue
+from calumma.database import SqlStore
+
+if TYPE_CHECKING:
+    from calumma.core.protocols import Store
+    from calumma.tuner import Event, TaskResult
+    from calumma.tuner.model import TunableModel
+
+__all__ = [
+    "CompileResult",
+    "InferenceSession",
+    "TaskListing",
+    "TaskRow",
+    "TuneResult",
+    "compile",
+    "load",
+    "tasks",
+    "tune",
+]
+
+Shapes = Mapping[str, tuple[int, ...]]
+DEFAULT_BUDGET = Budget(seconds=60.0)
+DEFAULT_STRATEGY = "evolutionary"
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task of a model, before anything is measured."""
+
+    name: str
+    workload: str
+    anchor: str
+    """Template of its design space."""
+    arguments: tuple[tuple[tuple[int, ...], str], ...]
+    """Shape and dtype of every argument, outputs last."""
+    weight: int
+    """Calls per run of the model."""
+    gflop: float
+    """Of one call."""
+    megabytes: float
+    """Inputs and outputs of one call, each counted once."""
+    intensity: float
+    """flops per byte."""
+    bound_ms: float
+    """Roofline bound of one call."""
+    space_size: int
+    knobs: Mapping[str, int]
+    """Knob -> number of its values."""
+    default: Mapping[str, KnobValue]
+
+
+@dataclass(frozen=True)
+class TaskListing:
+    """What would be tuned."""
+
+    rows: tuple[TaskRow, ...]
+    layout_transforms: int
+    """Kernels left that only change the layout of an activation."""
+    peak_gflop_per_s: float
+    import_s: float
+    phases_s: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """A compiled model."""
+
+    path: Path | None
+    """Where the artifact was saved."""
+    tasks: tuple[TaskRow, ...]
+    phases_s: Mapping[str, float]
+    import_s: float
+    """Seconds from the model file to fused tasks, without imports."""
+    recorded: int
+    """Tasks whose schedule comes from the database instead of the defaults."""
+    executable: Executable = field(repr=False)
+    lowered: LoweredModel = field(repr=False)
+
+    @functools.cached_property
+    def artifact(self) -> Artifact:
+        """The model ready to run in this process; needs no C compiler."""
+        return Artifact.from_executable(self.executable, self.lowered.params, self.lowered.metadata)
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """A tuned and compiled model."""
+
+    path: Path | None
+    session: str
+    """Id of the tuning session in the database."""
+    tasks: tuple[TaskResult, ...]
+    interrupted: bool
+    """Ctrl-C ended the session; the artifact holds the best so far."""
+    phases_s: Mapping[str, float]
+    """Of the tuning session, and of what came before and after it."""
+    import_s: float
+    executable: Executable = field(repr=False)
+    lowered: LoweredModel = field(repr=False)
+
+    @functools.cached_property
+    def artifact(self) -> Artifact:
+        """The model ready to run in this process; needs no C compiler."""
+        return Artifact.from_executable(self.executable, self.lowered.params, self.lowered.metadata)
+
+
+def compile(
+    model: Any,
+    *,
+    output: str | PathLike[str] | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    shapes: Shapes | None = None,
+    threads: int | None = None,
+    mcpu: str | None = None,
+    database: str | PathLike[str] | Store | None = None,
+) -> CompileResult:
+    """Compile a model without measuring anything.
+
+    Schedules come from the database where this machine has tuned the same workloads before, and from the templates'
+    defaults otherwise.
+
+    Args:
+        model: path or bytes of an ONNX model, a `torch.nn.Module` (with `example_inputs`), or an ExportedProgram.
+        output: where to save the artifact; nowhere by default.
+        shapes: input name -> every dimension, for inputs with open dimensions.
+        threads: threads the model will run on; all physical cores by default.
+        mcpu: LLVM's name of the CPU to compile for; the host by default.
+        database: records to use: a path, a URL, or an open store; the user's own by default.
+
+    Raises:
+        InputError: the model, a setting or the database cannot be used; says what to do.
+    """
+    destination = _destination(output)
+    prepared = _prepare(model, example_inputs, shapes, threads, mcpu)
+    from calumma.tuner.model import recorded_configs
+
+    with prepared.phase("records"), _store(database) as store:
+        configs = recorded_configs(
+            prepared,
+            store.records(
+                workloads=[task.workload.hash for task in prepared.tasks],
+                hardware=prepared.hardware.fingerprint,
+                threads=prepared.threads,
+                toolchain=tvm_compat.toolchain(),
+            ),
+        )
+    executable, lowered = _build(prepared, configs, {}, destination)
+    return CompileResult(
+        destination,
+        _rows(prepared),
+        dict(prepared.phases_s),
+        prepared.import_s,
+        len(configs),
+        executable,
+        lowered,
+    )
+
+
+def tune(
+    model: Any,
+    *,
+    output: str | PathLike[str] | None = None,
+    budget: Budget = DEFAULT_BUDGET,
+    strategy: str = DEFAULT_STRATEGY,
+    database: str | PathLike[str] | Store | None = None,
+    seed: int = 0,
+    example_inputs: Sequence[Any] | None = None,
+    shapes: Shapes | None = None,
+    threads: int | None = None,
+    mcpu: str | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> TuneResult:
+    """Tune a model by measurement within a budget, and compile it with the best schedules found.
+
+    Ctrl-C ends the session early and keeps the best so far.
+
+    Args:
+        budget: seconds, trials or both.
+        strategy: how candidates are proposed; see `calumma.search.strategy_names`.
+        database: where records go, and come from: a path, a URL, or an open store; the user's own by default.
+        seed: decides everything random.
+        on_event: called with every progress event of the session.
+        model, output, example_inputs, shapes, threads, mcpu: as for `compile`.
+
+    Raises:
+        InputError: the model, a setting or the database cannot be used; says what to do.
+    """
+    from calumma.measure import LocalRunner
+    from calumma.search import strategy_names
+    from calumma.tuner import TuningSession
+
+    if strategy not in strategy_names():
+        raise InputError(f"--strategy {strategy}: there is no such strategy; one of {', '.join(strategy_names())}")
+    destination = _destination(output)
+    count = tvm_compat.set_threads(threads)
+    hardware = tvm_compat.hardware_for(mcpu)
+    if not tvm_compat.target_features(hardware.mcpu) <= tvm_compat.target_features(tvm_compat.host_mcpu()):
+        raise InputError(f"--mcpu {mcpu}: this machine cannot run code for it, so nothing can be measured; use compile")
+    with _store(database) as store, closing(LocalRunner(hardware, count)) as runner:
+        prepared = _prepare(model, example_inputs, shapes, threads, mcpu)
+        session = TuningSession(
+            [(task, prepared.spaces[task.workload.hash]) for task in prepared.tasks],
+            runner,
+            store,
+            budget,
+            hardware=hardware,
+            toolchain=tvm_compat.toolchain(),
+            bounds=prepared.bounds,
+            strategy=strategy,
+            seed=seed,
+            model=prepared.name,
+            model_hash=prepared.model_hash,
+            options={"budget_s": budget.seconds, "trials": budget.trials, "threads": count, "mcpu": hardware.mcpu},
+            progress=on_event,
+        )
+        result = session.run()
+    configs = {task.workload: task.config for task in result.tasks}
+    latencies_s = {task.workload: task.latency_s for task in result.tasks if task.latency_s is not None}
+    executable, lowered = _build(prepared, configs, latencies_s, destination)
+    phases = dict(prepared.phases_s)
+    for name, seconds in result.phases_s.items():
+        phases[f"tune.{name}"] = seconds
+    return TuneResult(
+        destination,
+        result.session,
+        result.tasks,
+        result.interrupted,
+        phases,
+        prepared.import_s,
+        executable,
+        lowered,
+    )
+
+
+def tasks(
+    model: Any,
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    shapes: Shapes | None = None,
+    threads: int | None = None,
+    mcpu: str | None = None,
+) -> TaskListing:
+    """List what would be tuned, without building or measuring anything. Arguments as for `compile`."""
+    prepared = _prepare(model, example_inputs, shapes, threads, mcpu)
+    return TaskListing(
+        _rows(prepared),
+        prepared.graph.layout_transforms,
+        prepared.limits.peak_flops / 1e9,
+        prepared.import_s,
+        dict(prepared.phases_s),
+    )
+
+
+def _prepare(
+    model: Any, example_inputs: Sequence[Any] | None, shapes: Shapes | None, threads: int | None, mcpu: str | None
+) -> TunableModel:
+    count = tvm_compat.set_threads(threads)
+    from calumma.tuner.model import prepare
+
+    return prepare(model, example_inputs=example_inputs, shapes=shapes, threads=count, mcpu=mcpu)
+
+
+def _build(
+    prepared: TunableModel,
+    configs: Mapping[str, Mapping[str, KnobValue]],
+    latencies_s: Mapping[str, float],
+    destination: Path | None,
+) -> tuple[Executable, LoweredModel]:
+    with prepared.phase("schedule"):
+        lowered = prepared.lowered(configs, latencies_s)
+    with prepared.phase("build"):
+        executable = build(lowered, prepared.hardware, prepared.threads)
+    if destination is not None:
+        with prepared.phase("save"):
+            save(executable, lowered.params, lowered.metadata, destination)
+    return executable, lowered
+
+
+def _rows(prepared: TunableModel) -> tuple[TaskRow, ...]:
+    rows = []
+    for task in prepared.tasks:
+        space = prepared.spaces[task.workload.hash]
+        rows.append(
+            TaskRow(
+                name=task.name,
+                workload=task.workload.hash,
+                anchor=task.anchor,
+                arguments=task.arguments,
+                weight=task.weight,
+                gflop=task.flops / 1e9,
+                megabytes=task.size_bytes / 1e6,
+                intensity=task.intensity,
+                bound_ms=prepared.bounds[task.workload.hash] * 1e3,
+                space_size=space.size,
+                knobs={knob.name: len(knob.values) for knob in space.knobs},
+                default=space.decode(space.default()),
+            )
+        )
+    return tuple(rows)
+
+
+def _destination(output: str | PathLike[str] | None) -> Path | None:
+    """The path to write, checked before any work is done."""
+    if output is None:
+        return None
+    path = Path(output)
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise InputError(f"the artifact cannot be written to {path}: {reason}; give the path of a file, like model.so")
+    return path
+
+
+class _store:
+    """Open the store that the user named, and close it again; a store that came open stays open."""
+
+    def __init__(self, database: str | PathLike[str] | Store | None) -> None:
+        self._owned = database is None or isinstance(database, (str, PathLike))
+        self._store: Any = SqlStore.open(database) if self._owned else database  # type: ignore[arg-type]
+
+    def __enter__(self) -> Store:
+        return self._store
+
+    def __exit__(self, *exception: object) -> None:
+        if self._owned:
+            self._store.close()

@@ -1,0 +1,202 @@
+"""A model made ready for tuning: imported, lowered, split into tasks with spaces and bounds; and put together again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import tvm
+
+from calumma import tvm_compat
+from calumma.artifact import LoweredModel
+from calumma.core.values import Hardware, KnobValue, MeasureRecord, Status, Task
+from calumma.frontend.importer import import_model
+from calumma.frontend.lowering import LoweredGraph, lower
+from calumma.frontend.simplify import simplify
+from calumma.space import KnobSpace, design_space
+from calumma.tasks import ModelTasks, extract
+from calumma.tasks.roofline import MachineLimits, bound_s, machine_limits
+
+Configs = Mapping[str, Mapping[str, KnobValue]]
+"""Workload hash -> knob values by name."""
+
+_CLEAR_GAIN = 0.97
+"""A recorded schedule replaces the default only if its latency is at most this share of the recorded default's."""
+
+
+@dataclass(frozen=True)
+class TunableModel:
+    """A model as tasks, with everything needed to schedule and build it for one CPU and thread count."""
+
+    name: str
+    model_hash: str
+    hardware: Hardware
+    threads: int
+    graph: LoweredGraph
+    parts: ModelTasks
+    tasks: tuple[Task, ...]
+    spaces: Mapping[str, KnobSpace]
+    """Workload hash -> its design space."""
+    limits: MachineLimits
+    bounds: Mapping[str, float]
+    """Workload hash -> roofline bound of one call in seconds."""
+    phases_s: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase; later steps add theirs."""
+
+    @property
+    def import_s(self) -> float:
+        """Seconds from the model file to fused tasks, without the imports of Python and TVM."""
+        return self.phases_s["import"] + self.phases_s["lower"] + self.phases_s["tasks"]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Charge the seconds inside to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases_s[name] = self.phases_s.get(name, 0.0) + time.perf_counter() - start
+
+    def config(self, workload: str, configs: Configs) -> Mapping[str, KnobValue]:
+        """The configuration of a workload: the given one, else its space's default."""
+        space = self.spaces[workload]
+        return configs[workload] if workload in configs else space.decode(space.default())
+
+    def lowered(self, configs: Configs, latencies_s: Mapping[str, float] | None = None) -> LoweredModel:
+        """Schedule every kernel and return the model ready for code generation.
+
+        Args:
+            configs: schedules to use; a workload that is not named gets its default.
+            latencies_s: workload hash -> measured latency, kept in the artifact's metadata.
+        """
+        known = latencies_s or {}
+        rows = []
+        mod = tvm.IRModule(dict(self.parts.mod.functions.items()))
+        for task in self.tasks:
+            key = task.workload.hash
+            space, config = self.spaces[key], dict(self.config(key, configs))
+            func = space.schedule(config).mod["main"]
+            mod.update_func(mod.get_global_var(task.name), func.with_attr("global_symbol", task.name))
+            rows.append(
+                {
+                    "name": task.name,
+                    "workload": key,
+                    "template": space.template,
+                    "version": space.version,
+                    "config": config,
+                    "weight": task.weight,
+                    "flops": task.flops,
+                    "bytes": task.size_bytes,
+                    "bound_s": self.bounds[key],
+                    "latency_s": known.get(key),
+                }
+            )
+        metadata = {
+            "model": self.name,
+            "model_hash": self.model_hash,
+            "threads": self.threads,
+            "toolchain": tvm_compat.toolchain(),
+            "cpu_model": self.hardware.cpu_model,
+            "fingerprint": self.hardware.fingerprint,
+            "peak_flops": self.limits.peak_flops,
+            "tasks": rows,
+        }
+        return LoweredModel(mod, self.graph.params, self.graph.inputs, self.graph.outputs, metadata)
+
+
+def prepare(
+    model: Any,
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    threads: int,
+    mcpu: str | None = None,
+) -> TunableModel:
+    """Import a model and split it into tasks.
+
+    Args:
+        model, example_inputs, shapes: as in `frontend.importer.import_model`.
+        threads: threads the model will run on.
+        mcpu: LLVM's name of the CPU to compile for; the host by default.
+
+    Raises:
+        InputError: the model cannot be imported, or the CPU is unknown.
+    """
+    hardware = tvm_compat.hardware_for(mcpu)
+    phases: dict[str, float] = {}
+    start = time.perf_counter()
+
+    def lap(phase: str) -> None:
+        nonlocal start
+        now = time.perf_counter()
+        phases[phase] = now - start
+        start = now
+
+    imported = import_model(model, example_inputs=example_inputs, shapes=shapes)
+    lap("import")
+    graph = lower(simplify(imported.graph), hardware.lanes)
+    lap("lower")
+    parts = extract(graph.mod, len(graph.inputs))
+    lap("tasks")
+    spaces = {key: design_space(func, hardware, threads) for key, func in parts.functions.items()}
+    lap("spaces")
+    limits = machine_limits(hardware, threads)
+    resident = sum(p.nbytes for p in graph.params) <= hardware.l3_bytes
+    bounds = {
+        task.workload.hash: bound_s(
+            task.flops,
+            parts.weight_bytes[task.workload.hash],
+            task.size_bytes - parts.weight_bytes[task.workload.hash],
+            limits,
+            resident,
+        )
+        for task in parts.tasks
+    }
+    lap("roofline")
+    tasks = tuple(replace(task, anchor=spaces[task.workload.hash].template) for task in parts.tasks)
+    return TunableModel(
+        imported.name, imported.model_hash, hardware, threads, graph, parts, tasks, spaces, limits, bounds, phases
+    )
+
+
+def recorded_configs(model: TunableModel, records: Iterable[MeasureRecord]) -> dict[str, Mapping[str, KnobValue]]:
+    """The best verified schedules among records of this model's workloads: workload hash -> configuration.
+
+    Records of another hardware, thread count, toolchain or template version must have been left out by the caller
+    or are skipped here where they would not fit the space. A schedule is used only if its latency is clearly below the
+    default's, where that was recorded too.
+    """
+    median: dict[tuple[str, str], list[float]] = {}
+    verified: set[tuple[str, str]] = set()
+    wrong: set[tuple[str, str]] = set()
+    configs: dict[tuple[str, str], Mapping[str, KnobValue]] = {}
+    for record in records:
+        candidate = record.candidate
+        space = model.spaces.get(candidate.workload.hash)
+        if space is None or (candidate.template, candidate.template_version) != (space.template, space.version):
+            continue
+        place = (candidate.workload.hash, candidate.key)
+        configs[place] = candidate.config
+        if record.result.status is Status.OK:
+            median.setdefault(place, []).append(record.result.latency_s)
+            if "verify" in record.result.phases_s:
+                verified.add(place)
+        elif record.result.status is Status.WRONG_OUTPUT:
+            wrong.add(place)
+    best: dict[str, tuple[float, Mapping[str, KnobValue]]] = {}
+    default_s: dict[str, float] = {}
+    for place, latencies in median.items():
+        key, latency = place[0], min(latencies)
+        space = model.spaces[key]
+        if dict(configs[place]) == space.decode(space.default()):
+            default_s[key] = latency
+        elif place in verified - wrong and latency < best.get(key, (float("inf"),))[0]:
+            best[key] = (latency, configs[place])
+    return {
+        key: config
+        for key, (latency, config) in best.items()
+        if latency <= _CLEAR_GAIN * default_s.get(key, float("inf"))
+    }

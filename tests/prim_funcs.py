@@ -1,0 +1,68 @@
+"""Building, running and checking PrimFuncs in tests of operators and templates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calumma import tvm_compat
+from calumma.core.values import Hardware
+from calumma.space.base import KnobSpace
+
+tvm_compat.set_threads(2)
+tvm = tvm_compat.load()
+
+from tvm import te, tirx  # noqa: E402  (after the threads are set)
+
+Arrays = list[NDArray]
+
+
+def prim_func(operator: Callable[..., te.Tensor], *shapes: Sequence[int], dtypes: Sequence[str] = ()) -> tirx.PrimFunc:
+    """An operator over placeholders of the given shapes (float32 unless `dtypes` says otherwise)."""
+    kinds = [*dtypes, *["float32"] * (len(shapes) - len(dtypes))]
+    inputs = [te.placeholder(s, d, name=f"x{i}") for i, (s, d) in enumerate(zip(shapes, kinds, strict=True))]
+    return te.create_prim_func([*inputs, operator(*inputs)]).with_attr("global_symbol", "main")
+
+
+def run(scheduled: tvm.IRModule, inputs: Arrays, shape: Sequence[int], hardware: Hardware) -> NDArray:
+    """Build for `hardware`, run once, return the float32 output. The output starts as NaN: what is not written
+    shows.
+    """
+    library = tvm.compile(scheduled, tvm_compat.target(hardware, 2)).jit()
+    arguments = [tvm.runtime.tensor(array, tvm.cpu()) for array in inputs]
+    output = tvm.runtime.tensor(np.full(shape, np.nan, "float32"), tvm.cpu())
+    library["main"](*arguments, output)
+    return output.numpy()
+
+
+def apply(operator: Callable[..., te.Tensor], *inputs: NDArray) -> NDArray:
+    """The operator's result on arrays, unscheduled."""
+    func = prim_func(operator, *(i.shape for i in inputs), dtypes=[str(i.dtype) for i in inputs])
+    shape = operator(*(te.placeholder(i.shape, str(i.dtype)) for i in inputs)).shape
+    return run(tvm.IRModule({"main": func}), list(inputs), [int(s) for s in shape], tvm_compat.hardware_for())
+
+
+def check_space(
+    make: Callable[[tirx.PrimFunc, Hardware, int], KnobSpace],
+    func: tirx.PrimFunc,
+    inputs: Arrays,
+    expected: NDArray,
+    hardware: Hardware,
+    n: int,
+) -> None:
+    """The default and `n` random configurations compute `expected`; encoding, features and names agree."""
+    space = make(func, hardware, 2)
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([space.default()[None], space.sample(rng, n)])
+    assert space.valid(drawn).all()
+    for indices in drawn:
+        config = space.decode(indices)
+        assert np.array_equal(space.encode(config), indices)
+        actual = run(space.schedule(config).mod, inputs, expected.shape, hardware)
+        np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5, err_msg=str(config))
+    table = space.features(drawn)
+    assert table.shape == (len(drawn), len(space.feature_names))
+    assert np.isfinite(table).all()
+    np.testing.assert_array_equal(table[1:2], space.features(drawn[1:2]))

@@ -1,0 +1,31 @@
+"""The fallback schedules any function, and right."""
+
+import numpy as np
+import pytest
+from tvm import topi
+
+from calumma import tvm_compat
+from calumma.frontend.operators.rows import softmax
+from calumma.space import fallback, rows
+from tests.prim_funcs import apply, check_space, prim_func
+
+X = np.random.default_rng(0).standard_normal((12, 40)).astype("float32")
+
+CASES = {
+    "elementwise": lambda x: topi.maximum(topi.add(x, x), 0.0),
+    "two stages": lambda x: softmax(x, -1, 16),
+    "prefix sum": lambda x: topi.cumsum(x, 1),
+    "product": lambda x: topi.matmul(x, x, False, True),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_configuration_is_right(name):
+    func = prim_func(CASES[name], X.shape)
+    assert fallback.matches(func)
+    check_space(fallback.FallbackSpace, func, [X], apply(CASES[name], X), tvm_compat.hardware_for(), n=4)
+
+
+def test_functions_with_opaque_blocks_are_left_to_the_fallback():
+    func = prim_func(CASES["prefix sum"], X.shape)
+    assert not rows.matches(func)

@@ -1,0 +1,50 @@
+"""Every sampled configuration of the reduction template computes the right sums and maxima."""
+
+import numpy as np
+import pytest
+from tvm import topi
+
+from calumma import tvm_compat
+from calumma.frontend.operators.pool import Window, avg_pool2d, global_avg_pool2d, max_pool2d
+from calumma.space import reduction, rows
+from tests.prim_funcs import apply, check_space, prim_func
+
+
+def _array(*shape):
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype("float32")
+
+
+BLOCKED, PLAIN = _array(1, 3, 9, 12, 16), _array(1, 5, 9, 12)
+W = Window(3, 2, 1, 1)
+
+CASES = {
+    "max pooling, blocked": (lambda x: max_pool2d(x, W, W), BLOCKED, None),
+    "max pooling, plain": (lambda x: max_pool2d(x, W, W), PLAIN, None),
+    "average pooling and relu": (lambda x: topi.maximum(avg_pool2d(topi.add(x, x), W, W), 0.0), BLOCKED, None),
+    "global average, blocked": (global_avg_pool2d, BLOCKED, BLOCKED.mean((2, 3), keepdims=True)),
+    "global average, plain": (global_avg_pool2d, PLAIN, PLAIN.mean((2, 3), keepdims=True)),
+    "global average, flat": (
+        lambda x: topi.reshape(global_avg_pool2d(x), (1, 48)),
+        BLOCKED,
+        BLOCKED.mean((2, 3)).reshape(1, 48),
+    ),
+    "sum along memory": (lambda x: topi.sum(x, axis=[1]), _array(24, 256), _array(24, 256).sum(1)),
+    "sum across memory": (lambda x: topi.sum(x, axis=[1]), _array(4, 11, 40), _array(4, 11, 40).sum(1)),
+    "sum of everything": (lambda x: topi.sum(x, axis=[0, 1], keepdims=True), _array(8, 32), None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_configuration_is_right(name):
+    operator, x, expected = CASES[name]
+    func = prim_func(operator, x.shape)
+    assert reduction.matches(func)
+    assert not rows.matches(func)
+    expected = apply(operator, x) if expected is None else expected
+    check_space(reduction.ReductionSpace, func, [x], expected, tvm_compat.hardware_for(), n=10)
+
+
+def test_narrow_vectors():
+    operator, x, expected = CASES["sum along memory"]
+    hardware = tvm_compat.hardware_for("x86-64-v3")
+    check_space(reduction.ReductionSpace, prim_func(operator, x.shape), [x], expected, hardware, n=4)

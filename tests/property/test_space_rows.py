@@ -1,0 +1,60 @@
+"""Every sampled configuration of the rows template computes the right softmaxes and normalisations."""
+
+import numpy as np
+import pytest
+from tvm import topi
+
+from calumma import tvm_compat
+from calumma.frontend.operators import local_response_norm as lrn
+from calumma.frontend.operators.rows import layer_norm, softmax
+from calumma.space import rows
+from tests.prim_funcs import apply, check_space, prim_func
+
+
+def _array(*shape):
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype("float32")
+
+
+def _softmax(x, axis=-1):
+    powers = np.exp(x - x.max(axis, keepdims=True))
+    return powers / powers.sum(axis, keepdims=True)
+
+
+def _layer_norm(x):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+SCORES, RAGGED, HIDDEN = _array(1, 2, 9, 64), _array(3, 5, 37), _array(6, 96)
+
+CASES = {
+    "softmax": (lambda x: softmax(x, -1, 16), [SCORES], _softmax(SCORES)),
+    "ragged softmax": (lambda x: softmax(x, -1, 16), [RAGGED], _softmax(RAGGED)),
+    "softmax of a scaled sum": (
+        lambda x, y: softmax(topi.multiply(topi.add(x, y), 0.5), -1, 16),
+        [SCORES, SCORES * 0.5],
+        _softmax(0.75 * SCORES),
+    ),
+    "softmax over channels": (lambda x: softmax(x, 1, 16), [SCORES], _softmax(SCORES, 1)),
+    "one short row": (lambda x: softmax(x, -1, 16), [_array(1, 7)], _softmax(_array(1, 7))),
+    "layer norm, residual before, reshape after": (
+        lambda x, y: topi.reshape(layer_norm(topi.add(x, y), None, None, 1, 1e-5, 16), (6, 8, 12)),
+        [HIDDEN, HIDDEN],
+        _layer_norm(2 * HIDDEN).reshape(6, 8, 12),
+    ),
+    "softmax of TOPI": (topi.nn.softmax, [HIDDEN], _softmax(HIDDEN)),
+    "response norm": (lambda x: lrn.local_response_norm(x, 5, 0.1, 0.75, 1.0), [_array(1, 2, 3, 4, 16)], None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_configuration_is_right(name):
+    operator, inputs, expected = CASES[name]
+    func = prim_func(operator, *(i.shape for i in inputs))
+    assert rows.matches(func)
+    expected = apply(operator, *inputs) if expected is None else expected
+    check_space(rows.RowsSpace, func, inputs, expected, tvm_compat.hardware_for(), n=10)
+
+
+def test_narrow_vectors():
+    func = prim_func(lambda x: softmax(x, -1, 8), RAGGED.shape)
+    check_space(rows.RowsSpace, func, [RAGGED], _softmax(RAGGED), tvm_compat.hardware_for("x86-64-v3"), n=12)
