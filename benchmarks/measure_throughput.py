@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 
 from benchmarks import output, suite
 from calumma import tvm_compat
+from calumma.core.errors import EnvironmentFault
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, Hardware, MeasureResult, Status, Task
 from calumma.measure import LocalRunner
@@ -50,15 +51,17 @@ def batches(hardware: Hardware, threads: int, n: int, seed: int) -> list[Batch]:
     """Draw batches from `n` of ResNet-50's convolutions, those with the most work first."""
     from calumma.frontend.importer import import_model
     from calumma.frontend.lowering import lower
+    from calumma.space import design_space
     from calumma.tasks import extract
 
     model = import_model(suite.path("resnet50"))
-    found = extract(lower(model.graph, hardware.lanes).mod, hardware, threads)
+    graph = lower(model.graph, hardware.lanes)
+    found = extract(graph.mod, len(graph.inputs))
     convolutions = [task for task in found.tasks if task.anchor.startswith("conv2d")]
     convolutions.sort(key=lambda task: task.weight * task.flops, reverse=True)
     drawn = []
     for task in convolutions[:n]:
-        space = found.spaces[task.workload.hash]
+        space = design_space(found.functions[task.workload.hash], hardware, threads)
         rows = space.sample(generator(seed, "measure_throughput", task.workload.hash), BATCH)
         configs = [space.decode(row) for row in rows]
         candidates = tuple(Candidate(task.workload, space.template, space.version, config) for config in configs)
@@ -81,7 +84,11 @@ class MetaSchedule:
         self._target = tvm_compat.target(hardware, threads)
 
     def measure(self, modules: Sequence[Any]) -> list[float]:
-        """Latency of each scheduled module in seconds; NaN for one that failed."""
+        """Latency of each scheduled module in seconds; NaN for one that failed.
+
+        Raises:
+            EnvironmentFault: all failed.
+        """
         from tvm.s_tir.meta_schedule.arg_info import ArgInfo
         from tvm.s_tir.meta_schedule.builder import BuilderInput
         from tvm.s_tir.meta_schedule.runner import RunnerInput
@@ -89,12 +96,18 @@ class MetaSchedule:
         built = self._builder.build([BuilderInput(module, self._target) for module in modules])
         latencies = [float("nan")] * len(modules)
         able = [index for index, result in enumerate(built) if result.artifact_path]
-        inputs = [RunnerInput(built[i].artifact_path, "llvm", ArgInfo.from_prim_func(modules[i]["main"])) for i in able]
+        failures = [str(result.error_msg) for result in built if not result.artifact_path]
+        inputs = [RunnerInput(built[i].artifact_path, "cpu", ArgInfo.from_prim_func(modules[i]["main"])) for i in able]
         for index, future in zip(able, self._runner.run(inputs), strict=True):
             result = future.result()
             if result.run_secs:
                 latencies[index] = median(float(seconds) for seconds in result.run_secs)
+            else:
+                failures.append(str(result.error_msg))
             shutil.rmtree(Path(str(built[index].artifact_path)).parent)
+        if len(failures) == len(modules):
+            reason = failures[0].strip().splitlines()[-1]
+            raise EnvironmentFault(f"MetaSchedule measured none of {len(modules)} candidates: {reason}")
         return latencies
 
 

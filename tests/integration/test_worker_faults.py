@@ -123,7 +123,7 @@ def test_interrupt_leaves_the_runner_usable() -> None:
         assert [result.status for result in runner.measure(AFTER)] == [Status.OK, Status.OK]
 
 
-def test_workers_end_with_their_runner_even_when_they_hang() -> None:
+def test_workers_end_with_their_runner_even_when_they_hang(tmp_path: Path) -> None:
     script = """
 from calumma import tvm_compat
 from calumma.measure import LocalRunner
@@ -135,9 +135,8 @@ runner.measure([spaces.candidate(spaces.scale(), fault="run_hang")])
 """
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), str(root / "src")])
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
-    )
+    environment = os.environ | {"PYTHONPATH": path, "TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     server = int(parent.stdout.readline())
     workers = _children(server)
@@ -150,6 +149,7 @@ runner.measure([spaces.candidate(spaces.scale(), fault="run_hang")])
     while any(map(_running, [server, *workers])) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in [server, *workers] if _running(pid)]
+    assert not list(tmp_path.glob("calumma-measure-*"))
 
 
 def test_workers_that_cannot_start_are_one_clear_error() -> None:

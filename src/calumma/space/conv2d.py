@@ -52,6 +52,9 @@ class Conv2dSpace(KnobSpace):
         self.registers = 32 if hardware.vector_bits == 512 else 16
         self.data_bytes = 4.0 * float(np.prod([int(d) for d in sch.get(anchor).reads[0].source.shape]))
         super().__init__(self._knobs())
+        oc, oh, ow = np.meshgrid(*(np.array(knob.values) for knob in self.knobs[:3]))
+        fitting = (oc * oh * ow)[oc * oh * ow + oc <= self.registers]
+        self._least_accumulators = min(6, int(fitting.max()))
 
     def _knobs(self) -> tuple[Knob, ...]:
         most = self.registers - 2
@@ -72,8 +75,7 @@ class Conv2dSpace(KnobSpace):
         accumulators = k["oc_tile"] * k["oh_tile"] * k["ow_tile"]
         fits = accumulators + k["oc_tile"] <= self.registers
         # A handful of accumulators cannot hide the latency of a multiply-add; allow it only where nothing larger fits.
-        enough = accumulators >= min(6, self.oc_blocks * self.out_h * self.out_w)
-        return fits & enough
+        return fits & (accumulators >= self._least_accumulators)
 
     # -- knowledge about a configuration ----------------------------------------------------------
 

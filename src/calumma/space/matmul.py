@@ -44,6 +44,9 @@ class MatmulSpace(KnobSpace):
         self.packs = any(sch.get(b).name_hint == "packed" for b in blocks.all_blocks(sch))
         self.registers = 32 if hardware.vector_bits == 512 else 16
         super().__init__(self._knobs())
+        m_tiles, n_tiles = np.meshgrid(*(np.array(knob.values) for knob in self.knobs[:2]))
+        fitting = (m_tiles * n_tiles)[m_tiles * n_tiles + n_tiles <= self.registers]
+        self._least_accumulators = min(4, int(fitting.max()))
 
     def _knobs(self) -> tuple[Knob, ...]:
         outer = ("n,m", "m,n") if self.rows > 1 else ("n,m",)
@@ -64,7 +67,7 @@ class MatmulSpace(KnobSpace):
         grouped = k["n_group"] % k["n_tile"] == 0
         # Packing at the batch loop needs the batch loop to be where threads split, or every thread packs again.
         packable = ~((k["pack"] == "batch") & (k["fused"] != 1)) if self.packs else True
-        return fits & grouped & packable & (accumulators >= min(4, self.rows * self.col_blocks))
+        return fits & grouped & packable & (accumulators >= self._least_accumulators)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -143,6 +146,8 @@ class MatmulSpace(KnobSpace):
         sch = blocks.schedule_of(self.func)
         anchor = blocks.find_anchor(sch)[0]
         out = blocks.fuse_epilogue(sch, anchor)
+        if not self.batch_axes:
+            self._flatten_rows(sch, out)
         *batch, m, n, lane, k = sch.get_loops(anchor)
         m_o, m_i = sch.split(m, [None, config["m_tile"]])
         n_o, n_g, n_i = sch.split(n, [None, int(config["n_group"]) // int(config["n_tile"]), config["n_tile"]])
@@ -164,6 +169,20 @@ class MatmulSpace(KnobSpace):
         sch.decompose_reduction(anchor, k_o)
         self._vectorize_out(sch, out)
         return sch
+
+    def _flatten_rows(self, sch: s_tir.Schedule, out: Any) -> None:
+        """Let a block that writes rows of several axes run over the one axis of rows that the accumulator has."""
+        lead = blocks.extents(sch, sch.get_loops(out))[:-1]
+        if sum(extent > 1 for extent in lead) < 2:
+            return
+
+        def flat(*axes: tirx.Var) -> tuple[tirx.Expr, tirx.Expr]:
+            row = axes[0]
+            for axis, extent in zip(axes[1:-1], lead[1:], strict=True):
+                row = row * extent + axis
+            return row, axes[-1]
+
+        sch.transform_block_layout(out, flat)
 
     def _place_packing(self, sch: s_tir.Schedule, where: str, parallel: Any) -> None:
         packed = sch.get_sblock("packed")

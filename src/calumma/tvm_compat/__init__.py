@@ -45,6 +45,9 @@ def set_threads(threads: int | None = None) -> int:
     if not 1 <= count <= (os.cpu_count() or 1):
         raise InputError(f"--threads {count}: this machine has {os.cpu_count()} logical cores; give 1 to {os.cpu_count()}")
     os.environ["TVM_NUM_THREADS"] = str(count)
+    # Bound threads wait for whatever else runs on their core: on a shared machine a model then takes up to three times
+    # as long (measured, docs/measurement.md). The scheduler places them well enough.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
     if "tvm" in sys.modules:
         import tvm
 

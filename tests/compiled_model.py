@@ -1,0 +1,33 @@
+"""An imported model with every kernel's default schedule, run in the test's own process."""
+
+from __future__ import annotations
+
+from calumma import tvm_compat
+from calumma.artifact import Artifact, LoweredModel, TensorSpec, build
+from calumma.core import hardware as host
+from calumma.frontend.importer import ImportedModel
+
+THREADS = min(2, host.physical_cores())
+
+
+def compiled(imported: ImportedModel) -> Artifact:
+    """Simplify, lower, schedule by default and build."""
+    tvm_compat.set_threads(THREADS)
+    tvm = tvm_compat.load()
+    from calumma.frontend.lowering import lower
+    from calumma.frontend.simplify import simplify
+    from calumma.space import design_space
+
+    hardware = tvm_compat.hardware_for()
+    lowered = lower(simplify(imported.graph), lanes=hardware.vector_bits // 32)
+    mod = lowered.mod
+    for variable, function in list(mod.functions_items()):
+        if isinstance(function, tvm.tirx.PrimFunc):
+            space = design_space(function, hardware, THREADS)
+            scheduled = space.schedule(space.decode(space.default())).mod["main"]
+            mod[variable] = scheduled.with_attr("global_symbol", variable.name_hint)
+    inputs, outputs = (
+        tuple(TensorSpec(s.name, s.shape, s.dtype) for s in specs) for specs in (lowered.inputs, lowered.outputs)
+    )
+    model = LoweredModel(mod, lowered.params, inputs, outputs)
+    return Artifact.from_executable(build(model, hardware, THREADS), model.params, {})

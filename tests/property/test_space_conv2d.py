@@ -1,0 +1,115 @@
+"""Every sampled configuration of the convolution template computes the right convolution."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from tvm import topi
+
+from calumma import tvm_compat
+from calumma.frontend.operators import conv
+from calumma.frontend.operators.conv import Window
+from calumma.space.conv2d import Conv2dSpace
+from tests import reference
+from tests.prim_funcs import check_space, prim_func
+
+
+@dataclass(frozen=True)
+class Case:
+    channels: int
+    out_channels: int
+    size: tuple[int, int]
+    window: Window
+    groups: int = 1
+    batch: int = 1
+
+
+def _window(kernel, stride=1, dilation=1, padding=(0, 0, 0, 0)):
+    return Window((kernel, kernel), (stride, stride), (dilation, dilation), padding)
+
+
+ONE = _window(1)
+SAME = _window(3, padding=(1, 1, 1, 1))
+
+CASES = {
+    "1x1": Case(32, 48, (7, 7), ONE),
+    "1x1, stride 2": Case(16, 32, (9, 9), _window(1, stride=2)),
+    "3x3, padded": Case(16, 32, (8, 12), SAME),
+    "3x3, a width without divisors": Case(16, 16, (3, 17), SAME),
+    "asymmetric padding and stride": Case(32, 16, (9, 11), _window(3, 2, padding=(0, 1, 2, 0))),
+    "dilated": Case(16, 16, (11, 11), _window(3, dilation=2, padding=(2, 2, 2, 2))),
+    "rectangular": Case(16, 32, (6, 10), Window((1, 5), (1, 2), (1, 1), (0, 2, 0, 2))),
+    "channels that no block divides": Case(40, 24, (6, 6), SAME),
+    "batch 2": Case(24, 17, (5, 6), SAME, batch=2),
+    "2 groups": Case(40, 40, (6, 6), SAME, groups=2),
+    "4 groups, 1x1": Case(24, 48, (7, 7), ONE, groups=4),
+    "3 channels a group": Case(12, 24, (6, 6), SAME, groups=4),
+    "two outputs a channel": Case(20, 40, (6, 6), SAME, groups=20),
+    "one pixel, a prime number of blocks": Case(16, 176, (1, 1), ONE),
+    "one pixel, one channel": Case(17, 1, (1, 1), ONE),
+}
+
+
+def _check(case: Case, lanes: int, hardware, n: int) -> None:
+    data = reference.random(case.batch, case.channels, *case.size)
+    weight = reference.random(case.out_channels, case.channels // case.groups, *case.window.kernel)
+    slots, out_slots = (reference.identity_slots(c, lanes) for c in (case.channels, case.out_channels))
+    band = conv.band_of(case.out_channels, case.channels, case.groups, len(slots) // lanes, lanes)
+    packed = conv.pack_conv_weight(weight, slots, case.groups, band, lanes)
+    expected = reference.block(reference.conv2d(data, weight, case.window, case.groups), out_slots, lanes)
+    # What a hole of the input holds must not matter.
+    blocked = reference.block(data, slots, lanes, hole=7.0)
+    func = prim_func(lambda x, w: conv.conv2d(x, w, case.window, band), blocked.shape, packed.shape)
+    check_space(Conv2dSpace, func, [blocked, packed], expected, hardware, n)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_configuration_is_right(name):
+    _check(CASES[name], 16, tvm_compat.hardware_for(), n=10)
+
+
+@pytest.mark.parametrize("name", ["3x3, a width without divisors", "2 groups", "one pixel, a prime number of blocks"])
+def test_narrow_vectors(name):
+    _check(CASES[name], 8, tvm_compat.hardware_for("x86-64-v3"), n=6)
+
+
+@pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
+@pytest.mark.parametrize("kernel, stride", [(7, 2), (1, 1)])
+def test_first_layer(lanes, mcpu, kernel, stride):
+    window = _window(kernel, stride, padding=(kernel // 2,) * 4)
+    data, weight = reference.random(1, 3, 15, 17), reference.random(24, 3, kernel, kernel)
+    packed = conv.pack_plain_conv_weight(weight, lanes)
+    slots = reference.identity_slots(24, lanes)
+    expected = reference.block(reference.conv2d(data, weight, window), slots, lanes)
+    func = prim_func(lambda x, w: conv.conv2d_plain(x, w, window), data.shape, packed.shape)
+    check_space(Conv2dSpace, func, [data, packed], expected, tvm_compat.hardware_for(mcpu), n=8)
+
+
+@pytest.mark.parametrize("width", [6, 17])
+def test_bias_residual_and_relu_are_fused(width):
+    data, weight = reference.random(1, 16, 5, width), reference.random(32, 16, 3, 3)
+    bias, residual = reference.random(1, 2, 1, 1, 16), reference.random(1, 2, 5, width, 16)
+    slots, out_slots = reference.identity_slots(16, 16), reference.identity_slots(32, 16)
+    band = conv.band_of(32, 16, 1, 1, 16)
+    packed = conv.pack_conv_weight(weight, slots, 1, band, 16)
+    blocked = reference.block(data, slots, 16)
+    product = reference.block(reference.conv2d(data, weight, SAME), out_slots, 16)
+
+    def layer(x, w, b, r):
+        return topi.nn.relu(topi.add(topi.add(conv.conv2d(x, w, SAME, band), b), r))
+
+    inputs = [blocked, packed, bias, residual]
+    func = prim_func(layer, *(i.shape for i in inputs))
+    expected = np.maximum(product + bias + residual, 0)
+    check_space(Conv2dSpace, func, inputs, expected, tvm_compat.hardware_for(), n=12)
+
+
+def test_the_default_fills_the_registers_and_the_threads():
+    window, band = SAME, conv.Band(4)
+    func = prim_func(lambda x, w: conv.conv2d(x, w, window, band), (1, 4, 56, 56, 16), (4, 4, 3, 3, 16, 16))
+    space = Conv2dSpace(func, tvm_compat.hardware_for(), 2)
+    config = space.decode(space.default())
+    accumulators = config["oc_tile"] * config["oh_tile"] * config["ow_tile"]
+    assert 10 <= accumulators < space.registers
+    names = space.feature_names
+    assert space.features(space.default()[None])[0, names.index("balance")] == 1

@@ -1,0 +1,72 @@
+"""Every sampled configuration of the depthwise template computes the right convolution."""
+
+import numpy as np
+import pytest
+from tvm import topi
+
+from calumma import tvm_compat
+from calumma.frontend.operators import conv
+from calumma.frontend.operators.conv import Window
+from calumma.space.depthwise import DepthwiseSpace
+from tests import reference
+from tests.prim_funcs import check_space, prim_func
+
+
+def _window(kernel, stride=1, dilation=1, padding=(0, 0, 0, 0)):
+    return Window((kernel, kernel), (stride, stride), (dilation, dilation), padding)
+
+
+CASES = {
+    "3x3": (32, (8, 8), _window(3, padding=(1, 1, 1, 1)), 1),
+    "stride 2": (40, (9, 14), _window(3, 2, padding=(1, 1, 1, 1)), 1),
+    "unpadded": (16, (7, 7), _window(3), 1),
+    "5x5, asymmetric": (17, (7, 6), _window(5, padding=(2, 1, 2, 3)), 1),
+    "dilated": (16, (9, 9), _window(3, dilation=2, padding=(2, 2, 2, 2)), 1),
+    "rectangular": (24, (6, 11), Window((3, 1), (2, 1), (1, 1), (1, 0, 1, 0)), 1),
+    "batch 2": (24, (6, 5), _window(3, padding=(1, 1, 1, 1)), 2),
+    "global": (32, (7, 7), _window(7), 1),
+}
+
+
+def _check(name, lanes, mcpu, n, shuffled=False):
+    channels, size, window, batch = CASES[name]
+    data, weight = reference.random(batch, channels, *size), reference.random(channels, 1, *window.kernel)
+    slots = reference.identity_slots(channels, lanes)
+    if shuffled:
+        slots = np.random.default_rng(0).permutation(slots)
+    packed = conv.pack_depthwise_weight(weight, slots, lanes)
+    blocked = reference.block(data, slots, lanes, hole=7.0)
+    bias = reference.random(1, packed.shape[0], 1, 1, lanes)
+    product = reference.block(reference.conv2d(data, weight, window, channels), slots, lanes)
+
+    def layer(x, w, b):
+        return topi.nn.relu(topi.add(conv.depthwise_conv2d(x, w, window), b))
+
+    func = prim_func(layer, blocked.shape, packed.shape, bias.shape)
+    expected = np.maximum(product + bias, 0)
+    check_space(DepthwiseSpace, func, [blocked, packed, bias], expected, tvm_compat.hardware_for(mcpu), n)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_configuration_is_right(name):
+    _check(name, 16, None, n=10)
+
+
+@pytest.mark.parametrize("name", ["stride 2", "5x5, asymmetric"])
+def test_narrow_vectors(name):
+    _check(name, 8, "x86-64-v3", n=6)
+
+
+def test_channels_in_any_order_with_holes_anywhere():
+    _check("stride 2", 16, None, n=4, shuffled=True)
+
+
+def test_without_an_epilogue():
+    window = _window(3, padding=(1, 1, 1, 1))
+    data, weight = reference.random(1, 16, 5, 5), reference.random(16, 1, 3, 3)
+    slots = reference.identity_slots(16, 16)
+    packed = conv.pack_depthwise_weight(weight, slots, 16)
+    expected = reference.block(reference.conv2d(data, weight, window, 16), slots, 16)
+    func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), (1, 1, 5, 5, 16), packed.shape)
+    inputs = [reference.block(data, slots, 16), packed]
+    check_space(DepthwiseSpace, func, inputs, expected, tvm_compat.hardware_for(), n=8)
