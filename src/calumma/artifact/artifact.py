@@ -17,9 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from calumma import tvm_compat
 from calumma.artifact import cpu, file_format, runtime
-from calumma.artifact.plan import Plan, TensorSpec
+from calumma.artifact.plan import Plan
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, InputError
+from calumma.core.values import TensorSpec
 
 if TYPE_CHECKING:
     from calumma.artifact.codegen import Executable

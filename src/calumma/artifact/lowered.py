@@ -9,8 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from calumma import tvm_compat
-from calumma.artifact.plan import Lifetime, Plan, Section, Slot, Step, TensorSpec, align, place, tensor_bytes
+from calumma.artifact.plan import Lifetime, Plan, Section, Slot, Step, align, place, tensor_bytes
 from calumma.core.errors import InternalError
+from calumma.core.values import TensorSpec
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from os import PathLike
 from numpy.typing import ArrayLike, NDArray
 
 from calumma.artifact.artifact import load
-from calumma.artifact.plan import TensorSpec
 from calumma.core.errors import ArtifactError
+from calumma.core.values import TensorSpec
 
 _ONNX_NAMES = {"float32": "float", "float64": "double"}
 

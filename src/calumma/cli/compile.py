@@ -43,4 +43,12 @@ def compile_model(
     )
     out.table(["phase", "seconds"], [(name, round(seconds, 2)) for name, seconds in result.phases_s.items()])
     out.line(f"\n{len(result.tasks)} kernels in {result.path}")
-    out.document({"model": model, "artifact": result.path, "phases_s": result.phases_s, "tasks": result.tasks})
+    out.document(
+        {
+            "model": model,
+            "artifact": result.path,
+            "import_s": result.import_s,
+            "phases_s": result.phases_s,
+            "tasks": result.tasks,
+        }
+    )

@@ -49,6 +49,8 @@ def tasks(out: Output, model: Path, shapes: Shapes | None, threads: int | None, 
             "model": model,
             "tasks": listing.rows,
             "layout_transforms": listing.layout_transforms,
+            "peak_gflop_per_s": listing.peak_gflop_per_s,
+            "import_s": listing.import_s,
             "total_gflop": gflop,
             "total_bound_ms": bound_ms,
         }

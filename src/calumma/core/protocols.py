@@ -29,7 +29,9 @@ class DesignSpace(Protocol):
     template: str
     version: int
     """Grows when an old configuration would mean different code."""
-    knobs: tuple[Knob, ...]
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]: ...
 
     @property
     def size(self) -> int:
@@ -78,11 +80,11 @@ class Strategy(Protocol):
     name: str
 
     def ask(self, n: int) -> Indices:
-        """Return up to `n` distinct valid configurations never asked or told before; empty when the space is used up."""
+        """Return up to `n` distinct valid configurations never asked or told before; empty once all are used up."""
         ...
 
     def tell(self, indices: Indices, scores: NDArray[np.float64]) -> None:
-        """Report outcomes: scores (n,) are throughputs relative to nothing in particular, higher is better, 0 = failed."""
+        """Report outcomes: scores (n,) are throughputs in no particular unit, higher is better, 0 = failed."""
         ...
 
 
@@ -92,7 +94,9 @@ class Runner(Protocol):
     cache_state: str
     threads: int
 
-    def measure(self, candidates: Sequence[Candidate], best_s: Mapping[str, float] | None = None) -> list[MeasureResult]:
+    def measure(
+        self, candidates: Sequence[Candidate], best_s: Mapping[str, float] | None = None
+    ) -> list[MeasureResult]:
         """Measure a batch; one result per candidate, in order.
 
         Args:
@@ -102,7 +106,10 @@ class Runner(Protocol):
         ...
 
     def verify(self, candidates: Sequence[Candidate]) -> list[MeasureResult]:
-        """Compare each candidate's outputs with its unscheduled function's on random inputs: OK or WRONG_OUTPUT (or how it failed)."""
+        """Compare each candidate's outputs with its unscheduled function's, on random inputs.
+
+        The status is OK or WRONG_OUTPUT, or how the candidate failed to run at all.
+        """
         ...
 
     def close(self) -> None:
@@ -127,7 +134,7 @@ class Store(Protocol):
         toolchain: str | None = None,
         session: str | None = None,
     ) -> list[MeasureRecord]:
-        """Return the records that match every given filter (workload hashes, hardware fingerprint, ...), oldest first."""
+        """Return the records that match every given filter (workload hash, hardware fingerprint...), oldest first."""
         ...
 
     def start_session(self, model: str, model_hash: str, options: Mapping[str, Any]) -> str:

@@ -40,9 +40,7 @@ class Hardware:
     @property
     def fingerprint(self) -> str:
         """12 hex digits over CPU model, features and cache sizes; records are valid only under the same one."""
-        return _digest(
-            [self.cpu_model, self.mcpu, self.vector_bits, self.l1_bytes, self.l2_bytes, self.l3_bytes]
-        )
+        return _digest([self.cpu_model, self.mcpu, self.vector_bits, self.l1_bytes, self.l2_bytes, self.l3_bytes])
 
 
 @dataclass(frozen=True)

@@ -37,14 +37,16 @@ class Node:
     """Static shape; () also for a tuple-valued node."""
     dtype: str = ""
     name: str = ""
-    value: np.ndarray | None = None
-    """The array of a CONSTANT."""
+    value: Any = None
+    """The array (np.ndarray) of a CONSTANT."""
     call: relax.Call | None = None
 
     @property
     def inputs(self) -> list[Node]:
         """The nodes among the arguments, tuples flattened."""
-        return [leaf for arg in self.args for leaf in (arg if isinstance(arg, tuple) else (arg,)) if isinstance(leaf, Node)]
+        return [
+            leaf for arg in self.args for leaf in (arg if isinstance(arg, tuple) else (arg,)) if isinstance(leaf, Node)
+        ]
 
     def replace_inputs(self, mapping: dict[Node, Node]) -> None:
         self.args = tuple(
@@ -148,7 +150,9 @@ def from_relax(mod: Any, output_names: list[str]) -> Graph:
     for block in body.blocks:
         for binding in block.bindings:
             if isinstance(binding, relax.MatchCast):
-                raise ModelError(f"{binding.var.name}: its shape is only known at run time; fix it with --shape NAME=DIM,DIM,...")
+                raise ModelError(
+                    f"{binding.var.name}: its shape is only known at run time; fix it with --shape NAME=DIM,DIM,..."
+                )
             known[binding.var] = _node(binding.var, binding.value, read)
     result = read(body.body)
     outputs = list(result) if isinstance(result, tuple) else [result]

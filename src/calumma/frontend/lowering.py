@@ -8,7 +8,7 @@ everything else gets plain values. A transform is a kernel of its own; how many 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,12 @@ class Value:
     """Logical shape, as in the model."""
     slots: Slots | None = None
     """Slot map of a blocked tensor; None for a plain one."""
+
+    @property
+    def slot_map(self) -> Slots:
+        """The slot map of a tensor known to be blocked."""
+        assert self.slots is not None, "a plain tensor has no slot map"
+        return self.slots
 
 
 def lower(graph: Graph, lanes: int) -> LoweredGraph:
@@ -98,7 +104,8 @@ class _Lowering:
             params=tuple(self.params),
             inputs=tuple(TensorSpec(n.name, n.shape, n.dtype) for n in self.graph.inputs),
             outputs=tuple(
-                TensorSpec(name, n.shape, n.dtype) for name, n in zip(self.graph.output_names, self.graph.outputs, strict=True)
+                TensorSpec(name, n.shape, n.dtype)
+                for name, n in zip(self.graph.output_names, self.graph.outputs, strict=True)
             ),
             layout_transforms=self.transforms,
         )
@@ -132,7 +139,10 @@ class _Lowering:
     def _returned(self, node: Node) -> relax.Expr:
         """A graph output must be a fresh plain tensor: not an input, not a parameter."""
         value = self.plain(node)
-        if node.op in (INPUT, CONSTANT):
+        source = node
+        while source.op == "reshape":  # an alias of its argument
+            source = source.args[0]
+        if source.op in (INPUT, CONSTANT):
             return self.emit(lambda x: te.compute(x.shape, lambda *i: x(*i), name="copy"), value.expr)
         return value.expr
 
@@ -169,7 +179,9 @@ class _Lowering:
 
     # -- values and layouts -----------------------------------------------------------------------
 
-    def emit(self, function: Callable, *args: relax.Expr, kind: int | None = None, name: str | None = None) -> relax.Var:
+    def emit(
+        self, function: Callable, *args: relax.Expr, kind: int | None = None, name: str | None = None
+    ) -> relax.Var:
         """Emit a tensor expression as a PrimFunc call; `kind` fixes its fusion kind."""
         attrs = {} if kind is None else {"primfunc_attrs": {"op_pattern": kind}}
         return self.builder.emit_te(function, *args, **attrs, primfunc_name_hint=name or "kernel")
@@ -177,7 +189,7 @@ class _Lowering:
     def param(self, array: np.ndarray, key: tuple) -> relax.Var:
         """Make `array` a parameter of the module; equal keys share one."""
         if key not in self._packed:
-            array = np.ascontiguousarray(array)
+            array = np.asarray(array, order="C")
             var = relax.Var(f"param_{len(self.params)}", relax.TensorType(array.shape, str(array.dtype)))
             self.params.append(array)
             self.param_vars.append(var)
@@ -204,9 +216,7 @@ class _Lowering:
             if np.array_equal(place, np.arange(len(place))):
 
                 def unblock(x: te.Tensor) -> te.Tensor:
-                    return te.compute(
-                        value.shape, lambda n, c, h, w: x[n, c // lanes, h, w, c % lanes], name="unblock"
-                    )
+                    return te.compute(value.shape, lambda n, c, h, w: x[n, c // lanes, h, w, c % lanes], name="unblock")
 
                 expr = self.emit(unblock, value.expr, kind=_INJECTIVE, name="unblock")
             else:
@@ -219,7 +229,11 @@ class _Lowering:
                     )
 
                 expr = self.emit(
-                    gather, value.expr, self.param(place.astype("int32"), ("table", place.tobytes())), kind=_INJECTIVE, name="unblock"
+                    gather,
+                    value.expr,
+                    self.param(place.astype("int32"), ("table", place.tobytes())),
+                    kind=_INJECTIVE,
+                    name="unblock",
                 )
             self.transforms += 1
             self._plain[value.expr] = Value(expr, value.shape)
@@ -247,7 +261,9 @@ class _Lowering:
             def block(x: te.Tensor) -> te.Tensor:
                 def read(b: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
                     inner = x[b, o * lanes + lane, y, z]
-                    return inner if channels % lanes == 0 else tirx.if_then_else(o * lanes + lane < channels, inner, zero)
+                    return (
+                        inner if channels % lanes == 0 else tirx.if_then_else(o * lanes + lane < channels, inner, zero)
+                    )
 
                 return te.compute(shape, read, name="block")
 
@@ -271,7 +287,11 @@ class _Lowering:
                 return te.compute(shape, read, name="block_gather")
 
             expr = self.emit(
-                gather, value.expr, self.param(table.astype("int32"), ("table", table.tobytes())), kind=_INJECTIVE, name="block"
+                gather,
+                value.expr,
+                self.param(table.astype("int32"), ("table", table.tobytes())),
+                kind=_INJECTIVE,
+                name="block",
             )
         self.transforms += 1
         self._blocked[key] = Value(expr, value.shape, slots)
@@ -294,25 +314,32 @@ def _ints(values: Any) -> tuple[int, ...]:
     return tuple(int(v) for v in values)
 
 
+def _pair(values: Any) -> tuple[int, int]:
+    height, width = _ints(values)
+    return height, width
+
+
+def _sides(padding: Any) -> tuple[int, int, int, int]:
+    """Padding as top, left, bottom, right; Relax also has the first two alone for the same on both sides."""
+    top, left, *rest = _ints(padding)
+    bottom, right = rest or (top, left)
+    return top, left, bottom, right
+
+
 def _conv2d(lo: _Lowering, node: Node) -> Value | None:
     data, weight = node.args[:2]
     attrs = node.attrs
     if weight.op != CONSTANT or (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "OIHW") or node.dtype != "float32":
         return None
-    padding = _ints(attrs.padding)
-    window = conv.Window(
-        weight.shape[2:],
-        _ints(attrs.strides),
-        _ints(attrs.dilation),
-        padding if len(padding) == 4 else (*padding, *padding),
-    )
+    window = conv.Window(_pair(weight.shape[2:]), _pair(attrs.strides), _pair(attrs.dilation), _sides(attrs.padding))
     groups, lanes = int(attrs.groups), lo.lanes
     source = lo.value(data)
     channels, out_channels = data.shape[1], node.shape[1]
     if groups == channels == out_channels and groups > 1:
         source = lo.to_blocked(source)
         packed = lo.param(
-            conv.pack_depthwise_weight(weight.value, source.slots, lanes), ("depthwise", weight, source.slots.tobytes())
+            conv.pack_depthwise_weight(weight.value, source.slot_map, lanes),
+            ("depthwise", weight, source.slot_map.tobytes()),
         )
         expr = lo.emit(
             lambda x, w: conv.depthwise_conv2d(x, w, window),
@@ -326,13 +353,18 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
     if source.slots is None and groups == 1 and channels < lanes:
         packed = lo.param(conv.pack_plain_conv_weight(weight.value, lanes), ("first", weight))
         expr = lo.emit(
-            lambda x, w: conv.conv2d_plain(x, w, window), source.expr, packed, kind=_OUT_ELEMENTWISE_FUSABLE, name="conv2d"
+            lambda x, w: conv.conv2d_plain(x, w, window),
+            source.expr,
+            packed,
+            kind=_OUT_ELEMENTWISE_FUSABLE,
+            name="conv2d",
         )
         return Value(expr, node.shape, out_slots)
     source = lo.to_blocked(source, lo.identity_slots(channels) if groups > 1 else None)
-    band = conv.band_of(out_channels, channels, groups, len(source.slots) // lanes, lanes)
+    band = conv.band_of(out_channels, channels, groups, len(source.slot_map) // lanes, lanes)
     packed = lo.param(
-        conv.pack_conv_weight(weight.value, source.slots, groups, band, lanes), ("conv", weight, source.slots.tobytes())
+        conv.pack_conv_weight(weight.value, source.slot_map, groups, band, lanes),
+        ("conv", weight, source.slot_map.tobytes()),
     )
     expr = lo.emit(
         lambda x, w: conv.conv2d(x, w, window, band), source.expr, packed, kind=_OUT_ELEMENTWISE_FUSABLE, name="conv2d"
@@ -345,17 +377,15 @@ def _pool2d(lo: _Lowering, node: Node) -> Value | None:
     if attrs.layout != "NCHW":
         return None
     source = lo.value(node.args[0])
-    padding = _ints(attrs.padding)
-    padding = padding if len(padding) == 4 else (*padding, *padding)
-    kernel, strides, dilation = _ints(attrs.pool_size), _ints(attrs.strides), _ints(attrs.dilation)
-    windows = [
-        pool.Window(kernel[a], strides[a], dilation=dilation[a], before=padding[a], after=padding[a + 2]) for a in (0, 1)
-    ]
+    top, left, bottom, right = _sides(attrs.padding)
+    kernel, strides, dilation = _pair(attrs.pool_size), _pair(attrs.strides), _pair(attrs.dilation)
+    height = pool.Window(kernel[0], strides[0], before=top, after=bottom, dilation=dilation[0])
+    width = pool.Window(kernel[1], strides[1], before=left, after=right, dilation=dilation[1])
     ceil_mode = bool(attrs.ceil_mode)
     if node.op == "nn.max_pool2d":
-        function = lambda x: pool.max_pool2d(x, *windows, ceil_mode)  # noqa: E731
+        function = lambda x: pool.max_pool2d(x, height, width, ceil_mode)  # noqa: E731
     else:
-        function = lambda x: pool.avg_pool2d(x, *windows, ceil_mode, bool(attrs.count_include_pad))  # noqa: E731
+        function = lambda x: pool.avg_pool2d(x, height, width, ceil_mode, bool(attrs.count_include_pad))  # noqa: E731
     expr = lo.emit(function, source.expr, kind=_OUT_ELEMENTWISE_FUSABLE, name="pool2d")
     return Value(expr, node.shape, source.slots)
 
@@ -377,9 +407,9 @@ def _global_mean(lo: _Lowering, node: Node) -> Value | None:
 
 
 def _reshaped(lo: _Lowering, value: Value, shape: tuple[int, ...]) -> Value:
-    """Give `value` another shape of the same elements, without a copy: [N, C, 1, 1] blocked without holes stays as it is."""
+    """Give `value` another shape of the same elements, with no copy of a plain or a blocked [N, C, 1, 1] value."""
     if value.slots is not None:
-        n, c, h, w = value.shape
+        _, c, h, w = value.shape
         without_holes = len(value.slots) == c and np.array_equal(value.slots, np.arange(c))
         if not (h == w == 1 and without_holes):
             value = lo.to_plain(value)
@@ -398,7 +428,8 @@ def _concat(lo: _Lowering, node: Node) -> Value | None:
     if axis == 1 and len(node.shape) == 4 and any(blocked):
         sources = [lo.to_blocked(s) for s in sources]
         offsets = np.cumsum([0, *(part.shape[1] for part in parts[:-1])])
-        slots = np.concatenate([np.where(s.slots >= 0, s.slots + o, -1) for s, o in zip(sources, offsets, strict=True)])
+        maps = [source.slot_map for source in sources]
+        slots = np.concatenate([np.where(m >= 0, m + offset, -1) for m, offset in zip(maps, offsets, strict=True)])
         expr = lo.emit(lambda *x: elementwise.concat(x, 1), *(s.expr for s in sources), kind=_INJECTIVE, name="concat")
         return Value(expr, node.shape, slots)
     expr = lo.emit(
@@ -411,7 +442,7 @@ def _shuffle(lo: _Lowering, node: Node) -> Value:
     """Relabel the slots: output channel c is input channel source[c]. A plain value is blocked first."""
     value = lo.to_blocked(lo.value(node.args[0]))
     inverse = np.argsort(node.attrs.source)
-    slots = np.where(value.slots >= 0, inverse[np.maximum(value.slots, 0)], -1)
+    slots = np.where(value.slot_map >= 0, inverse[np.maximum(value.slot_map, 0)], -1)
     return Value(value.expr, node.shape, slots)
 
 
@@ -434,6 +465,11 @@ def _unary(lo: _Lowering, node: Node) -> Value | None:
     source = lo.value(node.args[0])
     if function is None or node.dtype != "float32" or source.shape != node.shape:
         return None
+    return _mapped(lo, node, source, function)
+
+
+def _mapped(lo: _Lowering, node: Node, source: Value, function: elementwise.Scalar) -> Value:
+    """Apply `function`, which is what `node` does to one element, in the layout that `source` has."""
     if source.slots is not None and (source.slots < 0).any() and node.op in elementwise.UNSAFE_ON_HOLES:
         source = lo.to_plain(source)
     name = node.op.split(".")[-1]
@@ -449,13 +485,8 @@ def _binary(lo: _Lowering, node: Node) -> Value | None:
     name = node.op.split(".")[-1]
     for source, other, swapped in ((left, right, False), (right, left, True)):
         if other.op == CONSTANT and other.value.size == 1 and source.op != CONSTANT and source.shape == node.shape:
-            value = lo.value(source)
-            if value.slots is not None and (value.slots < 0).any() and node.op in elementwise.UNSAFE_ON_HOLES:
-                value = lo.to_plain(value)
             scalar = float(other.value.reshape(()))
-            apply = elementwise.with_scalar(node.op, scalar, swapped)
-            expr = lo.emit(lambda x: te.compute(x.shape, lambda *i: apply(x(*i)), name=name), value.expr, name=name)
-            return Value(expr, node.shape, value.slots)
+            return _mapped(lo, node, lo.value(source), elementwise.with_scalar(node.op, scalar, swapped))
     operands = _blocked_operands(lo, node)
     if operands is not None:
         left_expr, right_expr, slots = operands
@@ -496,12 +527,18 @@ def _matmul(lo: _Lowering, node: Node) -> Value | None:
         packed = lo.param(matmul.pack_dense_weight(right.value, lo.lanes), ("dense", right))
         columns = right.shape[1]
         expr = lo.emit(
-            lambda x, w: matmul.dense(x, w, columns), lo.plain(left).expr, packed, kind=_OUT_ELEMENTWISE_FUSABLE, name="dense"
+            lambda x, w: matmul.dense(x, w, columns),
+            lo.plain(left).expr,
+            packed,
+            kind=_OUT_ELEMENTWISE_FUSABLE,
+            name="dense",
         )
         return Value(expr, node.shape)
     if len(right.shape) < 2:
         return None
-    axes = (node.attrs.left_axes, node.attrs.right_axes, node.attrs.out_axes) if node.op == MATMUL else (None, None, None)
+    axes = (
+        (node.attrs.left_axes, node.attrs.right_axes, node.attrs.out_axes) if node.op == MATMUL else (None, None, None)
+    )
     operands = [lo.plain(left), lo.plain(right)]
     rank = max(len(left.shape), len(right.shape))
     for i, value in enumerate(operands):
@@ -536,7 +573,9 @@ def _softmax(lo: _Lowering, node: Node) -> Value | None:
 def _layer_norm(lo: _Lowering, node: Node) -> Value | None:
     data, gamma, beta = node.args[:3]
     axes = [a % len(data.shape) for a in _ints(node.attrs.axes)]
-    if axes != list(range(len(data.shape) - len(axes), len(data.shape))) or not (node.attrs.center and node.attrs.scale):
+    if axes != list(range(len(data.shape) - len(axes), len(data.shape))) or not (
+        node.attrs.center and node.attrs.scale
+    ):
         return None
     epsilon = float(node.attrs.epsilon)
     expr = lo.emit(

@@ -1,4 +1,4 @@
-"""Graph rewrites before anything is lowered: fold constants, fold BatchNorm, recover operators that importers took apart.
+"""Graph rewrites before anything is lowered: fold constants and BatchNorm, recover operators that importers took apart.
 
 Each rewrite is a function Graph -> Graph in place; `simplify` runs them in the order that matters.
 """
@@ -64,7 +64,9 @@ _BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "add": np.add,
     "subtract": np.subtract,
     "multiply": np.multiply,
-    "divide": lambda a, b: np.divide(a, b) if np.issubdtype(a.dtype, np.floating) else (np.trunc(a / b)).astype(a.dtype),
+    "divide": lambda a, b: (
+        np.divide(a, b) if np.issubdtype(a.dtype, np.floating) else (np.trunc(a / b)).astype(a.dtype)
+    ),
     "power": np.power,
     "maximum": np.maximum,
     "minimum": np.minimum,
@@ -251,7 +253,7 @@ def recover_channel_shuffle(graph: Graph) -> None:
 
 
 def recover_layer_norm(graph: Graph) -> None:
-    """(x - mean) / sqrt(mean((x - mean)^2) + eps) * gamma + beta over the last axis, as exporters before opset 17 write it."""
+    """(x - mean) / sqrt(mean((x - mean)^2) + eps) * gamma + beta over the last axis, as written before opset 17."""
     mapping: dict[Node, Node] = {}
     for node in graph.nodes():
         match = _match_layer_norm(node)
@@ -300,11 +302,16 @@ def _match_layer_norm(node: Node) -> tuple[Node, np.ndarray, np.ndarray, float] 
 
 
 def _is_scalar(node: Any, value: float) -> bool:
-    return isinstance(node, Node) and node.op == CONSTANT and node.value.size == 1 and float(node.value.reshape(())) == value
+    return (
+        isinstance(node, Node)
+        and node.op == CONSTANT
+        and node.value.size == 1
+        and float(node.value.reshape(())) == value
+    )
 
 
 def absorb_transposes(graph: Graph) -> None:
-    """Products of two activations read transposed operands and write a transposed result where they lie, without copies."""
+    """Products of two activations read transposed operands and write a transposed result in place, without copies."""
     users = graph.users()
     mapping: dict[Node, Node] = {}
     for node in graph.nodes():

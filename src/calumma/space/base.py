@@ -58,7 +58,9 @@ class KnobSpace(ABC):
                 continue
             value = config[knob.name]
             if value not in knob.values:
-                raise InputError(f"knob {knob.name} of template {self.template} cannot be {value!r}: one of {knob.values}")
+                raise InputError(
+                    f"knob {knob.name} of template {self.template} cannot be {value!r}: one of {knob.values}"
+                )
             indices[d] = knob.values.index(value)
         return indices
 
@@ -70,8 +72,8 @@ class KnobSpace(ABC):
         return {knob.name: np.asarray(knob.values)[indices[:, d]] for d, knob in enumerate(self.knobs)}
 
     def valid(self, indices: Indices) -> NDArray[np.bool_]:
-        inside = ((indices >= 0) & (indices < self._counts)).all(axis=1)
-        result = inside.copy()
+        inside = np.all((indices >= 0) & (indices < self._counts), axis=1)
+        result = np.zeros(len(indices), dtype=bool)
         if inside.any():
             result[inside] = self._valid(indices[inside])
         return result
@@ -84,7 +86,7 @@ class KnobSpace(ABC):
         """Every valid configuration, (M, D). Raises InputError for a space too large to list."""
         if self.size > _ENUMERABLE:
             raise InputError(f"a space of {self.size} configurations is too large to list")
-        grid = np.indices(self._counts).reshape(len(self.knobs), -1).T.astype(np.int32)
+        grid = np.indices([len(knob.values) for knob in self.knobs]).reshape(len(self.knobs), -1).T.astype(np.int32)
         return grid[self.valid(grid)]
 
     def sample(self, rng: np.random.Generator, n: int) -> Indices:

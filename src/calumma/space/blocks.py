@@ -31,6 +31,13 @@ def find_anchor(sch: s_tir.Schedule) -> tuple[Any, str] | None:
     return None
 
 
+def anchor_of(sch: s_tir.Schedule) -> Any:
+    """The anchor block of a function that has one."""
+    found = find_anchor(sch)
+    assert found is not None, "the function has no anchor operator"
+    return found[0]
+
+
 def extents(sch: s_tir.Schedule, loops: list[Any]) -> list[int]:
     """Constant extents of loops."""
     return [int(sch.get(loop).extent) for loop in loops]
@@ -63,5 +70,5 @@ def divisors(n: int, most: int | None = None) -> tuple[int, ...]:
 
 
 def balance(chunks: NDArray[np.float64], threads: int) -> NDArray[np.float64]:
-    """Share of the threads kept busy when `chunks` equal pieces are dealt out: chunks / (threads * ceil(chunks / threads))."""
+    """Share of the threads kept busy by `chunks` equal pieces of work: chunks / (threads * ceil(chunks / threads))."""
     return chunks / (threads * np.ceil(chunks / threads))

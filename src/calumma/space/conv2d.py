@@ -40,9 +40,7 @@ class Conv2dSpace(KnobSpace):
         self.hardware = hardware
         self.threads = threads
         sch = blocks.schedule_of(func)
-        found = blocks.find_anchor(sch)
-        assert found is not None
-        anchor = found[0]
+        anchor = blocks.anchor_of(sch)
         self.plain = str(sch.get(anchor).name_hint) == "conv2d_plain"
         self.has_pad = any(sch.get(b).name_hint == "data_pad" for b in blocks.all_blocks(sch))
         shape = blocks.extents(sch, sch.get_loops(anchor))
@@ -150,7 +148,13 @@ class Conv2dSpace(KnobSpace):
         second = np.select([outer == "oc,oh,ow", outer == "oh,oc,ow"], [oh_loops, oc_loops], ow_loops)
         chunks = self.batch * np.where(fused == 1, 1, first) * np.where(fused == 3, second, 1)
         weight = 4.0 * k["oc_tile"] * self.in_blocks * self.in_lanes * self.kernel_h * self.kernel_w * self.lanes
-        source = 4.0 * self.in_blocks * self.in_lanes * (k["oh_tile"] + self.kernel_h - 1) * (k["ow_tile"] + self.kernel_w - 1)
+        source = (
+            4.0
+            * self.in_blocks
+            * self.in_lanes
+            * (k["oh_tile"] + self.kernel_h - 1)
+            * (k["ow_tile"] + self.kernel_w - 1)
+        )
         return {
             "accumulators": k["oc_tile"] * pixels,
             "loads": (pixels + k["oc_tile"]) / (pixels * k["oc_tile"]),
@@ -201,7 +205,7 @@ class Conv2dSpace(KnobSpace):
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = blocks.schedule_of(self.func)
-        anchor = blocks.find_anchor(sch)[0]
+        anchor = blocks.anchor_of(sch)
         out = blocks.fuse_epilogue(sch, anchor)
         loops = sch.get_loops(anchor)
         n, oc, oh, ow, lane = loops[:5]
@@ -216,9 +220,9 @@ class Conv2dSpace(KnobSpace):
             "kh,ic,kw": [ic_o, kh, ic_i, kw, *in_lane],
             "kh,kw,ic": [kh, kw, ic_o, ic_i, *in_lane],
             "ic,kh,lane,kw": [ic_o, ic_i, kh, *in_lane, kw],
-        }[config["order"]]
+        }[str(config["order"])]
         tiles = {"oc": oc_o, "oh": oh_o, "ow": ow_o}
-        outer = [n, *(tiles[name] for name in config["outer"].split(","))]
+        outer = [n, *(tiles[name] for name in str(config["outer"]).split(","))]
         sch.reorder(*outer, *order, oc_i, oh_i, ow_i, lane)
         fused = int(config["fused"])
         parallel = sch.fuse(*outer[:fused]) if fused > 1 else outer[0]
@@ -247,4 +251,3 @@ class Conv2dSpace(KnobSpace):
             sch.compute_at(pad, parallel if where == "parallel" else tile)
         if not self.plain:
             sch.vectorize(sch.get_loops(pad)[-1])
-

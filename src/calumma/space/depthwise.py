@@ -31,9 +31,7 @@ class DepthwiseSpace(KnobSpace):
         self.hardware = hardware
         self.threads = threads
         sch = blocks.schedule_of(func)
-        found = blocks.find_anchor(sch)
-        assert found is not None
-        shape = blocks.extents(sch, sch.get_loops(found[0]))
+        shape = blocks.extents(sch, sch.get_loops(blocks.anchor_of(sch)))
         self.batch, self.channel_blocks, self.out_h, self.out_w, self.lanes, self.kernel_h, self.kernel_w = shape
         self.has_pad = any(sch.get(b).name_hint == "data_pad" for b in blocks.all_blocks(sch))
         self.registers = 32 if hardware.vector_bits == 512 else 16
@@ -97,8 +95,7 @@ class DepthwiseSpace(KnobSpace):
 
     def default(self) -> Indices:
         """Eight or more accumulators in one row, equal shares, padding once per channel block."""
-        grid = np.indices([len(knob.values) for knob in self.knobs]).reshape(len(self.knobs), -1).T.astype(np.int32)
-        grid = grid[self.valid(grid)]
+        grid = self.enumerate()
         k = self.columns(grid)
         accumulators = k["oh_tile"] * k["ow_tile"]
         cost = 1 / (np.minimum(1.0, accumulators / 10) * blocks.balance(self._chunks(k), self.threads))
@@ -108,7 +105,7 @@ class DepthwiseSpace(KnobSpace):
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = blocks.schedule_of(self.func)
-        anchor = blocks.find_anchor(sch)[0]
+        anchor = blocks.anchor_of(sch)
         out = blocks.fuse_epilogue(sch, anchor)
         n, c, oh, ow, lane, kh, kw = sch.get_loops(anchor)
         oh_o, oh_i = sch.split(oh, [None, config["oh_tile"]])

@@ -8,9 +8,9 @@ sampling decision is a knob here:
     choice_i     SampleCategorical: an index into its candidates (the largest loop body to unroll)
     location_i   SampleComputeLocation: -2 inline, -1 on its own, n under loop n of the consumer
 
-Sketches mostly ask the same questions, with or without a buffer for the results of a tile. The k-th decision of one kind
-over one list of values is therefore one knob in all of them: a step from sketch to sketch keeps the tiles, and what was
-learnt of a tile in one sketch serves in the others. A knob the chosen sketch does not have stays at index 0.
+Sketches mostly ask the same questions, with or without a buffer for the results of a tile. The k-th decision of one
+kind over one list of values is therefore one knob in all of them: a step from sketch to sketch keeps the tiles, and
+what was learnt of a tile in one sketch serves in the others. A knob the chosen sketch does not have stays at index 0.
 
 A location that the other decisions rule out means the next one outside it, as in MetaSchedule.
 """
@@ -122,8 +122,8 @@ class GeneratedSpace(KnobSpace):
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """One column per sketch; log2 of every factor of a tile; log2(1 + steps) of a choice; locations as they are; and
-        log2 of the products of spatial (`s`) and reduction (`r`) factors at each level of tiling."""
+        """One column per sketch; log2 of every factor of a tile; log2(1 + steps) of a choice; locations as they are;
+        and log2 of the products of spatial (`s`) and reduction (`r`) factors at each level of tiling."""
         return tuple(name for names, _ in self._tables for name in names) + tuple(self._levels)
 
     @functools.cached_property
@@ -149,8 +149,8 @@ class GeneratedSpace(KnobSpace):
         """Register tiles by the rule of thumb that holds for every dense loop nest.
 
         Of the sketch that tiles without a buffer: the last spatial loop's innermost factor is vectors, its neighbours'
-        inner factors make about eight accumulators, a few steps of the reduction are unrolled, and all else stays in the
-        outermost loops for the threads. Producers are computed on their own.
+        inner factors make about eight accumulators, a few steps of the reduction are unrolled, and all else stays in
+        the outermost loops for the threads. Producers are computed on their own.
         """
         sketch = max(range(len(self.sketches)), key=lambda s: (len(self.sketches[s].decisions), s))
         config: dict[str, KnobValue] = {"sketch": sketch}
@@ -163,7 +163,7 @@ class GeneratedSpace(KnobSpace):
             extent = math.prod(factors[0])
             if len(factors[0]) <= 2:
                 inner = loops.largest_divisor(extent, _VECTOR_FACTOR)
-                wanted = (extent // inner, inner)
+                wanted: tuple[int, ...] = (extent // inner, inner)
             elif not vectorised:
                 vector = loops.largest_divisor(extent, self.hardware.lanes)
                 vectorised = True
@@ -207,8 +207,7 @@ class GeneratedSpace(KnobSpace):
     # -- MetaSchedule's own form ------------------------------------------------------------------
 
     def config_of(self, instructions: list[Any], decisions: Mapping[int, Any]) -> dict[str, KnobValue] | None:
-        """The configuration of a trace given as data; None if it is no sketch of this space or its decisions are none of
-        ours.
+        """The configuration of a trace given as data; None if it is no sketch of this space or decides otherwise.
 
         Args:
             instructions: what `Trace.as_json` gives for a trace without postprocessing, as plain JSON values.

@@ -35,9 +35,7 @@ class MatmulSpace(KnobSpace):
         self.hardware = hardware
         self.threads = threads
         sch = blocks.schedule_of(func)
-        found = blocks.find_anchor(sch)
-        assert found is not None
-        shape = blocks.extents(sch, sch.get_loops(found[0]))
+        shape = blocks.extents(sch, sch.get_loops(blocks.anchor_of(sch)))
         *batch, self.rows, self.col_blocks, self.lanes, self.depth = shape
         self.batch = int(np.prod(batch, dtype=np.int64))
         self.batch_axes = len(batch)
@@ -119,13 +117,14 @@ class MatmulSpace(KnobSpace):
         groups, rows = self.col_blocks / k["n_group"], self.rows / k["m_tile"]
         first = np.where(k["outer"] == "n,m", groups, rows)
         if self.batch_axes:
-            return self.batch * np.where(k["fused"] >= 2, first, 1) * np.where(k["fused"] == 3, groups * rows / first, 1)
+            return (
+                self.batch * np.where(k["fused"] >= 2, first, 1) * np.where(k["fused"] == 3, groups * rows / first, 1)
+            )
         return first * np.where(k["fused"] == 2, groups * rows / first, 1)
 
     def default(self) -> Indices:
         """Full register tiles, equal shares for the threads, a column group whose weights stay in L2."""
-        grid = np.indices([len(knob.values) for knob in self.knobs]).reshape(len(self.knobs), -1).T.astype(np.int32)
-        grid = grid[self.valid(grid)]
+        grid = self.enumerate()
         k = self.columns(grid)
         accumulators = k["m_tile"] * k["n_tile"]
         loads = (k["m_tile"] + k["n_tile"]) / accumulators
@@ -134,7 +133,9 @@ class MatmulSpace(KnobSpace):
         group = 4.0 * k["n_group"] * self.lanes * self.depth
         rows_group = 4.0 * k["m_tile"] * self.depth
         spills = (group > 0.5 * self.hardware.l2_bytes) & (k["outer"] == "n,m") & (self.rows > k["m_tile"])
-        spills |= (k["outer"] == "m,n") & (4.0 * self.col_blocks * self.lanes * self.depth > 0.5 * self.hardware.l2_bytes)
+        spills |= (k["outer"] == "m,n") & (
+            4.0 * self.col_blocks * self.lanes * self.depth > 0.5 * self.hardware.l2_bytes
+        )
         cost = 1 / (compute * blocks.balance(self._chunks(k), self.threads))
         cost *= np.where(spills & (self.rows > k["m_tile"]), 1.3, 1.0)
         cost *= 1 + 0.02 * (rows_group > 0.5 * self.hardware.l1_bytes)
@@ -144,7 +145,7 @@ class MatmulSpace(KnobSpace):
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = blocks.schedule_of(self.func)
-        anchor = blocks.find_anchor(sch)[0]
+        anchor = blocks.anchor_of(sch)
         out = blocks.fuse_epilogue(sch, anchor)
         if not self.batch_axes:
             self._flatten_rows(sch, out)
@@ -182,7 +183,7 @@ class MatmulSpace(KnobSpace):
                 row = row * extent + axis
             return row, axes[-1]
 
-        sch.transform_block_layout(out, flat)
+        sch.transform_block_layout(out, tirx.IndexMap.from_func(flat, ndim=len(lead) + 1))
 
     def _place_packing(self, sch: s_tir.Schedule, where: str, parallel: Any) -> None:
         packed = sch.get_sblock("packed")
@@ -190,7 +191,7 @@ class MatmulSpace(KnobSpace):
             sch.compute_at(packed, parallel)
         loops = sch.get_loops(packed)
         if where == "apart":
-            *rest, k, lane = loops
+            *rest, _, _ = loops
             sch.parallel(sch.fuse(*rest) if len(rest) > 1 else rest[0])
         sch.vectorize(sch.get_loops(packed)[-1])
 

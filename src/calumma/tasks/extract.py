@@ -14,6 +14,9 @@ from tvm_ffi import structural_hash
 from calumma.core.values import Task, Workload
 from calumma.space import loops
 
+WEIGHTS = "calumma.weights"
+"""Function attribute: positions of the arguments that are weights of the model."""
+
 _NAME_ATTRS = ("global_symbol", "op_pattern")
 
 
@@ -44,7 +47,7 @@ def extract(mod: tvm.IRModule, inputs: int) -> ModelTasks:
     key_of: dict[str, str] = {}
     weight_bytes: dict[str, float] = {}
     for name in calls:
-        func = _normalised(mod[name])
+        func = _normalised(mod[name], weight_arguments[name])
         key = f"{structural_hash(func) & (2**64 - 1):016x}"
         key_of[name] = key
         if key not in functions:
@@ -52,7 +55,9 @@ def extract(mod: tvm.IRModule, inputs: int) -> ModelTasks:
             representative[key] = name
             flags = weight_arguments[name]
             weight_bytes[key] = sum(
-                _size_bytes(*argument) for argument, is_weight in zip(_arguments(func), flags, strict=False) if is_weight
+                _size_bytes(*argument)
+                for argument, is_weight in zip(_arguments(func), flags, strict=False)
+                if is_weight
             )
     uses: Counter[str] = Counter()
     for name, count in calls.items():
@@ -89,12 +94,16 @@ def _size_bytes(shape: tuple[int, ...], dtype: str) -> float:
     return float(np.prod(shape)) * np.dtype(dtype).itemsize
 
 
-def _normalised(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function under the name `main`, without what its place in the model says of it."""
+def _normalised(func: tirx.PrimFunc, weights: list[bool]) -> tirx.PrimFunc:
+    """The function under the name `main`; of its place in the model only which arguments are weights remains.
+
+    That decides what is cold when the task is measured.
+    """
     for attr in _NAME_ATTRS:
         if func.attrs is not None and attr in func.attrs:
             func = func.without_attr(attr)
-    return func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)
+    positions = [i for i, is_weight in enumerate(weights) if is_weight]
+    return func.with_attrs({"global_symbol": "main", "tirx.noalias": True, WEIGHTS: positions})
 
 
 def _kernel_calls(mod: tvm.IRModule) -> list[ir.Call]:

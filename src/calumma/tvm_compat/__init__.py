@@ -23,7 +23,7 @@ _WIDTHS = (("avx512f", 512), ("avx", 256), ("avx2", 256))
 
 
 def check_versions() -> None:
-    """Raise EnvironmentFault if the installed TVM is not the pinned one: a mismatch dies later by segmentation fault."""
+    """Raise EnvironmentFault if the installed TVM is not the pinned one: a mismatch ends in a segmentation fault."""
     for package, pin in PINS.items():
         try:
             found = importlib.metadata.version(package)
@@ -38,12 +38,14 @@ def check_versions() -> None:
 def set_threads(threads: int | None = None) -> int:
     """Fix the number of threads of TVM's pool for this process (None: all physical cores); returns it.
 
-    TVM keeps one pool per calling thread, of the size it started with: once a pool has run, this can make it smaller, never
-    larger.
+    TVM keeps one pool per calling thread, of the size it started with: once a pool has run, this can make it smaller,
+    never larger.
     """
     count = threads or host.physical_cores()
     if not 1 <= count <= (os.cpu_count() or 1):
-        raise InputError(f"--threads {count}: this machine has {os.cpu_count()} logical cores; give 1 to {os.cpu_count()}")
+        raise InputError(
+            f"--threads {count}: this machine has {os.cpu_count()} logical cores; give 1 to {os.cpu_count()}"
+        )
     os.environ["TVM_NUM_THREADS"] = str(count)
     # Bound threads wait for whatever else runs on their core: on a shared machine a model then takes up to three times
     # as long (measured, docs/measurement.md). The scheduler places them well enough.
@@ -130,6 +132,4 @@ def _target_dict(mcpu: str | None) -> Any:
 def target(hardware: Hardware, threads: int | None = None) -> Any:
     """Return the TVM target for `hardware`; `num-cores` is what MetaSchedule's spaces assume."""
     tvm = load()
-    return tvm.target.Target(
-        {"kind": "llvm", "mcpu": hardware.mcpu, "num-cores": threads or hardware.cores}
-    )
+    return tvm.target.Target({"kind": "llvm", "mcpu": hardware.mcpu, "num-cores": threads or hardware.cores})

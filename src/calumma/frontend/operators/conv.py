@@ -42,19 +42,24 @@ class Window:
 
 @dataclass(frozen=True)
 class Band:
-    """Which input blocks an output block reads: `width` of them from `(o * L // out_channels) * in_channels // L` on."""
+    """Which input blocks output block o reads: `width` of them from `o * L // out_channels * in_channels // L` on."""
 
     width: int
     out_channels: int = 0
     """Output channels per group; 0 when there is one group (the band starts at 0)."""
     in_channels: int = 0
     lanes: int = 0
+    last: int | None = None
+    """Input block beyond which no band may start; None where none would."""
 
     def start(self, block: tirx.Expr | int) -> tirx.Expr | int:
         """First input block of output block `block`; an int for an int, an expression for a loop variable."""
         if self.out_channels == 0:
             return 0
-        return block * self.lanes // self.out_channels * self.in_channels // self.lanes
+        first = block * self.lanes // self.out_channels * self.in_channels // self.lanes
+        if self.last is None:
+            return first
+        return min(first, self.last) if isinstance(first, int) else tirx.min(first, self.last)
 
 
 def band_of(out_channels: int, in_channels: int, groups: int, in_blocks: int, lanes: int) -> Band:
@@ -63,12 +68,14 @@ def band_of(out_channels: int, in_channels: int, groups: int, in_blocks: int, la
         return Band(in_blocks)
     per_out, per_in = out_channels // groups, in_channels // groups
     band = Band(0, per_out, per_in, lanes)
+    out_blocks = -(-out_channels // lanes)
     widest = 0
-    for block in range(-(-out_channels // lanes)):
+    for block in range(out_blocks):
         last_channel = min((block + 1) * lanes, out_channels) - 1
         last_input = (last_channel // per_out + 1) * per_in - 1
         widest = max(widest, last_input // lanes - band.start(block) + 1)
-    return Band(widest, per_out, per_in, lanes)
+    last = in_blocks - widest
+    return Band(widest, per_out, per_in, lanes, last if band.start(out_blocks - 1) > last else None)
 
 
 def pack_conv_weight(

@@ -36,22 +36,23 @@ def dense(data: te.Tensor, weight: te.Tensor, columns: int) -> te.Tensor:
     """data [..., K] x packed weight [NB, K, L] -> [..., columns]; all leading axes are rows."""
     *lead, k = (int(d) for d in data.shape)
     blocks, _, lanes = (int(d) for d in weight.shape)
-    rows = int(np.prod(lead))
+    # The last leading axis gives the rows of a tile; the others stay axes of their own, so that no tile crosses them.
+    kept = [a for a, extent in enumerate(lead) if extent > 1] or [len(lead) - 1]
+    *batch, rows = (lead[a] for a in kept)
     tiled = tileable(rows)
     axis = te.reduce_axis((0, k), "k")
 
-    def read(i: tirx.Expr) -> list[tirx.Expr]:
-        return _unflatten(i if tiled == rows else tirx.min(i, rows - 1), lead)
+    def product_body(*i: tirx.Var) -> tirx.Expr:
+        *b, m, j, lane = i
+        place: list[tirx.Expr] = [0] * len(lead)
+        for a, index in zip(kept, [*b, m if tiled == rows else tirx.min(m, rows - 1)], strict=True):
+            place[a] = index
+        return te.sum(data(*place, axis) * weight[j, axis, lane], axis=axis)
 
-    product = te.compute(
-        (tiled, blocks, lanes),
-        lambda i, j, l: te.sum(data(*read(i), axis) * weight[j, axis, l], axis=axis),
-        name="dense",
-        attrs={OPERATOR: "matmul"},
-    )
+    product = te.compute((*batch, tiled, blocks, lanes), product_body, name="dense", attrs={OPERATOR: "matmul"})
     return te.compute(
         (*lead, columns),
-        lambda *i: product(_flatten(i[:-1], lead), i[-1] // lanes, i[-1] % lanes),
+        lambda *i: product(*(i[a] for a in kept), i[-1] // lanes, i[-1] % lanes),
         name="dense_out",
     )
 
@@ -103,9 +104,7 @@ def batch_matmul(
         row = m if tiled == rows else tirx.min(m, rows - 1)
         return te.sum(read(left, axes_l, shape_l, [*b, row, axis]) * packed(*b, j, axis, lane), axis=axis)
 
-    product = te.compute(
-        (*batch, tiled, blocks, lanes), body, name="batch_matmul", attrs={OPERATOR: "matmul"}
-    )
+    product = te.compute((*batch, tiled, blocks, lanes), body, name="batch_matmul", attrs={OPERATOR: "matmul"})
     plain_shape = [*batch, rows, columns]
     order = list(out_axes or range(rank))
     inverse = [order.index(a) for a in range(rank)]
@@ -115,19 +114,3 @@ def batch_matmul(
         return product(*b, m, column // lanes, column % lanes)
 
     return te.compute([plain_shape[a] for a in order], unpack, name="matmul_out")
-
-
-def _unflatten(index: tirx.Expr, shape: Sequence[int]) -> list[tirx.Expr]:
-    """Coordinates in `shape` of a flat row-major index; axes of extent 1 cost nothing."""
-    result: list[tirx.Expr] = []
-    for extent in reversed(shape[1:]):
-        result.insert(0, index % extent if extent > 1 else 0)
-        index = index // extent if extent > 1 else index
-    return [0 if shape[0] == 1 else index, *result] if shape else []
-
-
-def _flatten(index: Sequence[tirx.Expr], shape: Sequence[int]) -> tirx.Expr:
-    flat: tirx.Expr = 0
-    for i, extent in zip(index, shape, strict=True):
-        flat = flat * extent + (i if extent > 1 else 0)
-    return flat

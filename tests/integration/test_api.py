@@ -1,0 +1,178 @@
+"""compile and tune, from a model to outputs that equal ONNX Runtime's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from calumma import api
+from tests.onnx_models import Model, assert_close, reference
+
+Build = Callable[[Model], "str | tuple[str, ...]"]
+NETWORKS: dict[str, Build] = {}
+
+
+def network(build: Build) -> Build:
+    """Register a network under its function's name."""
+    NETWORKS[build.__name__] = build
+    return build
+
+
+@network
+def odd_channels(m: Model) -> str:
+    """24, 40 and 17 channels, BatchNorm, a residual, stride, asymmetric padding, a classifier."""
+    x = m.op("Relu", m.batch_norm(m.conv(m.input(1, 3, 20, 20), (3, 24), bias=False), 24))
+    y = m.op("Relu", m.conv(x, (24, 40), strides=[2, 2]))
+    z = m.op("Relu", m.op("Add", m.conv(y, (40, 40), 1), y))
+    z = m.op("Relu", m.conv(z, (40, 17), pads=[0, 1, 2, 0]))
+    pooled = m.op("Flatten", m.op("GlobalAveragePool", z))
+    return m.op("Softmax", m.op("Gemm", pooled, m.random(1000, 17, scale=0.3), m.random(1000), transB=1))
+
+
+@network
+def groups(m: Model) -> str:
+    """Groups that blocks divide and groups that they do not, batch 2, dilation."""
+    x = m.op("Relu", m.conv(m.input(2, 40, 9, 9), (40, 40), groups=2))
+    x = m.op("Relu", m.conv(x, (40, 24), 1, groups=4))
+    x = m.op("Relu", m.conv(x, (24, 48), dilations=[2, 2], pads=[2, 2, 2, 2], groups=8))
+    return m.conv(m.op("Clip", x, np.float32(0), np.float32(6)), (48, 32), groups=2)
+
+
+@network
+def depthwise(m: Model) -> str:
+    """Inverted residuals and squeeze-and-excitation, hard swish, channels no block divides."""
+    x = m.conv(m.input(1, 3, 16, 16), (3, 24), strides=[2, 2])
+    y = m.op("HardSwish", m.conv(x, (24, 72), 1))
+    y = m.op("HardSwish", m.conv(y, (72, 72), 5, groups=72))
+    squeezed = m.op("Relu", m.conv(m.op("GlobalAveragePool", y), (72, 20), 1))
+    y = m.op("Mul", y, m.op("HardSigmoid", m.conv(squeezed, (20, 72), 1), alpha=0.2, beta=0.5))
+    x = m.op("Add", x, m.conv(y, (72, 24), 1))
+    x = m.op("Mul", x, m.op("Sigmoid", x))
+    return m.conv(x, (24, 48), groups=24)
+
+
+@network
+def concatenations(m: Model) -> tuple[str, ...]:
+    """Joins of channels no block divides, read by every kind of operator; several outputs."""
+    x = m.input(1, 8, 10, 10)
+    a, b, c = m.conv(x, (8, 24), 1), m.conv(x, (8, 17)), m.op("MaxPool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    joined = m.op("Relu", m.op("Concat", a, b, c, axis=1))
+    y = m.batch_norm(joined, 49)
+    z = m.op("Concat", y, m.conv(y, (49, 12)), axis=1)
+    pooled = m.op("AveragePool", z, kernel_shape=[2, 2], strides=[2, 2])
+    first, second = m.op("Split", z, np.array([30, 31]), outputs=2, axis=1)
+    return m.conv(z, (61, 61), groups=61), pooled, m.op("Transpose", z, perm=[0, 2, 3, 1]), first, m.op("Relu", second)
+
+
+@network
+def shuffled(m: Model) -> str:
+    """Channel shuffles before depthwise, grouped and plain convolutions, and a slice behind one."""
+    def shuffle(x: str, groups: int, channels: int, size: int) -> str:
+        x = m.op("Reshape", x, np.array([1, groups, channels // groups, size, size]))
+        return m.op("Reshape", m.op("Transpose", x, perm=[0, 2, 1, 3, 4]), np.array([1, channels, size, size]))
+
+    x = m.op("Relu", m.conv(m.input(1, 3, 12, 12), (3, 24)))
+    x = m.conv(shuffle(x, 2, 24, 12), (24, 24), groups=24)
+    x = m.op("Relu", m.conv(shuffle(x, 3, 24, 12), (24, 48), 1, groups=3))
+    return m.conv(shuffle(x, 4, 48, 12), (48, 16), 1)
+
+
+@network
+def response_norms(m: Model) -> str:
+    """LRN over blocks, over channels no block divides, and over a plain input; an even window."""
+    x = m.op("LRN", m.input(1, 6, 8, 8), size=3, alpha=0.1, beta=0.75, bias=1.0)
+    x = m.op("LRN", m.conv(x, (6, 32)), size=5, alpha=0.2, beta=0.75, bias=2.0)
+    return m.op("LRN", m.conv(x, (32, 20)), size=4, alpha=0.1, beta=0.5, bias=1.0)
+
+
+@network
+def perceptron(m: Model) -> str:
+    """Rows that no tile divides, 1000 columns, GELU."""
+    x = m.linear(m.input(1, 197, 32), (32, 40))
+    half = m.op("Mul", x, np.float32(0.5))
+    x = m.op("Mul", half, m.op("Add", m.op("Erf", m.op("Div", x, np.float32(2**0.5))), np.float32(1)))
+    return m.linear(x, (40, 1000))
+
+
+@network
+def attention(m: Model) -> str:
+    """An encoder layer of batch 2: heads, a mask, softmax, residuals, layer norms."""
+    tokens, width, heads = 13, 48, 3
+    x, mask = m.input(2, tokens, width), m.input(2, 1, 1, tokens)
+
+    def split(y: str, perm: list[int]) -> str:
+        return m.op("Transpose", m.op("Reshape", y, np.array([2, tokens, heads, width // heads])), perm=perm)
+
+    q, k, v = (m.linear(x, (width, width)) for _ in range(3))
+    scores = m.op("MatMul", split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1]))
+    scores = m.op("Add", m.op("Div", scores, np.float32(4)), mask)
+    mixed = m.op("MatMul", m.op("Softmax", scores, axis=-1), split(v, [0, 2, 1, 3]))
+    joined = m.op("Reshape", m.op("Transpose", mixed, perm=[0, 2, 1, 3]), np.array([2, tokens, width]))
+    y = m.op("Add", m.linear(joined, (width, width)), x)
+    y = m.op("LayerNormalization", y, m.random(width), m.random(width))
+    z = m.linear(m.op("Tanh", m.linear(y, (width, 96))), (96, width))
+    return m.op("LayerNormalization", m.op("Add", y, z), m.random(width), m.random(width))
+
+
+@network
+def plain_edges(m: Model) -> tuple[str, ...]:
+    """Outputs that are inputs, constants, views of inputs, or named twice."""
+    x = m.input(2, 6, 4)
+    view = m.op("Reshape", x, np.array([4, 12]))
+    doubled = m.op("Add", x, x)
+    same = m.op("Identity", doubled)
+    return view, doubled, same, m.op("Add", m.random(3), m.random(3)), m.op("Identity", x)
+
+
+@network
+def holes(m: Model) -> str:
+    """Operators that would turn the holes of a blocked tensor into infinities or NaN, and then poison a convolution."""
+    x = m.conv(m.input(1, 3, 8, 8), (3, 17))
+    x = m.op("Sqrt", m.op("Add", m.op("Abs", x), np.float32(-0.0)))
+    x = m.conv(x, (17, 17))
+    scale = np.abs(m.random(17, 1, 1)) + 1
+    m.weights["shared"] = scale
+    x = m.op("Relu", m.op("Mul", x, "shared"))
+    x = m.conv(m.op("Sigmoid", m.op("Div", x, "shared")), (17, 20), 1)
+    shifted = m.op("Sqrt", m.op("Sub", m.op("Max", x, np.float32(2)), np.float32(1)))
+    y = m.op("Div", np.float32(1), m.op("Exp", m.op("Log", shifted)))
+    return m.conv(y, (20, 16), 1)
+
+
+@network
+def one_pixel(m: Model) -> str:
+    """Convolutions of a single pixel with a prime number of blocks, and dense layers like them."""
+    x = m.conv(m.op("GlobalAveragePool", m.input(1, 16, 5, 5)), (16, 176), 1)
+    return m.linear(m.op("Flatten", m.op("Relu", x)), (176, 352))
+
+
+def _built(name: str) -> tuple[Model, bytes]:
+    model = Model(opset=17)
+    outputs = NETWORKS[name](model)
+    return model, model.bytes(*((outputs,) if isinstance(outputs, str) else outputs))
+
+
+@pytest.fixture(autouse=True)
+def database(tmp_path, monkeypatch):
+    """A user's data directory of its own for every test."""
+    monkeypatch.setenv("CALUMMA_DB", str(tmp_path / "user.sqlite"))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiled_networks_agree_with_onnxruntime(name, threads):
+    model, data = _built(name)
+    artifact = api.compile(data, threads=threads).artifact
+    for seed in (0, 1):
+        feeds = model.feeds(seed)
+        assert_close(artifact.run(feeds), reference(data, feeds))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_narrow_vectors(name):
+    model, data = _built(name)
+    artifact = api.compile(data, threads=2, mcpu="x86-64-v3").artifact
+    feeds = model.feeds()
+    assert_close(artifact.run(feeds), reference(data, feeds))
