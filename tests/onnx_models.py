@@ -50,7 +50,14 @@ class Model:
         return results[0] if outputs == 1 else results
 
     def conv(
-        self, x: str, channels: tuple[int, int], kernel: int = 3, *, groups: int = 1, bias: bool = True, **attributes: Any
+        self,
+        x: str,
+        channels: tuple[int, int],
+        kernel: int = 3,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+        **attributes: Any,
     ) -> str:
         """A convolution from and to `channels`, "same" padding unless `pads` says otherwise, outputs of unit scale."""
         fan_in = channels[0] // groups

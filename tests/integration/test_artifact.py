@@ -363,7 +363,7 @@ else:
 def test_profile(artifact: Artifact) -> None:
     times = artifact.profile({"data:0": inputs()}, repeat=3)
     assert [(time.kernel, time.calls) for time in times] == [("dense", 1), ("add", 2), ("halve", 1), ("widen", 1)]
-    assert all(0 < time.seconds < 1 for time in times)
+    assert all(time.seconds > 0 for time in times)
 
 
 def test_inference_session(model: LoweredModel, path: Path) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import tvm
 from numpy.typing import NDArray
-from tvm import ir, relax, te, tirx, topi
+from tvm import ir, relax, te, topi
 
 from calumma.core.errors import ModelError
 from calumma.core.values import TensorSpec
 from calumma.frontend.graph import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node
-from calumma.frontend.operators import conv, elementwise, local_response_norm, matmul, pool, rows
+from calumma.frontend.operators import conv, elementwise, layout, local_response_norm, matmul, pool, rows
 from calumma.frontend.simplify import CHANNEL_SHUFFLE, LRN, MATMUL
 
 _OUT_ELEMENTWISE_FUSABLE = 4
@@ -209,31 +209,15 @@ class _Lowering:
         if value.slots is None:
             return value
         if value.expr not in self._plain:
-            lanes = self.lanes
-            place = np.empty(value.shape[1], np.int64)
-            held = value.slots >= 0
-            place[value.slots[held]] = np.nonzero(held)[0]
-            if np.array_equal(place, np.arange(len(place))):
-
-                def unblock(x: te.Tensor) -> te.Tensor:
-                    return te.compute(value.shape, lambda n, c, h, w: x[n, c // lanes, h, w, c % lanes], name="unblock")
-
-                expr = self.emit(unblock, value.expr, kind=_INJECTIVE, name="unblock")
-            else:
-
-                def gather(x: te.Tensor, table: te.Tensor) -> te.Tensor:
-                    return te.compute(
-                        value.shape,
-                        lambda n, c, h, w: x[n, table[c] // lanes, h, w, table[c] % lanes],
-                        name="unblock_gather",
-                    )
-
+            channels = value.shape[1]
+            place = _places(value.slots, channels)
+            if np.array_equal(place, np.arange(channels)):
                 expr = self.emit(
-                    gather,
-                    value.expr,
-                    self.param(place.astype("int32"), ("table", place.tobytes())),
-                    kind=_INJECTIVE,
-                    name="unblock",
+                    lambda x: layout.unblock_channels(x, channels), value.expr, kind=_INJECTIVE, name="unblock"
+                )
+            else:
+                expr = self.emit(
+                    layout.gather_channels, value.expr, self._table(place), kind=_INJECTIVE, name="unblock"
                 )
             self.transforms += 1
             self._plain[value.expr] = Value(expr, value.shape)
@@ -253,49 +237,25 @@ class _Lowering:
         key = (value.expr, slots.tobytes())
         if key in self._blocked:
             return self._blocked[key]
-        n, _, h, w = value.shape
-        shape = (n, len(slots) // lanes, h, w, lanes)
-        zero = tirx.const(0, "float32")
         if value.slots is None and np.array_equal(slots, self.identity_slots(channels)):
-
-            def block(x: te.Tensor) -> te.Tensor:
-                def read(b: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
-                    inner = x[b, o * lanes + lane, y, z]
-                    return (
-                        inner if channels % lanes == 0 else tirx.if_then_else(o * lanes + lane < channels, inner, zero)
-                    )
-
-                return te.compute(shape, read, name="block")
-
-            expr = self.emit(block, value.expr, kind=_INJECTIVE, name="block")
+            expr = self.emit(lambda x: layout.block_channels(x, lanes), value.expr, kind=_INJECTIVE, name="block")
         else:
             table = slots
             if value.slots is not None:
-                place = np.full(channels, -1, np.int64)
-                held = value.slots >= 0
-                place[value.slots[held]] = np.nonzero(held)[0]
-                table = np.where(slots >= 0, place[np.maximum(slots, 0)], -1)
-            blocked_source = value.slots is not None
-
-            def gather(x: te.Tensor, where: te.Tensor) -> te.Tensor:
-                def read(b: Any, o: Any, y: Any, z: Any, lane: Any) -> Any:
-                    source = where[o * lanes + lane]
-                    clamped = tirx.max(source, 0)
-                    inner = x[b, clamped // lanes, y, z, clamped % lanes] if blocked_source else x[b, clamped, y, z]
-                    return inner if (slots >= 0).all() else tirx.if_then_else(source >= 0, inner, zero)
-
-                return te.compute(shape, read, name="block_gather")
-
+                table = np.where(slots >= 0, _places(value.slots, channels)[np.maximum(slots, 0)], -1)
             expr = self.emit(
-                gather,
+                lambda x, where: layout.gather_slots(x, where, lanes),
                 value.expr,
-                self.param(table.astype("int32"), ("table", table.tobytes())),
+                self._table(table),
                 kind=_INJECTIVE,
                 name="block",
             )
         self.transforms += 1
         self._blocked[key] = Value(expr, value.shape, slots)
         return self._blocked[key]
+
+    def _table(self, places: Slots) -> relax.Var:
+        return self.param(places.astype("int32"), ("table", places.tobytes()))
 
     def spread(self, node: Node, slots: Slots, shape: tuple[int, ...], hole: float) -> relax.Var | None:
         """A constant that broadcasts to `shape` and varies along channels at most, in blocked form [1, CB, 1, 1, L]."""
@@ -304,10 +264,18 @@ class _Lowering:
             return None
         channel = np.broadcast_to(padded.reshape(-1), (shape[1],))
         packed = np.where(slots >= 0, channel[np.maximum(slots, 0)], hole).astype(node.value.dtype)
-        return self.param(packed.reshape(1, -1, 1, 1, self.lanes), ("spread", node, slots.tobytes()))
+        return self.param(packed.reshape(1, -1, 1, 1, self.lanes), ("spread", node, slots.tobytes(), hole))
 
 
 # -- rules: (lowering, node) -> Value, or None to leave the node to Relax ------------------------------
+
+
+def _places(slots: Slots, channels: int) -> Slots:
+    """The slot that holds each of `channels` channels."""
+    places = np.full(channels, -1, np.int64)
+    held = slots >= 0
+    places[slots[held]] = np.nonzero(held)[0]
+    return places
 
 
 def _ints(values: Any) -> tuple[int, ...]:
@@ -470,7 +438,9 @@ def _unary(lo: _Lowering, node: Node) -> Value | None:
 
 def _mapped(lo: _Lowering, node: Node, source: Value, function: elementwise.Scalar) -> Value:
     """Apply `function`, which is what `node` does to one element, in the layout that `source` has."""
-    if source.slots is not None and (source.slots < 0).any() and node.op in elementwise.UNSAFE_ON_HOLES:
+    by_constant = node.op == "divide" and node.args[1].op == CONSTANT
+    unsafe = node.op in elementwise.UNSAFE_ON_HOLES and not by_constant
+    if unsafe and source.slots is not None and (source.slots < 0).any():
         source = lo.to_plain(source)
     name = node.op.split(".")[-1]
     expr = lo.emit(lambda x: te.compute(x.shape, lambda *i: function(x(*i)), name=name), source.expr, name=name)

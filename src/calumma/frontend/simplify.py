@@ -238,7 +238,7 @@ def recover_channel_shuffle(graph: Graph) -> None:
             continue
         data = swap.args[0].args[0]
         groups = swap.args[0].shape[1]
-        if data.shape != node.shape or data.shape[2:] != swap.shape[3:]:
+        if data.shape != node.shape or (data.shape[0], *data.shape[2:]) != (swap.shape[0], *swap.shape[3:]):
             continue
         source = np.arange(node.shape[1]).reshape(groups, -1).T.reshape(-1)
         mapping[node] = Node(
@@ -277,7 +277,7 @@ def _match_layer_norm(node: Node) -> tuple[Node, np.ndarray, np.ndarray, float] 
         return x.op == "mean" and bool(x.attrs.keepdims) and [a % rank for a in _axes(x.attrs.axis) or ()] == [rank - 1]
 
     def vector(x: Any, length: int) -> bool:
-        return isinstance(x, Node) and x.op == CONSTANT and x.value.size == length == x.value.shape[-1]
+        return isinstance(x, Node) and x.op == CONSTANT and x.value.shape[-1:] == (length,) == (x.value.size,)
 
     if node.op != "add" or not isinstance(node.args[0], Node) or node.args[0].op != "multiply":
         return None

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
 
+from calumma.space import loops
+
 OPERATOR = "calumma.operator"
 """Block annotation that names the anchor operator."""
 
@@ -17,14 +19,9 @@ def schedule_of(func: tirx.PrimFunc) -> s_tir.Schedule:
     return s_tir.Schedule(func, debug_mask="none", error_render_level="fast")
 
 
-def all_blocks(sch: s_tir.Schedule) -> list[Any]:
-    """Every block below the root, in order of execution."""
-    return list(sch.get_child_blocks(sch.get_sblock("root")))
-
-
 def find_anchor(sch: s_tir.Schedule) -> tuple[Any, str] | None:
     """The block annotated as the anchor with its operator's name, or None."""
-    for block in all_blocks(sch):
+    for block in loops.blocks_of(sch):
         annotations = sch.get(block).annotations
         if OPERATOR in annotations:
             return block, str(annotations[OPERATOR])
@@ -38,9 +35,13 @@ def anchor_of(sch: s_tir.Schedule) -> Any:
     return found[0]
 
 
-def extents(sch: s_tir.Schedule, loops: list[Any]) -> list[int]:
-    """Constant extents of loops."""
-    return [int(sch.get(loop).extent) for loop in loops]
+def anchor_extents(sch: s_tir.Schedule) -> list[int]:
+    """Extents of the anchor's loops, outermost first."""
+    return loops.extents(sch, sch.get_loops(anchor_of(sch)))
+
+
+def has_block(sch: s_tir.Schedule, name: str) -> bool:
+    return any(sch.get(block).name_hint == name for block in loops.blocks_of(sch))
 
 
 def fuse_epilogue(sch: s_tir.Schedule, anchor: Any) -> Any:

@@ -42,8 +42,8 @@ class Conv2dSpace(KnobSpace):
         sch = blocks.schedule_of(func)
         anchor = blocks.anchor_of(sch)
         self.plain = str(sch.get(anchor).name_hint) == "conv2d_plain"
-        self.has_pad = any(sch.get(b).name_hint == "data_pad" for b in blocks.all_blocks(sch))
-        shape = blocks.extents(sch, sch.get_loops(anchor))
+        self.has_pad = blocks.has_block(sch, "data_pad")
+        shape = blocks.anchor_extents(sch)
         self.batch, self.oc_blocks, self.out_h, self.out_w, self.lanes = shape[:5]
         self.in_blocks, self.kernel_h, self.kernel_w = shape[5:8]
         self.in_lanes = 1 if self.plain else shape[8]
@@ -175,10 +175,11 @@ class Conv2dSpace(KnobSpace):
         candidates = self._promising()
         k = self.columns(candidates)
         d = self._derived(k)
-        compute = np.minimum(1.0, d["accumulators"] / 12) / (1 + 0.5 * np.maximum(0, d["loads"] - 0.3))
-        compute *= np.where(d["accumulators"] + k["oc_tile"] > self.registers - 1, 0.85, 1.0)
+        compute = np.minimum(1.0, d["accumulators"] / 12) / (1 + 0.2 * np.maximum(0, d["loads"] - 0.65))
+        # LLVM keeps about two vectors in flight per weight vector; a tile that leaves no room for them spills.
+        compute *= np.where(d["accumulators"] + 2 * k["oc_tile"] > self.registers - 2, 0.6, 1.0)
         # Traffic from beyond L2, in vector loads per multiply-add, for the operand that the loop order streams.
-        l2 = 0.5 * self.hardware.l2_bytes
+        l2 = 0.75 * self.hardware.l2_bytes
         flops = 2.0 * self.batch * self.oc_blocks * self.out_h * self.out_w * self.lanes
         flops *= self.in_blocks * self.in_lanes * self.kernel_h * self.kernel_w
         weights = 4.0 * self.oc_blocks * self.lanes * self.in_blocks * self.in_lanes * self.kernel_h * self.kernel_w
@@ -189,9 +190,9 @@ class Conv2dSpace(KnobSpace):
         weight_passes = np.where(oc_first & (d["weight_tile"] <= l2), 1, rows)
         weight_passes = np.where(weights <= l2, 1, weight_passes)
         traffic = self.data_bytes * input_passes + weights * weight_passes
-        seconds = flops / (compute * d["balance"]) + 3.0 * traffic
+        seconds = flops / (compute * d["balance"]) + 6.0 * traffic
         seconds *= 1 + 0.02 * (k["pad"] == "tile") + 0.005 * (k["pad"] == "parallel")
-        seconds *= 1 + 0.01 * k["unroll"]
+        seconds *= 1 + 0.01 * k["unroll"] + 0.03 * ((k["ow_tile"] < 4) & (k["oh_tile"] > 1))
         seconds *= 1 + 0.01 * (k["order"] != "ic,kh,kw") + 0.05 * (k["order"] == "ic,kh,lane,kw")
         return candidates[int(np.argmin(seconds))]
 

@@ -31,9 +31,9 @@ class DepthwiseSpace(KnobSpace):
         self.hardware = hardware
         self.threads = threads
         sch = blocks.schedule_of(func)
-        shape = blocks.extents(sch, sch.get_loops(blocks.anchor_of(sch)))
-        self.batch, self.channel_blocks, self.out_h, self.out_w, self.lanes, self.kernel_h, self.kernel_w = shape
-        self.has_pad = any(sch.get(b).name_hint == "data_pad" for b in blocks.all_blocks(sch))
+        extents = blocks.anchor_extents(sch)
+        self.batch, self.channel_blocks, self.out_h, self.out_w, self.lanes, self.kernel_h, self.kernel_w = extents
+        self.has_pad = blocks.has_block(sch, "data_pad")
         self.registers = 32 if hardware.vector_bits == 512 else 16
         super().__init__(
             (

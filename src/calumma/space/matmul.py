@@ -17,7 +17,7 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue
-from calumma.space import blocks
+from calumma.space import blocks, loops
 from calumma.space.base import Knob, KnobSpace
 
 _MAX_M_TILE = 16
@@ -35,11 +35,10 @@ class MatmulSpace(KnobSpace):
         self.hardware = hardware
         self.threads = threads
         sch = blocks.schedule_of(func)
-        shape = blocks.extents(sch, sch.get_loops(blocks.anchor_of(sch)))
-        *batch, self.rows, self.col_blocks, self.lanes, self.depth = shape
+        *batch, self.rows, self.col_blocks, self.lanes, self.depth = blocks.anchor_extents(sch)
         self.batch = int(np.prod(batch, dtype=np.int64))
         self.batch_axes = len(batch)
-        self.packs = any(sch.get(b).name_hint == "packed" for b in blocks.all_blocks(sch))
+        self.packs = blocks.has_block(sch, "packed")
         self.registers = 32 if hardware.vector_bits == 512 else 16
         super().__init__(self._knobs())
         m_tiles, n_tiles = np.meshgrid(*(np.array(knob.values) for knob in self.knobs[:2]))
@@ -173,7 +172,7 @@ class MatmulSpace(KnobSpace):
 
     def _flatten_rows(self, sch: s_tir.Schedule, out: Any) -> None:
         """Let a block that writes rows of several axes run over the one axis of rows that the accumulator has."""
-        lead = blocks.extents(sch, sch.get_loops(out))[:-1]
+        lead = loops.extents(sch, sch.get_loops(out))[:-1]
         if sum(extent > 1 for extent in lead) < 2:
             return
 
@@ -189,9 +188,8 @@ class MatmulSpace(KnobSpace):
         packed = sch.get_sblock("packed")
         if where == "batch":
             sch.compute_at(packed, parallel)
-        loops = sch.get_loops(packed)
-        if where == "apart":
-            *rest, _, _ = loops
+        else:
+            *rest, _, _ = sch.get_loops(packed)
             sch.parallel(sch.fuse(*rest) if len(rest) > 1 else rest[0])
         sch.vectorize(sch.get_loops(packed)[-1])
 

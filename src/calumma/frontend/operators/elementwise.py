@@ -46,8 +46,8 @@ BINARY: dict[str, Callable[[te.Tensor, te.Tensor], te.Tensor]] = {
     "minimum": topi.minimum,
 }
 
-UNSAFE_ON_HOLES = {"log", "rsqrt", "divide", "power"}
-"""Operators that could make a hole of a blocked tensor infinite, which then poisons what reads it: 0 * inf = NaN."""
+UNSAFE_ON_HOLES = {"log", "sqrt", "rsqrt", "divide", "power"}
+"""Operators that could make a hole of a blocked tensor infinite or NaN, and so poison what reads it: 0 * inf = NaN."""
 
 
 def unary(op: str, attrs: Any, extra: Sequence[Any]) -> Scalar | None:

@@ -1,4 +1,8 @@
-"""Between plain NCHW and blocked NCHWc tensors, written in the order of the output so that neighbours fuse."""
+"""Between plain NCHW and blocked NCHWc tensors, written in the order of the output so that neighbours fuse.
+
+A *slot* is a physical channel position of a blocked tensor: block * lanes + lane. Where channels do not lie in order, a
+table tells which slot or channel to read.
+"""
 
 from __future__ import annotations
 
@@ -32,4 +36,34 @@ def unblock_channels(x: te.Tensor, channels: int) -> te.Tensor:
         lambda n, c, h, w: x(n, c // lanes, h, w, c % lanes),
         name="unblock_channels",
         attrs={"calumma.operator": "unblock_channels"},
+    )
+
+
+def gather_slots(x: te.Tensor, table: te.Tensor, lanes: int) -> te.Tensor:
+    """Blocked tensor (n, len(table) / lanes, h, w, lanes) whose slot s is channel, or slot, table[s] of `x`.
+
+    Args:
+        x: plain (n, c, h, w), read by channel, or blocked (n, blocks, h, w, lanes), read by slot.
+        table: int32; a negative entry makes a hole, which holds 0.
+        lanes: of the result and of a blocked `x`.
+    """
+    n, _, height, width, *blocked = x.shape
+
+    def element(b, block, h, w, lane):
+        source = table[block * lanes + lane]
+        inside = tirx.max(source, 0)
+        value = x(b, inside // lanes, h, w, inside % lanes) if blocked else x(b, inside, h, w)
+        return tirx.Select(source >= 0, value, tirx.const(0, x.dtype))
+
+    return te.compute((n, int(table.shape[0]) // lanes, height, width, lanes), element, name="gather_slots")
+
+
+def gather_channels(x: te.Tensor, table: te.Tensor) -> te.Tensor:
+    """(n, blocks, h, w, lanes) -> (n, len(table), h, w); channel c is read from slot table[c]."""
+    n, _, height, width, lanes = x.shape
+    lanes = int(lanes)
+    return te.compute(
+        (n, table.shape[0], height, width),
+        lambda n, c, h, w: x(n, table[c] // lanes, h, w, table[c] % lanes),
+        name="gather_channels",
     )
