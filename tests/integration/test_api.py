@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 
 from calumma import api
 from calumma.artifact import Artifact
+from calumma.core.values import Budget
+from calumma.database import SqlStore
+from calumma.tuner.events import SessionFinished
+from calumma.tuner.session import REMEASURED
 from tests.onnx_models import Model, assert_close, reference
 
 Build = Callable[[Model], "str | tuple[str, ...]"]
@@ -204,3 +214,88 @@ def test_narrow_vectors(name):
     artifact = api.compile(data, threads=2, mcpu="x86-64-v3").artifact
     feeds = model.feeds()
     assert_close(_run(artifact, feeds), reference(data, feeds))
+
+
+# ---- tuning
+
+
+def _small_network() -> tuple[Model, bytes]:
+    model = Model()
+    x = model.op("Relu", model.conv(model.input(1, 3, 12, 12), (3, 24)))
+    x = model.op("Relu", model.conv(x, (24, 40)))
+    pooled = model.op("Flatten", model.op("GlobalAveragePool", x))
+    return model, model.bytes(model.linear(pooled, (40, 10)))
+
+
+def _proposed(database: Path) -> Counter[str]:
+    """How often each candidate was proposed; measuring again what is known is no proposal."""
+    with SqlStore.open(database) as store:
+        return Counter(r.candidate.key for r in store.records() if r.strategy != REMEASURED)
+
+
+def test_tuned_model_computes_the_same_and_its_records_serve_the_next_compile(tmp_path):
+    model, data = _small_network()
+    database = tmp_path / "records.sqlite"
+    seen = []
+    tuned = api.tune(
+        data, output=tmp_path / "tuned.so", database=database, budget=Budget(trials=5), threads=2, on_event=seen.append
+    )
+    assert tuned.path.exists() and not tuned.interrupted
+    assert sum(task.trials for task in tuned.tasks) == 5
+    assert sum(_proposed(database).values()) == 5
+    assert isinstance(seen[-1], SessionFinished)
+    feeds = model.feeds()
+    expected = reference(data, feeds)
+    untuned = api.compile(data, database=tmp_path / "empty.sqlite", threads=2)
+    again = api.compile(data, database=database, threads=2)
+    for artifact in (tuned.artifact, untuned.artifact, again.artifact, api.load(tmp_path / "tuned.so")):
+        assert_close(_run(artifact, feeds), expected)
+    assert untuned.recorded == 0
+    configs = {row["workload"]: row["config"] for row in tuned.lowered.metadata["tasks"]}
+    assert configs == {task.workload: dict(task.config) for task in tuned.tasks}
+
+
+TUNE = """
+import sys
+from pathlib import Path
+from calumma import api
+from calumma.core.values import Budget
+from calumma.tuner.events import SessionStarted, TrialsDone
+
+def on_event(event):
+    match event:
+        case SessionStarted():
+            print("recalled", event.recalled, flush=True)
+        case TrialsDone():
+            print("trials", len(event.records), flush=True)
+
+model, database, trials = sys.argv[1:]
+api.tune(Path(model), database=database, budget=Budget(trials=int(trials)), threads=1, on_event=on_event)
+"""
+
+
+def test_a_killed_session_goes_on_and_proposes_nothing_twice(tmp_path):
+    path, database = tmp_path / "model.onnx", tmp_path / "records.sqlite"
+    path.write_bytes(_small_network()[1])
+    source = Path(api.__file__).parents[1]
+    command = [sys.executable, "-c", TUNE, str(path), str(database)]
+    environment = os.environ | {"PYTHONPATH": str(source)}
+    first = subprocess.Popen([*command, "1000"], stdout=subprocess.PIPE, text=True, env=environment)
+    workers: list[psutil.Process] = []
+    try:
+        assert first.stdout.readline() == "recalled 0\n"
+        reported = sum(int(first.stdout.readline().split()[1]) for _ in range(2))
+        workers = psutil.Process(first.pid).children(recursive=True)
+    finally:
+        first.kill()
+        first.communicate()
+    # Whoever the dead session had started ends with it.
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    kept = _proposed(database)
+    assert sum(kept.values()) >= reported > 0
+    second = subprocess.run([*command, "12"], capture_output=True, text=True, timeout=100, env=environment)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.splitlines()[0] == f"recalled {len(kept)}"
+    proposed = _proposed(database)
+    assert sum(proposed.values()) == sum(kept.values()) + 12
+    assert set(proposed.values()) == {1}

@@ -35,6 +35,6 @@ def test_slots_are_gathered_from_slots():
 
 def test_channels_are_gathered_from_slots():
     plain = reference.random(2, 10, 3, 5)
-    places = np.array([np.flatnonzero(SHUFFLED == channel)[0] for channel in range(10)], dtype="int32")
+    places = np.array([np.flatnonzero(channel == SHUFFLED)[0] for channel in range(10)], dtype="int32")
     blocked = reference.block(plain, SHUFFLED, LANES, hole=7.0)
     np.testing.assert_array_equal(apply(layout.gather_channels, blocked, places), plain)

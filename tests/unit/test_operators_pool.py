@@ -70,7 +70,7 @@ def test_global_and_adaptive_average():
         apply(lambda t: adaptive_avg_pool2d(t, 4, 4), x)
 
 
-@pytest.mark.parametrize(("size", "beta"), [(5, 0.75), (4, 0.5), (3, 1.0), (5, 0.6)])
+@pytest.mark.parametrize(("size", "beta"), [(5, 0.75), (4, 0.5), (3, 1.0), (2, 0.6)])
 def test_local_response_norm(size, beta):
     x = _array(2, 24, 3, 4)
     expected = np.empty_like(x)

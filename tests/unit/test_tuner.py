@@ -77,10 +77,18 @@ class SimulatedRunner:
         return self.now_s
 
     def measure(
-        self, candidates: Sequence[Candidate], best_s: Mapping[str, float] | None = None
+        self,
+        candidates: Sequence[Candidate],
+        best_s: Mapping[str, float] | None = None,
+        on_result: Callable[[int, MeasureResult], None] | None = None,
     ) -> list[MeasureResult]:
         self.batches.append(len(candidates))
-        return [self._measure(candidate) for candidate in candidates]
+        results = []
+        for index, candidate in enumerate(candidates):
+            results.append(self._measure(candidate))
+            if on_result is not None:
+                on_result(index, results[-1])
+        return results
 
     def _measure(self, candidate: Candidate) -> MeasureResult:
         latency_s = self.landscapes[candidate.workload.hash].latency_s(candidate.config)

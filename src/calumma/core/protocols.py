@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,13 +95,18 @@ class Runner(Protocol):
     threads: int
 
     def measure(
-        self, candidates: Sequence[Candidate], best_s: Mapping[str, float] | None = None
+        self,
+        candidates: Sequence[Candidate],
+        best_s: Mapping[str, float] | None = None,
+        on_result: Callable[[int, MeasureResult], None] | None = None,
     ) -> list[MeasureResult]:
         """Measure a batch; one result per candidate, in order.
 
         Args:
             candidates: any number, of any workloads.
             best_s: workload hash -> latency in seconds of the best so far; a candidate clearly slower stops early.
+            on_result: called with a candidate's position and its result as soon as that is known, so that it can be
+                kept before the next one runs; the seconds by phase may still be corrected at the end of the batch.
         """
         ...
 

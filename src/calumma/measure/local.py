@@ -9,8 +9,8 @@ import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -128,7 +128,10 @@ class LocalRunner:
         self._fill()
 
     def measure(
-        self, candidates: Sequence[Candidate], best_s: Mapping[str, float] | None = None
+        self,
+        candidates: Sequence[Candidate],
+        best_s: Mapping[str, float] | None = None,
+        on_result: Callable[[int, MeasureResult], None] | None = None,
     ) -> list[MeasureResult]:
         """Measure a batch; see `core.protocols.Runner`.
 
@@ -137,7 +140,7 @@ class LocalRunner:
         """
         best = best_s or {}
         requests = [{"op": "run", "best_s": best.get(candidate.workload.hash)} for candidate in candidates]
-        return self._process(candidates, requests, "run", concurrent=False)
+        return self._process(candidates, requests, "run", concurrent=False, on_result=on_result)
 
     def verify(self, candidates: Sequence[Candidate]) -> list[MeasureResult]:
         """Compare outputs with the unscheduled function's; see `core.protocols.Runner`.
@@ -196,7 +199,13 @@ class LocalRunner:
         self.close()
 
     def _process(
-        self, candidates: Sequence[Candidate], requests: Sequence[Mapping[str, Any]], phase: str, *, concurrent: bool
+        self,
+        candidates: Sequence[Candidate],
+        requests: Sequence[Mapping[str, Any]],
+        phase: str,
+        *,
+        concurrent: bool,
+        on_result: Callable[[int, MeasureResult], None] | None = None,
     ) -> list[MeasureResult]:
         """Build all candidates, then send each its request; again for those that lost their worker without guilt."""
         results: dict[int, MeasureResult] = {}
@@ -204,11 +213,18 @@ class LocalRunner:
         keys = [candidate.key for candidate in candidates]
         suspects: set[int] = set()
 
-        def settle(job: _Job, outcome: _Outcome) -> None:
+        def settle(job: _Job, outcome: _Outcome, stage: str) -> None:
             if outcome.lost and job.index not in suspects and outcome.worker.touched != {job.key}:
                 suspects.add(job.index)
-            else:
-                results[job.index] = MeasureResult(outcome.status, outcome.latencies_s, outcome.reason)
+                return
+            spent = {**phases[job.index], stage: phases[job.index].get(stage, 0.0) + outcome.seconds}
+            results[job.index] = MeasureResult(outcome.status, outcome.latencies_s, outcome.reason, spent)
+            if on_result is not None:
+                on_result(job.index, results[job.index])
+
+        def built(job: _Job, outcome: _Outcome) -> None:
+            if outcome.status != Status.OK:
+                settle(job, outcome, "build")
 
         with self._abandoned_on_error():
             while pending := [index for index in range(len(candidates)) if index not in results]:
@@ -221,30 +237,29 @@ class LocalRunner:
                     )
                     for index in pending
                 ]
-                built: dict[int, _Worker] = {}
-                for job, outcome in self._timed(builds, phases, "build", concurrent=True).items():
-                    if outcome.status == Status.OK:
-                        built[job.index] = outcome.worker
-                    else:
-                        settle(job, outcome)
+                outcomes = self._timed(builds, phases, "build", concurrent=True, on_outcome=built)
                 runs = [
-                    _Job(index, keys[index], requests[index], self._run_timeout_s, worker)
-                    for index, worker in built.items()
-                    if worker in self._workers
+                    _Job(job.index, job.key, requests[job.index], self._run_timeout_s, outcome.worker)
+                    for job, outcome in outcomes.items()
+                    if outcome.status == Status.OK and outcome.worker in self._workers
                 ]
-                for job, outcome in self._timed(runs, phases, phase, concurrent=concurrent).items():
-                    settle(job, outcome)
-        return [
-            MeasureResult(results[i].status, results[i].latencies_s, results[i].reason, phases[i])
-            for i in range(len(candidates))
-        ]
+                self._timed(
+                    runs, phases, phase, concurrent=concurrent, on_outcome=lambda job, outcome: settle(job, outcome, phase)
+                )
+        return [replace(results[i], phases_s=phases[i]) for i in range(len(candidates))]
 
     def _timed(
-        self, jobs: Sequence[_Job], phases: list[dict[str, float]], phase: str, *, concurrent: bool
+        self,
+        jobs: Sequence[_Job],
+        phases: list[dict[str, float]],
+        phase: str,
+        *,
+        concurrent: bool,
+        on_outcome: Callable[[_Job, _Outcome], None],
     ) -> dict[_Job, _Outcome]:
         """Perform jobs and charge the wall-clock seconds to them in proportion to what each took in its worker."""
         start = time.perf_counter()
-        outcomes = self._perform(jobs, concurrent=concurrent)
+        outcomes = self._perform(jobs, concurrent=concurrent, on_outcome=on_outcome)
         wall_s = time.perf_counter() - start
         total_s = sum(outcome.seconds for outcome in outcomes.values())
         for job, outcome in outcomes.items():
@@ -252,7 +267,13 @@ class LocalRunner:
             phases[job.index][phase] = phases[job.index].get(phase, 0.0) + wall_s * share
         return outcomes
 
-    def _perform(self, jobs: Sequence[_Job], *, concurrent: bool) -> dict[_Job, _Outcome]:
+    def _perform(
+        self,
+        jobs: Sequence[_Job],
+        *,
+        concurrent: bool,
+        on_outcome: Callable[[_Job, _Outcome], None] = lambda job, outcome: None,
+    ) -> dict[_Job, _Outcome]:
         """Send every job to a worker that is free, one at a time unless `concurrent`; wait for all outcomes.
 
         Jobs bound to a worker that is lost on the way have no outcome.
@@ -275,11 +296,14 @@ class LocalRunner:
                 return outcomes
             timeout = max(0.0, min(worker.deadline_s for worker in active) - time.monotonic())
             ready = multiprocessing.connection.wait([worker.connection for worker in active], timeout)
+            known = len(outcomes)
             for worker in active:
                 if worker.connection in ready:
                     self._receive(worker, outcomes)
                 elif time.monotonic() >= worker.deadline_s:
                     self._expire(worker, outcomes)
+            for job in list(outcomes)[known:]:
+                on_outcome(job, outcomes[job])
 
     def _start(self, worker: _Worker, job: _Job) -> None:
         worker.job = job

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 from calumma.core.errors import InputError
@@ -38,10 +38,16 @@ class ReplayRunner:
         """Seconds that what was asked so far took when it was measured."""
 
     def measure(
-        self, candidates: Sequence[Candidate], best_s: Mapping[str, float] | None = None
+        self,
+        candidates: Sequence[Candidate],
+        best_s: Mapping[str, float] | None = None,
+        on_result: Callable[[int, MeasureResult], None] | None = None,
     ) -> list[MeasureResult]:
         """Look the candidates up; `best_s` changes nothing, since the recording has stopped where it has stopped."""
         results = [self._result(candidate) for candidate in candidates]
+        for index, result in enumerate(results):
+            if on_result is not None:
+                on_result(index, result)
         self.charged_s += sum(result.phases_s.get(phase, 0.0) for result in results for phase in _CHARGED)
         return results
 

@@ -263,7 +263,7 @@ class _Lane:
                 latency_s = median(reply["latencies_s"])
                 self._warmup = max(_MIN_WARMUP, math.ceil(_WARMUP_S / latency_s))
                 self._runs = min(_MAX_RUNS, max(_MIN_RUNS, math.ceil(turn_s / latency_s)))
-            self._process.send_signal(signal.SIGSTOP)
+            self._stop()
         except _Lost as lost:
             self._leave(str(lost))
 
@@ -275,7 +275,7 @@ class _Lane:
             self._process.send_signal(signal.SIGCONT)
             reply, _ = self._request({"op": "time", "warmup": self._warmup, "runs": self._runs})
             self._rounds.append(reply["latencies_s"])
-            self._process.send_signal(signal.SIGSTOP)
+            self._stop()
         except _Lost as lost:
             self._leave(str(lost))
 
@@ -301,6 +301,13 @@ class _Lane:
             self._process.kill()
             self._process.communicate()
             self._process = None
+
+    def _stop(self) -> None:
+        """Stop the process and wait until every thread of it stands still, or it has ended."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        # Left waitable: an exit is for `Popen` to collect.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _leave(self, reason: str) -> None:
         self.reason = reason

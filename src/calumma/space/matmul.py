@@ -146,8 +146,6 @@ class MatmulSpace(KnobSpace):
         sch = blocks.schedule_of(self.func)
         anchor = blocks.anchor_of(sch)
         out = blocks.fuse_epilogue(sch, anchor)
-        if not self.batch_axes:
-            self._flatten_rows(sch, out)
         *batch, m, n, lane, k = sch.get_loops(anchor)
         m_o, m_i = sch.split(m, [None, config["m_tile"]])
         n_o, n_g, n_i = sch.split(n, [None, int(config["n_group"]) // int(config["n_tile"]), config["n_tile"]])
@@ -169,20 +167,6 @@ class MatmulSpace(KnobSpace):
         sch.decompose_reduction(anchor, k_o)
         self._vectorize_out(sch, out)
         return sch
-
-    def _flatten_rows(self, sch: s_tir.Schedule, out: Any) -> None:
-        """Let a block that writes rows of several axes run over the one axis of rows that the accumulator has."""
-        lead = loops.extents(sch, sch.get_loops(out))[:-1]
-        if sum(extent > 1 for extent in lead) < 2:
-            return
-
-        def flat(*axes: tirx.Var) -> tuple[tirx.Expr, tirx.Expr]:
-            row = axes[0]
-            for axis, extent in zip(axes[1:-1], lead[1:], strict=True):
-                row = row * extent + axis
-            return row, axes[-1]
-
-        sch.transform_block_layout(out, tirx.IndexMap.from_func(flat, ndim=len(lead) + 1))
 
     def _place_packing(self, sch: s_tir.Schedule, where: str, parallel: Any) -> None:
         packed = sch.get_sblock("packed")

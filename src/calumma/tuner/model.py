@@ -12,6 +12,7 @@ import tvm
 
 from calumma import tvm_compat
 from calumma.artifact import LoweredModel
+from calumma.core.errors import InputError
 from calumma.core.values import Hardware, KnobValue, MeasureRecord, Status, Task
 from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import LoweredGraph, lower
@@ -178,8 +179,14 @@ def recorded_configs(model: TunableModel, records: Iterable[MeasureRecord]) -> d
         space = model.spaces.get(candidate.workload.hash)
         if space is None or (candidate.template, candidate.template_version) != (space.template, space.version):
             continue
+        try:
+            indices = space.encode(candidate.config)
+        except InputError:
+            continue
+        if not space.valid(indices[None, :])[0]:
+            continue
         place = (candidate.workload.hash, candidate.key)
-        configs[place] = candidate.config
+        configs[place] = space.decode(indices)
         if record.result.status is Status.OK:
             median.setdefault(place, []).append(record.result.latency_s)
             if "verify" in record.result.phases_s:
@@ -191,7 +198,7 @@ def recorded_configs(model: TunableModel, records: Iterable[MeasureRecord]) -> d
     for place, latencies in median.items():
         key, latency = place[0], min(latencies)
         space = model.spaces[key]
-        if dict(configs[place]) == space.decode(space.default()):
+        if configs[place] == space.decode(space.default()):
             default_s[key] = latency
         elif place in verified - wrong and latency < best.get(key, (float("inf"),))[0]:
             best[key] = (latency, configs[place])

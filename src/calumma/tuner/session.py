@@ -295,24 +295,41 @@ class TuningSession:
     # Measuring
 
     def _measure(self, trials: Sequence[_Trial]) -> None:
-        """Measure, verify what would be a new best, store everything, and let everybody learn from it."""
-        results = self._run(trials, {state.hash: state.best_s for state in self._states if state.best_s is not None})
+        """Measure, verify what would be a new best, store everything, and let everybody learn from it.
+
+        A result is stored at once, so that a killed session loses only the candidate in hand; one that would be a new
+        best is stored when its outputs have been verified.
+        """
+        records: dict[int, MeasureRecord] = {}
+
+        def keep(i: int, result: MeasureResult) -> None:
+            if not self._contends(trials[i], result):
+                (records[i],) = self._append([trials[i]], [result])
+
+        best_s = {state.hash: state.best_s for state in self._states if state.best_s is not None}
+        results = self._run(trials, best_s, keep)
         self._verify_contenders(trials, results)
-        records = self._append(trials, results)
+        rest = [i for i in range(len(trials)) if i not in records]
+        records.update(zip(rest, self._append([trials[i] for i in rest], [results[i] for i in rest]), strict=True))
         for state in dict.fromkeys(trial.state for trial in trials):
             self._learn(state, [(t, r) for t, r in zip(trials, results, strict=True) if t.state is state])
         self._pace(len(trials))
-        self._emit(events.TrialsDone(self._round, records, self._progress()))
+        self._emit(events.TrialsDone(self._round, tuple(records[i] for i in sorted(records)), self._progress()))
         self._round += 1
 
-    def _run(self, trials: Sequence[_Trial], best_s: Mapping[str, float] | None) -> list[MeasureResult]:
-        start = self._phases.elapsed_s
+    def _run(
+        self,
+        trials: Sequence[_Trial],
+        best_s: Mapping[str, float] | None,
+        keep: Callable[[int, MeasureResult], None] | None = None,
+    ) -> list[MeasureResult]:
+        before_s = self._phases.phases_s.get("run", 0.0)
         with self._phases.charge("run"):
-            results = self._runner.measure([trial.state.candidate(trial.key) for trial in trials], best_s)
+            results = self._runner.measure([trial.state.candidate(trial.key) for trial in trials], best_s, keep)
         spent: Counter[str] = Counter()
         for result in results:
             spent.update(result.phases_s)
-        self._phases.spread("run", self._phases.elapsed_s - start, spent)
+        self._phases.spread("run", self._phases.phases_s["run"] - before_s, spent)
         return results
 
     def _verify_contenders(self, trials: Sequence[_Trial], results: list[MeasureResult]) -> None:

@@ -169,9 +169,9 @@ def _f32(value: float) -> tirx.Expr:
 
 
 def _clamp(x: tirx.Expr, low: float, high: float) -> tirx.Expr:
-    # Comparisons with NaN are false, so that NaN falls through both.
-    x = tirx.Select(x < _f32(low), _f32(low), x)
-    return tirx.Select(x > _f32(high), _f32(high), x)
+    # LLVM code for max(c, x) is c > x ? c : x, so that NaN falls through. (A Select here would cost seconds of
+    # compile time: TVM's analyzer expands every variable of its condition, and what is bound to that, and so on.)
+    return tirx.min(_f32(high), tirx.max(_f32(low), x))
 
 
 def _saturating_ratio(
