@@ -12,6 +12,7 @@ Metrics (those of tuned artifacts are missing after --untuned-only):
     geomean_speedup_vs_best, worst_speedup_vs_best: the fastest peer's latency over ours
     import_s_resnet50: seconds from file to fused tasks, without Python's and TVM's imports
     conv_share_of_peak: ResNet-50's convolutions inside the model: flops / seconds / peak
+    worst_default_vs_tuned: default over tuned latency, of the worst task that takes more than 1 % of its model's time
     sum_of_tasks_vs_model: the model's sum of task times over its latency, of the model farthest from 1
     models, models_failed, models_wrong, max_relative_difference: how many, and the worst error of our outputs
 """
@@ -204,10 +205,21 @@ def _all_metrics(rows: Sequence[Row]) -> dict[str, float | None]:
             for row in rows
             if row.get("tune") and _TUNED in row.get("latency_s", {})
         ),
+        "worst_default_vs_tuned": max((r for row in rows for r in _default_ratios(row)), default=None),
         "models": len(rows),
         "models_failed": sum(bool(row["error"]) for row in rows),
         "models_wrong": sum(bool(row.get("wrong")) for row in rows),
     }
+
+
+def _default_ratios(row: Row) -> list[float]:
+    """Default over tuned latency of every task that takes more than 1 % of its model's time."""
+    tasks = [
+        task for task in (row.get("tune") or {}).get("tasks", []) if task["latency_s"] and task["default_latency_s"]
+    ]
+    total_s = sum(task["weight"] * task["latency_s"] for task in tasks)
+    weighty = [task for task in tasks if task["weight"] * task["default_latency_s"] > 0.01 * total_s]
+    return [task["default_latency_s"] / task["latency_s"] for task in weighty]
 
 
 def _import_s(row: Row) -> float | None:

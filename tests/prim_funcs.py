@@ -16,6 +16,8 @@ tvm = tvm_compat.load()
 
 from tvm import te, tirx  # noqa: E402  (after the threads are set)
 
+from calumma.tvm_compat import codegen  # noqa: E402
+
 Arrays = list[NDArray]
 
 
@@ -27,10 +29,8 @@ def prim_func(operator: Callable[..., te.Tensor], *shapes: Sequence[int], dtypes
 
 
 def run(scheduled: tvm.IRModule, inputs: Arrays, shape: Sequence[int], hardware: Hardware) -> NDArray:
-    """Build for `hardware`, run once, return the float32 output. The output starts as NaN: what is not written
-    shows.
-    """
-    library = tvm.compile(scheduled, tvm_compat.target(hardware, 2)).jit()
+    """Build for `hardware`, run once, return the output: float32, NaN before the run so that a hole in it shows."""
+    library = codegen.build(scheduled, tvm_compat.target(hardware, 2))
     arguments = [tvm.runtime.tensor(array, tvm.cpu()) for array in inputs]
     output = tvm.runtime.tensor(np.full(shape, np.nan, "float32"), tvm.cpu())
     library["main"](*arguments, output)

@@ -14,7 +14,6 @@ from calumma import tvm_compat
 from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, load, save
 from calumma.core.errors import InputError
 from calumma.core.values import Budget, KnobValue
-from calumma.database import SqlStore
 
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
@@ -36,6 +35,8 @@ __all__ = [
 Shapes = Mapping[str, tuple[int, ...]]
 DEFAULT_BUDGET = Budget(seconds=60.0)
 DEFAULT_STRATEGY = "evolutionary"
+CACHE_STATE = "cold"
+"""In which tasks are measured: a model's weights have usually left the caches when a kernel's turn comes again."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,16 @@ class TaskListing:
     phases_s: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class CompileResult:
-    """A compiled model."""
+@dataclass(frozen=True, kw_only=True)
+class _Built:
+    """A model that has become an artifact."""
 
     path: Path | None
     """Where the artifact was saved."""
-    tasks: tuple[TaskRow, ...]
     phases_s: Mapping[str, float]
+    """Seconds by what they were spent on, tuning included."""
     import_s: float
     """Seconds from the model file to fused tasks, without imports."""
-    recorded: int
-    """Tasks whose schedule comes from the database instead of the defaults."""
     executable: Executable = field(repr=False)
     lowered: LoweredModel = field(repr=False)
 
@@ -97,26 +96,24 @@ class CompileResult:
         return Artifact.from_executable(self.executable, self.lowered.params, self.lowered.metadata)
 
 
-@dataclass(frozen=True)
-class TuneResult:
+@dataclass(frozen=True, kw_only=True)
+class CompileResult(_Built):
+    """A compiled model."""
+
+    tasks: tuple[TaskRow, ...]
+    recorded: int
+    """Tasks whose schedule comes from the database instead of the defaults."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneResult(_Built):
     """A tuned and compiled model."""
 
-    path: Path | None
     session: str
     """Id of the tuning session in the database."""
     tasks: tuple[TaskResult, ...]
     interrupted: bool
     """Ctrl-C ended the session; the artifact holds the best so far."""
-    phases_s: Mapping[str, float]
-    """Of the tuning session, and of what came before and after it."""
-    import_s: float
-    executable: Executable = field(repr=False)
-    lowered: LoweredModel = field(repr=False)
-
-    @functools.cached_property
-    def artifact(self) -> Artifact:
-        """The model ready to run in this process; needs no C compiler."""
-        return Artifact.from_executable(self.executable, self.lowered.params, self.lowered.metadata)
 
 
 def compile(
@@ -156,18 +153,19 @@ def compile(
                 workloads=[task.workload.hash for task in prepared.tasks],
                 hardware=prepared.hardware.fingerprint,
                 threads=prepared.threads,
+                cache_state=CACHE_STATE,
                 toolchain=tvm_compat.toolchain(),
             ),
         )
     executable, lowered = _build(prepared, configs, {}, destination)
     return CompileResult(
-        destination,
-        _rows(prepared),
-        dict(prepared.phases_s),
-        prepared.import_s,
-        len(configs),
-        executable,
-        lowered,
+        path=destination,
+        phases_s=dict(prepared.phases_s),
+        import_s=prepared.import_s,
+        executable=executable,
+        lowered=lowered,
+        tasks=_rows(prepared),
+        recorded=len(configs),
     )
 
 
@@ -211,7 +209,7 @@ def tune(
     hardware = tvm_compat.hardware_for(mcpu)
     if not tvm_compat.target_features(hardware.mcpu) <= tvm_compat.target_features(tvm_compat.host_mcpu()):
         raise InputError(f"--mcpu {mcpu}: this machine cannot run code for it, so nothing can be measured; use compile")
-    with _store(database) as store, closing(LocalRunner(hardware, count)) as runner:
+    with _store(database) as store, closing(LocalRunner(hardware, count, cache_state=CACHE_STATE)) as runner:
         prepared = _prepare(model, example_inputs, shapes, threads, mcpu)
         session = TuningSession(
             [(task, prepared.spaces[task.workload.hash]) for task in prepared.tasks],
@@ -236,14 +234,14 @@ def tune(
     for name, seconds in result.phases_s.items():
         phases[f"tune.{name}"] = seconds
     return TuneResult(
-        destination,
-        result.session,
-        result.tasks,
-        result.interrupted,
-        phases,
-        prepared.import_s,
-        executable,
-        lowered,
+        path=destination,
+        phases_s=phases,
+        import_s=prepared.import_s,
+        executable=executable,
+        lowered=lowered,
+        session=result.session,
+        tasks=result.tasks,
+        interrupted=result.interrupted,
     )
 
 
@@ -329,6 +327,8 @@ class _store:
     """Open the store that the user named, and close it again; a store that came open stays open."""
 
     def __init__(self, database: str | PathLike[str] | Store | None) -> None:
+        from calumma.database import SqlStore
+
         self._owned = database is None or isinstance(database, (str, PathLike))
         self._store: Any = SqlStore.open(database) if self._owned else database  # type: ignore[arg-type]
 

@@ -197,7 +197,9 @@ def test_debug_shows_the_traceback(
 
 def test_compile_reports_phases(api: FakeApi, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "o.so"
-    api.answers["compile"] = SimpleNamespace(path=out, tasks=(1, 2, 3), phases_s={"import": 1.0, "build": 2.5})
+    api.answers["compile"] = SimpleNamespace(
+        path=out, tasks=(1, 2, 3), recorded=1, import_s=1.0, phases_s={"import": 1.0, "build": 2.5}
+    )
     assert main(["compile", str(model), "-o", str(out)]) == 0
     assert f"3 kernels in {out}" in capsys.readouterr().out
     assert api.calls[0][2]["shapes"] is None
@@ -215,7 +217,13 @@ def test_tasks_lists_and_sums(api: FakeApi, model: Path, capsys: pytest.CaptureF
         "bound_ms": 1.25,
         "space_size": 123456,
     }
-    api.answers["tasks"] = SimpleNamespace(rows=(SimpleNamespace(**row),), layout_transforms=2)
+    api.answers["tasks"] = SimpleNamespace(
+        rows=(SimpleNamespace(**row),),
+        layout_transforms=2,
+        peak_gflop_per_s=100.0,
+        import_s=1.0,
+        phases_s={"import": 1.0},
+    )
     assert main(["tasks", str(model)]) == 0
     text = capsys.readouterr().out
     assert "1x16x7" in text

@@ -156,9 +156,11 @@ def _link_program(plan: Plan, libraries: Sequence[Any], target: Any) -> Any:
 def _compile(kernels: Mapping[str, Any], target: Any) -> Any:
     """One LLVM module with the named PrimFuncs. Raises InternalError naming the kernel that cannot be built."""
     tvm = tvm_compat.load()
+    from calumma.tvm_compat.codegen import build as build_functions
+
     functions = {name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}
     try:
-        return tvm.tirx.build(tvm.IRModule(functions), target=target)
+        return build_functions(tvm.IRModule(functions), target)
     except Exception as error:  # TVM raises whatever its passes throw
         if len(kernels) > 1:
             for name, kernel in kernels.items():

@@ -20,7 +20,8 @@ class LoweredModel:
 
     mod: Any
     """`tvm.IRModule`. Its Relax function `main(inputs..., params...)` calls the module's PrimFuncs by `R.call_tir` and
-    returns a tensor or a tuple; `R.reshape` costs nothing. It holds no constants: every weight is a parameter."""
+    returns a tensor or a tuple; `R.reshape` costs nothing, nor does `R.concat`, whose parts must be results of kernels that
+    lie side by side in memory. It holds no constants: every weight is a parameter."""
     params: tuple[NDArray, ...]
     """The weights, in order."""
     inputs: tuple[TensorSpec, ...]
@@ -66,6 +67,10 @@ class _Storage:
     size_bytes: int
     first_step: int
     last_step: int
+    parent: int | None = None
+    """The storage this one is a part of: that of a concatenation it was written into."""
+    offset: int = 0
+    """Bytes from the start of the parent."""
 
 
 class _Reader:
@@ -96,6 +101,8 @@ class _Reader:
             (source,) = _flat(self.value(value.args[0]))
             storage, _, dtype = self.tensors[source]
             self.values[binding.var] = self.add(storage, _shape(kind), dtype)
+        elif operator == "relax.concat":
+            self.values[binding.var] = self.concat(tuple(_flat(self.value(value.args[0]))), kind)
         else:
             self.values[binding.var] = self.value(value)
 
@@ -110,6 +117,22 @@ class _Reader:
             self.storages[self.tensors[slot][0]].last_step = step
         self.steps.append(Step(kernel, slots))
         return outputs
+
+    def concat(self, parts: Sequence[int], kind: Any) -> int:
+        """The parts side by side: each becomes a range of one storage, and its kernel writes there at once."""
+        result = self.new(kind, "arena")
+        parent, offset = len(self.storages) - 1, 0
+        for part in parts:
+            index, shape, dtype = self.tensors[part]
+            storage = self.storages[index]
+            if storage.section != "arena" or storage.parent is not None or storage.first_step < 0:
+                raise InternalError(
+                    f"part {shape} of a concatenation cannot be placed: an input, a weight or placed twice"
+                )
+            storage.parent, storage.offset = parent, offset
+            offset += tensor_bytes(shape, dtype)
+        self.storages[parent].first_step = min(self.storages[self.tensors[part][0]].first_step for part in parts)
+        return result
 
     def allocate(self, kind: Any, step: int) -> _Value:
         """New tensors for the result of a kernel."""
@@ -143,17 +166,28 @@ class _Reader:
     def plan(self, lowered: LoweredModel, params: Sequence[int], outputs: tuple[int, ...]) -> Plan:
         for output in outputs:
             self.storages[self.tensors[output][0]].last_step = len(self.steps)
-        arena = [storage for storage in self.storages if storage.section == "arena"]
+        for storage in self.storages:  # a parent comes after its parts
+            if storage.parent is not None:
+                whole = self.storages[storage.parent]
+                whole.first_step = min(whole.first_step, storage.first_step)
+                whole.last_step = max(whole.last_step, storage.last_step)
+        arena = [storage for storage in self.storages if storage.section == "arena" and storage.parent is None]
         offsets, arena_bytes = place([Lifetime(s.size_bytes, s.first_step, s.last_step) for s in arena])
         in_arena = iter(offsets)
         weights_bytes = 0
         starts = []
         for storage in self.storages:
-            if storage.section == "arena":
+            if storage.parent is not None:
+                starts.append(0)
+            elif storage.section == "arena":
                 starts.append(next(in_arena))
             else:
                 starts.append(weights_bytes)
                 weights_bytes += align(storage.size_bytes)
+        for index in reversed(range(len(self.storages))):
+            storage = self.storages[index]
+            if storage.parent is not None:
+                starts[index] = starts[storage.parent] + storage.offset
         n_inputs = len(lowered.inputs)
         return Plan(
             inputs=lowered.inputs,

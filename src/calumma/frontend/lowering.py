@@ -8,7 +8,7 @@ everything else gets plain values. A transform is a kernel of its own; how many 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ from calumma.frontend.simplify import CHANNEL_SHUFFLE, LRN, MATMUL
 _OUT_ELEMENTWISE_FUSABLE = 4
 """TVM's fusion kind of a convolution: elementwise readers fuse behind it, nothing fuses before it."""
 _INJECTIVE = 2
+_CACHE_LINE = 64
+_KEPT = ("relax.reshape", "relax.concat")
+"""Relax operators left in `main`: they cost nothing."""
 
 Slots = NDArray[np.int64]
 
@@ -80,7 +83,7 @@ class _Lowering:
         self._packed: dict[tuple, relax.Var] = {}
         self._plain: dict[relax.Expr, Value] = {}
         self._blocked: dict[tuple[relax.Expr, bytes], Value] = {}
-        self._users = graph.users()
+        self._unplaced: set[relax.Expr] = set()
 
     # -- the walk ---------------------------------------------------------------------------------
 
@@ -90,14 +93,18 @@ class _Lowering:
             var = relax.Var(_identifier(node.name), relax.TensorType(node.shape, node.dtype))
             self.values[node] = Value(var, node.shape)
             inputs.append(var)
-        with self.builder.function("main"):
-            with self.builder.dataflow():
-                for node in self.graph.nodes():
-                    if node.op not in (INPUT, CONSTANT) and node not in self.values:
-                        self.values[node] = self._lower_node(node)
-                results = [self.builder.emit_output(self._returned(node)) for node in self.graph.outputs]
-            output = results[0] if len(results) == 1 else relax.Tuple(results)
-            self.builder.emit_func_output(output, params=[*inputs, *self.param_vars])
+        try:
+            with self.builder.function("main"):
+                with self.builder.dataflow():
+                    for node in self.graph.nodes():
+                        if node.op not in (INPUT, CONSTANT) and node not in self.values:
+                            self.values[node] = self._lower_node(node)
+                    results = [self.builder.emit_output(self._returned(node)) for node in self.graph.outputs]
+                output = results[0] if len(results) == 1 else relax.Tuple(results)
+                self.builder.emit_func_output(output, params=[*inputs, *self.param_vars])
+        except ModelError:
+            self.builder._end_block()  # or TVM warns of the open block when the builder goes
+            raise
         mod = self.builder.finalize()
         return LoweredGraph(  # the order counts: legalisation may add parameters
             mod=_fuse(self._legalized(mod), len(inputs)),
@@ -113,7 +120,10 @@ class _Lowering:
     def _legalized(self, mod: tvm.IRModule) -> tvm.IRModule:
         """Let TVM lower the operators left to it; a constant among their arguments becomes a parameter."""
         with tvm.transform.PassContext(opt_level=3):
-            mod = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod)
+            with tvm.target.Target("llvm"):
+                mod = relax.backend.DispatchSortScan()(mod)
+            mod = relax.transform.LegalizeOps(skip_ops=list(_KEPT))(mod)
+        self._check_legalized(mod)
         lowering = self
 
         @relax.expr_functor.mutator
@@ -135,6 +145,19 @@ class _Lowering:
             mod = mutator.builder_.get()
             mod["main"] = relax.Function(params, main.body, main.ret_ty, main.is_pure, main.attrs)
         return mod
+
+    def _check_legalized(self, mod: tvm.IRModule) -> None:
+        """Raise ModelError for an operator that TVM knows but cannot lower."""
+        bindings = [binding for block in mod["main"].body.blocks for binding in block.bindings]
+        for binding in bindings:
+            op = getattr(getattr(binding.value, "op", None), "name", "relax.call_tir")
+            if op not in ("relax.call_tir", *_KEPT):
+                operator = op.removeprefix("relax.")
+                node = next((n for n in self.graph.nodes() if n.op == operator), None)
+                raise ModelError(
+                    f"node {node.name if node else binding.var.name_hint}: operator {operator} is not supported; "
+                    "export the model without it, or cut the model off before this node"
+                )
 
     def _returned(self, node: Node) -> relax.Expr:
         """A graph output must be a fresh plain tensor: not an input, not a parameter."""
@@ -184,7 +207,31 @@ class _Lowering:
     ) -> relax.Var:
         """Emit a tensor expression as a PrimFunc call; `kind` fixes its fusion kind."""
         attrs = {} if kind is None else {"primfunc_attrs": {"op_pattern": kind}}
-        return self.builder.emit_te(function, *args, **attrs, primfunc_name_hint=name or "kernel")
+        result = self.builder.emit_te(function, *args, **attrs, primfunc_name_hint=name or "kernel")
+        self._unplaced.add(result)
+        return result
+
+    def adjacent(self, parts: Sequence[relax.Expr], axis: int) -> bool:
+        """Whether the parts can be written side by side in one buffer at once, instead of being copied together.
+
+        Each must be the result of a kernel and have no other place yet; together they are contiguous if every axis
+        before `axis` has extent 1, and aligned if each fills whole cache lines.
+        """
+        shapes = [[int(d) for d in part.ty.shape] for part in parts]
+        sizes = [int(np.prod(shape)) * np.dtype(str(part.ty.dtype)).itemsize for shape, part in zip(shapes, parts, strict=True)]
+        return (
+            all(part in self._unplaced for part in parts)
+            and len(set(parts)) == len(parts)
+            and all(extent == 1 for shape in shapes for extent in shape[:axis])
+            and all(size % _CACHE_LINE == 0 for size in sizes[:-1])
+        )
+
+    def place_side_by_side(self, parts: Sequence[relax.Expr], axis: int) -> relax.Var:
+        """A concatenation that costs nothing: `relax.concat` stays, and the memory plan places the parts."""
+        self._unplaced -= set(parts)
+        result = self.builder.emit(relax.op.concat(list(parts), axis))
+        self._unplaced.add(result)
+        return result
 
     def param(self, array: np.ndarray, key: tuple) -> relax.Var:
         """Make `array` a parameter of the module; equal keys share one."""
@@ -342,7 +389,7 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
 
 def _pool2d(lo: _Lowering, node: Node) -> Value | None:
     attrs = node.attrs
-    if attrs.layout != "NCHW":
+    if attrs.layout != "NCHW" or node.dtype != "float32":
         return None
     source = lo.value(node.args[0])
     top, left, bottom, right = _sides(attrs.padding)
@@ -360,6 +407,8 @@ def _pool2d(lo: _Lowering, node: Node) -> Value | None:
 
 def _global_mean(lo: _Lowering, node: Node) -> Value | None:
     source_node = node.args[0]
+    if node.dtype != "float32":
+        return None
     rank = len(source_node.shape)
     if node.op == "mean":
         axes = None if node.attrs.axis is None else sorted(a % rank for a in _ints(node.attrs.axis))
@@ -392,18 +441,18 @@ def _concat(lo: _Lowering, node: Node) -> Value | None:
     parts = list(node.args[0])
     axis = int(node.attrs.axis or 0) % max(len(node.shape), 1)
     sources = [lo.value(part) for part in parts]
-    blocked = [s.slots is not None for s in sources]
-    if axis == 1 and len(node.shape) == 4 and any(blocked):
+    slots = None
+    if axis == 1 and len(node.shape) == 4 and any(s.slots is not None for s in sources):
         sources = [lo.to_blocked(s) for s in sources]
         offsets = np.cumsum([0, *(part.shape[1] for part in parts[:-1])])
         maps = [source.slot_map for source in sources]
         slots = np.concatenate([np.where(m >= 0, m + offset, -1) for m, offset in zip(maps, offsets, strict=True)])
-        expr = lo.emit(lambda *x: elementwise.concat(x, 1), *(s.expr for s in sources), kind=_INJECTIVE, name="concat")
-        return Value(expr, node.shape, slots)
-    expr = lo.emit(
-        lambda *x: elementwise.concat(x, axis), *(lo.to_plain(s).expr for s in sources), kind=_INJECTIVE, name="concat"
-    )
-    return Value(expr, node.shape)
+    else:
+        sources = [lo.to_plain(s) for s in sources]
+    exprs = [s.expr for s in sources]
+    if lo.adjacent(exprs, axis):
+        return Value(lo.place_side_by_side(exprs, axis), node.shape, slots)
+    return Value(lo.emit(lambda *x: elementwise.concat(x, axis), *exprs, kind=_INJECTIVE, name="concat"), node.shape, slots)
 
 
 def _shuffle(lo: _Lowering, node: Node) -> Value:
@@ -524,6 +573,8 @@ def _matmul(lo: _Lowering, node: Node) -> Value | None:
 
 
 def _softmax(lo: _Lowering, node: Node) -> Value | None:
+    if node.dtype != "float32":
+        return None
     axis = int(node.attrs.axis) % len(node.shape)
     source = lo.value(node.args[0])
     if axis == 1 and len(node.shape) == 4 and node.shape[2:] == (1, 1):
@@ -542,6 +593,8 @@ def _softmax(lo: _Lowering, node: Node) -> Value | None:
 
 def _layer_norm(lo: _Lowering, node: Node) -> Value | None:
     data, gamma, beta = node.args[:3]
+    if node.dtype != "float32":
+        return None
     axes = [a % len(data.shape) for a in _ints(node.attrs.axes)]
     if axes != list(range(len(data.shape) - len(axes), len(data.shape))) or not (
         node.attrs.center and node.attrs.scale

@@ -231,7 +231,7 @@ def recover_channel_shuffle(graph: Graph) -> None:
     """reshape (N,g,C/g,H,W), swap axes 1 and 2, reshape back: output channel c reads input channel attrs.source[c]."""
     mapping: dict[Node, Node] = {}
     for node in graph.nodes():
-        if node.op != "reshape" or len(node.shape) != 4 or node.args[0].op != "permute_dims":
+        if node.op != "reshape" or len(node.shape) != 4 or node.dtype != "float32" or node.args[0].op != "permute_dims":
             continue
         swap = node.args[0]
         if _axes(swap.attrs.axes) != (0, 2, 1, 3, 4) or swap.args[0].op != "reshape":

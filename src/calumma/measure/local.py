@@ -244,7 +244,11 @@ class LocalRunner:
                     if outcome.status == Status.OK and outcome.worker in self._workers
                 ]
                 self._timed(
-                    runs, phases, phase, concurrent=concurrent, on_outcome=lambda job, outcome: settle(job, outcome, phase)
+                    runs,
+                    phases,
+                    phase,
+                    concurrent=concurrent,
+                    on_outcome=lambda job, outcome: settle(job, outcome, phase),
                 )
         return [replace(results[i], phases_s=phases[i]) for i in range(len(candidates))]
 

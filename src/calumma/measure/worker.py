@@ -35,6 +35,8 @@ tvm = tvm_compat.load()
 import tvm_ffi  # noqa: E402
 from tvm import te  # noqa: E402
 
+from calumma.tvm_compat import codegen  # noqa: E402
+
 _PREPARE = "calumma.measure.prepare"
 _ARGUMENTS_BYTES = 1 << 30
 """Arguments of earlier workloads are kept up to this size."""
@@ -128,7 +130,7 @@ class Worker:
     def _compile(self, module: Any, workload: Workload) -> _Kernel:
         (variable,) = module.get_global_vars()
         name = variable.name_hint
-        library = tvm.compile(module, target=self._target).jit()
+        library = codegen.build(module, self._target)
         return _Kernel(library, name, library[name], workload)  # LLVM generates the code when the function is looked up
 
     def _function(self, workload: Workload) -> tuple[Any, Signature]:
@@ -270,7 +272,7 @@ def build_wake(settings: WorkerSettings) -> Any:
     schedule = tvm.s_tir.Schedule(te.create_prim_func([buffer, result]))
     schedule.parallel(schedule.get_loops(schedule.get_sblock("result"))[0])
     target = tvm_compat.target(settings.hardware, settings.threads)
-    function = tvm.compile(schedule.mod, target=target).jit()["main"]
+    function = codegen.build(schedule.mod, target)["main"]
     return lambda tensor: function(tensor, tensor)
 
 

@@ -8,6 +8,7 @@ the runs after them count. Every second round goes in reverse order, so that a s
 from __future__ import annotations
 
 import math
+import os
 import signal
 import subprocess
 import sys

@@ -67,6 +67,15 @@ class History:
             drawn = self.fresh(self.space.sample(rng, n + len(self._taken)))
         return drawn[:n]
 
+    def complete(self, chosen: Indices, rng: np.random.Generator, n: int) -> Indices:
+        """Add random draws to the fresh `chosen` until there are `n`, as far as there are any, and take them all."""
+        self.take(chosen)
+        if len(chosen) < n:
+            drawn = self.draw(rng, n - len(chosen))
+            self.take(drawn)
+            chosen = np.concatenate([chosen, drawn])
+        return chosen
+
     def best(self, n: int) -> Indices:
         """Return the `n` best configurations that did not fail, best first."""
         order = np.argsort(-self.scores, kind="stable")[:n]

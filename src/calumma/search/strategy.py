@@ -45,12 +45,7 @@ class RandomStrategy:
         self._rng = rng
 
     def ask(self, n: int) -> Indices:
-        chosen = self._history.fresh(self._default[None, :])[:n]
-        if len(chosen) < n:
-            self._history.take(chosen)
-            chosen = np.concatenate([chosen, self._history.draw(self._rng, n - len(chosen))])
-        self._history.take(chosen)
-        return chosen
+        return self._history.complete(self._history.fresh(self._default[None, :])[:n], self._rng, n)
 
     def tell(self, indices: Indices, scores: NDArray[np.float64]) -> None:
         self._history.tell(indices, scores)
@@ -82,11 +77,7 @@ class GuidedStrategy:
 
     def ask(self, n: int) -> Indices:
         chosen = self._first(n) if len(self._history.scores) < self._warm_up else self._next(n)
-        if len(chosen) < n:
-            self._history.take(chosen)
-            chosen = np.concatenate([chosen, self._history.draw(self._rng, n - len(chosen))])
-        self._history.take(chosen)
-        return chosen
+        return self._history.complete(chosen, self._rng, n)
 
     def tell(self, indices: Indices, scores: NDArray[np.float64]) -> None:
         self._history.tell(indices, scores)

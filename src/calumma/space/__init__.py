@@ -1,7 +1,8 @@
 """Design spaces: one template per operator family, chosen by what a PrimFunc computes.
 
 Tried in this order: the template of the annotated anchor operator (convolutions, matrix products), then by structure:
-row-wise functions, reductions, injective functions, and a fallback that schedules anything.
+row-wise functions, dense reductions (the space that MetaSchedule generates), other reductions, injective functions, and a
+fallback that schedules anything.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from tvm import tirx
 
 from calumma.core.values import Hardware
-from calumma.space import blocks, fallback, injective, reduction, rows
+from calumma.space import blocks, fallback, generated, injective, reduction, rows
 from calumma.space.base import Knob, KnobSpace
 from calumma.space.conv2d import Conv2dSpace
 from calumma.space.depthwise import DepthwiseSpace
@@ -17,13 +18,14 @@ from calumma.space.matmul import MatmulSpace
 
 __all__ = ["Knob", "KnobSpace", "design_space"]
 
-_BY_ANCHOR: dict[str, type[KnobSpace]] = {
+_BY_ANCHOR: dict[str, type[blocks.AnchorSpace]] = {
     "conv2d": Conv2dSpace,
     "depthwise_conv2d": DepthwiseSpace,
     "matmul": MatmulSpace,
 }
 _BY_STRUCTURE = (
     (rows.matches, rows.RowsSpace),
+    (generated.matches, generated.GeneratedSpace),
     (reduction.matches, reduction.ReductionSpace),
     (injective.matches, injective.InjectiveSpace),
     (fallback.matches, fallback.FallbackSpace),
@@ -40,7 +42,7 @@ def design_space(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> KnobS
     """
     anchor = blocks.find_anchor(blocks.schedule_of(func))
     if anchor is not None and anchor[1] in _BY_ANCHOR:
-        return _BY_ANCHOR[anchor[1]](func, hardware, threads)  # type: ignore[call-arg]
+        return _BY_ANCHOR[anchor[1]](func, hardware, threads)
     for matches, space in _BY_STRUCTURE:
         if matches(func):
             return space(func, hardware, threads)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
 
+from calumma.core.protocols import Indices
+from calumma.core.values import Hardware
 from calumma.space import loops
+from calumma.space.base import Knob, KnobSpace
 
 OPERATOR = "calumma.operator"
 """Block annotation that names the anchor operator."""
@@ -73,3 +77,35 @@ def divisors(n: int, most: int | None = None) -> tuple[int, ...]:
 def balance(chunks: NDArray[np.float64], threads: int) -> NDArray[np.float64]:
     """Share of the threads kept busy by `chunks` equal pieces of work: chunks / (threads * ceil(chunks / threads))."""
     return chunks / (threads * np.ceil(chunks / threads))
+
+
+class AnchorSpace(KnobSpace):
+    """A space over one PrimFunc with an anchor operator.
+
+    Attributes:
+        registers: vector registers of the CPU.
+    """
+
+    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int) -> None:
+        self.func = func
+        self.hardware = hardware
+        self.threads = threads
+        self.registers = 32 if hardware.vector_bits == 512 else 16
+        super().__init__(self._knobs(schedule_of(func)))
+
+    @abstractmethod
+    def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
+        """Read what the function computes from its untouched schedule; return the knobs that fit."""
+
+    @abstractmethod
+    def _quantities(self, k: dict[str, NDArray]) -> dict[str, Any]:
+        """Features by name: (N,) from knob values (N,), or a number that all configurations share."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        first = np.zeros((1, len(self.knobs)), dtype=np.int32)
+        return tuple(self._quantities(self.columns(first)))
+
+    def features(self, indices: Indices) -> NDArray[np.float32]:
+        quantities = self._quantities(self.columns(indices)).values()
+        return np.stack([np.broadcast_to(q, len(indices)) for q in quantities], axis=1).astype(np.float32)

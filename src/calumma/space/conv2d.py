@@ -21,7 +21,7 @@ from tvm import s_tir, tirx
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue
 from calumma.space import blocks
-from calumma.space.base import Knob, KnobSpace
+from calumma.space.base import Knob
 
 _ORDERS = ("ic,kh,kw", "kh,ic,kw", "kh,kw,ic", "ic,kh,lane,kw")
 _OUTER = ("oc,oh,ow", "oh,oc,ow", "oh,ow,oc")
@@ -29,17 +29,19 @@ _PAD = ("apart", "parallel", "tile")
 _MAX_ROWS = 8
 
 
-class Conv2dSpace(KnobSpace):
+class Conv2dSpace(blocks.AnchorSpace):
     """Schedules of `conv2d` and `conv2d_plain` with any epilogue."""
 
     template = "conv2d"
     version = 1
 
     def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int) -> None:
-        self.func = func
-        self.hardware = hardware
-        self.threads = threads
-        sch = blocks.schedule_of(func)
+        super().__init__(func, hardware, threads)
+        oc, oh, ow = np.meshgrid(*(np.array(knob.values) for knob in self.knobs[:3]))
+        fitting = (oc * oh * ow)[oc * oh * ow + oc <= self.registers]
+        self._least_accumulators = min(6, int(fitting.max()))
+
+    def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
         anchor = blocks.anchor_of(sch)
         self.plain = str(sch.get(anchor).name_hint) == "conv2d_plain"
         self.has_pad = blocks.has_block(sch, "data_pad")
@@ -47,14 +49,7 @@ class Conv2dSpace(KnobSpace):
         self.batch, self.oc_blocks, self.out_h, self.out_w, self.lanes = shape[:5]
         self.in_blocks, self.kernel_h, self.kernel_w = shape[5:8]
         self.in_lanes = 1 if self.plain else shape[8]
-        self.registers = 32 if hardware.vector_bits == 512 else 16
         self.data_bytes = 4.0 * float(np.prod([int(d) for d in sch.get(anchor).reads[0].source.shape]))
-        super().__init__(self._knobs())
-        oc, oh, ow = np.meshgrid(*(np.array(knob.values) for knob in self.knobs[:3]))
-        fitting = (oc * oh * ow)[oc * oh * ow + oc <= self.registers]
-        self._least_accumulators = min(6, int(fitting.max()))
-
-    def _knobs(self) -> tuple[Knob, ...]:
         most = self.registers - 2
         return (
             Knob("oc_tile", blocks.divisors(self.oc_blocks, 8)),
@@ -77,66 +72,34 @@ class Conv2dSpace(KnobSpace):
 
     # -- knowledge about a configuration ----------------------------------------------------------
 
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        return (
-            "accumulators",
-            "oc_tile",
-            "oh_tile",
-            "ow_tile",
-            "ic_chunk",
-            "loads_per_fma",
-            "balance",
-            "chunks_log2",
-            "tiles_per_chunk_log2",
-            "weight_tile_log2_bytes",
-            "input_tile_log2_bytes",
-            "order_kh_first",
-            "order_k_before_ic",
-            "order_lane_before_kw",
-            "outer_oh_first",
-            "outer_oc_last",
-            "unroll",
-            "pad_parallel",
-            "pad_tile",
-            "kernel",
-            "log2_oc_blocks",
-            "log2_in_blocks",
-            "log2_out_h",
-            "log2_out_w",
-        )
-
-    def features(self, indices: Indices) -> NDArray[np.float32]:
-        k = self.columns(indices)
+    def _quantities(self, k: dict[str, NDArray]) -> dict[str, Any]:
         d = self._derived(k)
-        ones = np.ones(len(indices))
-        columns = [
-            d["accumulators"],
-            k["oc_tile"],
-            k["oh_tile"],
-            k["ow_tile"],
-            k["ic_chunk"],
-            d["loads"],
-            d["balance"],
-            np.log2(d["chunks"]),
-            np.log2(d["tiles"] / d["chunks"]),
-            np.log2(d["weight_tile"]),
-            np.log2(d["input_tile"]),
-            k["order"] == "kh,ic,kw",
-            k["order"] == "kh,kw,ic",
-            k["order"] == "ic,kh,lane,kw",
-            k["outer"] == "oh,oc,ow",
-            k["outer"] == "oh,ow,oc",
-            k["unroll"],
-            k["pad"] == "parallel",
-            k["pad"] == "tile",
-            self.kernel_h * self.kernel_w * ones,
-            np.log2(self.oc_blocks) * ones,
-            np.log2(self.in_blocks) * ones,
-            np.log2(self.out_h) * ones,
-            np.log2(self.out_w) * ones,
-        ]
-        return np.stack(columns, axis=1).astype(np.float32)
+        return {
+            "accumulators": d["accumulators"],
+            "oc_tile": k["oc_tile"],
+            "oh_tile": k["oh_tile"],
+            "ow_tile": k["ow_tile"],
+            "ic_chunk": k["ic_chunk"],
+            "loads_per_fma": d["loads"],
+            "balance": d["balance"],
+            "chunks_log2": np.log2(d["chunks"]),
+            "tiles_per_chunk_log2": np.log2(d["tiles"] / d["chunks"]),
+            "weight_tile_log2_bytes": np.log2(d["weight_tile"]),
+            "input_tile_log2_bytes": np.log2(d["input_tile"]),
+            "order_kh_first": k["order"] == "kh,ic,kw",
+            "order_k_before_ic": k["order"] == "kh,kw,ic",
+            "order_lane_before_kw": k["order"] == "ic,kh,lane,kw",
+            "outer_oh_first": k["outer"] == "oh,oc,ow",
+            "outer_oc_last": k["outer"] == "oh,ow,oc",
+            "unroll": k["unroll"],
+            "pad_parallel": k["pad"] == "parallel",
+            "pad_tile": k["pad"] == "tile",
+            "kernel": self.kernel_h * self.kernel_w,
+            "log2_oc_blocks": np.log2(self.oc_blocks),
+            "log2_in_blocks": np.log2(self.in_blocks),
+            "log2_out_h": np.log2(self.out_h),
+            "log2_out_w": np.log2(self.out_w),
+        }
 
     def _derived(self, k: dict[str, NDArray]) -> dict[str, NDArray]:
         pixels = k["oh_tile"] * k["ow_tile"]

@@ -7,42 +7,36 @@ window is unrolled. These layers do few operations per byte: what counts is that
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm import s_tir, tirx
+from tvm import s_tir
 
 from calumma.core.protocols import Indices
-from calumma.core.values import Hardware, KnobValue
+from calumma.core.values import KnobValue
 from calumma.space import blocks
-from calumma.space.base import Knob, KnobSpace
+from calumma.space.base import Knob
 
 _PAD = ("channel", "tile", "inline")
 
 
-class DepthwiseSpace(KnobSpace):
+class DepthwiseSpace(blocks.AnchorSpace):
     """Schedules of `depthwise_conv2d` with any epilogue."""
 
     template = "depthwise_conv2d"
     version = 1
 
-    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int) -> None:
-        self.func = func
-        self.hardware = hardware
-        self.threads = threads
-        sch = blocks.schedule_of(func)
+    def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
         extents = blocks.anchor_extents(sch)
         self.batch, self.channel_blocks, self.out_h, self.out_w, self.lanes, self.kernel_h, self.kernel_w = extents
         self.has_pad = blocks.has_block(sch, "data_pad")
-        self.registers = 32 if hardware.vector_bits == 512 else 16
-        super().__init__(
-            (
-                Knob("oh_tile", blocks.divisors(self.out_h, 8)),
-                Knob("ow_tile", blocks.divisors(self.out_w, self.registers - 4)),
-                Knob("fused", (1, 2)),
-                Knob("unroll", ("both", "width", "none")),
-                Knob("pad", _PAD if self.has_pad else _PAD[:1]),
-            )
+        return (
+            Knob("oh_tile", blocks.divisors(self.out_h, 8)),
+            Knob("ow_tile", blocks.divisors(self.out_w, self.registers - 4)),
+            Knob("fused", (1, 2)),
+            Knob("unroll", ("both", "width", "none")),
+            Knob("pad", _PAD if self.has_pad else _PAD[:1]),
         )
 
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:
@@ -51,44 +45,23 @@ class DepthwiseSpace(KnobSpace):
         # Padding at the channel loop belongs to the thread that owns the channel.
         return fits & ~((k["pad"] == "channel") & (k["fused"] != 1) & self.has_pad)
 
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        return (
-            "accumulators",
-            "oh_tile",
-            "ow_tile",
-            "balance",
-            "chunks_log2",
-            "unroll_both",
-            "unroll_width",
-            "pad_tile",
-            "pad_inline",
-            "log2_channel_blocks",
-            "log2_out_h",
-            "log2_out_w",
-            "kernel",
-        )
-
-    def features(self, indices: Indices) -> NDArray[np.float32]:
-        k = self.columns(indices)
+    def _quantities(self, k: dict[str, NDArray]) -> dict[str, Any]:
         chunks = self._chunks(k)
-        ones = np.ones(len(indices))
-        columns = [
-            k["oh_tile"] * k["ow_tile"],
-            k["oh_tile"],
-            k["ow_tile"],
-            blocks.balance(chunks, self.threads),
-            np.log2(chunks),
-            k["unroll"] == "both",
-            k["unroll"] == "width",
-            k["pad"] == "tile",
-            k["pad"] == "inline",
-            np.log2(self.channel_blocks) * ones,
-            np.log2(self.out_h) * ones,
-            np.log2(self.out_w) * ones,
-            self.kernel_h * self.kernel_w * ones,
-        ]
-        return np.stack(columns, axis=1).astype(np.float32)
+        return {
+            "accumulators": k["oh_tile"] * k["ow_tile"],
+            "oh_tile": k["oh_tile"],
+            "ow_tile": k["ow_tile"],
+            "balance": blocks.balance(chunks, self.threads),
+            "chunks_log2": np.log2(chunks),
+            "unroll_both": k["unroll"] == "both",
+            "unroll_width": k["unroll"] == "width",
+            "pad_tile": k["pad"] == "tile",
+            "pad_inline": k["pad"] == "inline",
+            "log2_channel_blocks": np.log2(self.channel_blocks),
+            "log2_out_h": np.log2(self.out_h),
+            "log2_out_w": np.log2(self.out_w),
+            "kernel": self.kernel_h * self.kernel_w,
+        }
 
     def _chunks(self, k: dict[str, NDArray]) -> NDArray[np.float64]:
         return self.batch * self.channel_blocks * np.where(k["fused"] == 2, self.out_h / k["oh_tile"], 1.0)

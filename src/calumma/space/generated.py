@@ -6,7 +6,7 @@ sampling decision is a knob here:
     sketch       which trace
     tile_i       SamplePerfectTile: the factorisations of a loop's extent, outermost factor first ("8,1,2,16")
     choice_i     SampleCategorical: an index into its candidates (the largest loop body to unroll)
-    location_i   SampleComputeLocation: -2 inline, -1 on its own, n under loop n of the consumer
+    location_i   SampleComputeLocation: -1 on its own, n under loop n of the consumer, -2 inline
 
 Sketches mostly ask the same questions, with or without a buffer for the results of a tile. The k-th decision of one
 kind over one list of values is therefore one knob in all of them: a step from sketch to sketch keeps the tiles, and
@@ -40,9 +40,14 @@ from calumma.space.base import Knob, KnobSpace
 _SEED = 1
 """Of the decisions that generation draws; none of them is kept."""
 _SAMPLING_ROUNDS = 16
-_VECTOR_FACTOR = 4
+_REDUCTION_PARTS = 2
+"""Factors of a reduction loop; a spatial loop has more."""
 _ACCUMULATORS = 8
+_REDUCTION_STEPS = 4
+_DENSE_OPERATIONS = 16
+"""Operations per value read or written, from which tiles matter more than the order of memory."""
 _UNROLLED_STEPS = 64
+"""Reduction steps unrolled in all: with the accumulators they fill the largest unroll limit of the rules."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Sketch:
 
 
 class GeneratedSpace(KnobSpace):
-    """Sketches and their sampling decisions."""
+    """Sketches and their sampling decisions. The rules ask for the number of threads: so may the sketches."""
 
     template = "generated"
     version = 1
@@ -100,7 +105,7 @@ class GeneratedSpace(KnobSpace):
         )
         self._foreign = np.array([[False, *(name not in names for name in named)] for names in self._names])
         """(sketches, knobs): whether a knob is none of the sketch's."""
-        self._tables = [_feature_table(name, named.get(name), knob) for name, knob in ((k.name, k) for k in self.knobs)]
+        self._tables = [_feature_table(knob, named.get(knob.name)) for knob in self.knobs]
 
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:
         return ~((indices != 0) & self._foreign[indices[:, 0]]).any(axis=1)
@@ -116,14 +121,14 @@ class GeneratedSpace(KnobSpace):
             found = found[np.sort(first)]
             if len(found) >= n:
                 return found[:n]
-        return super().sample(rng, n) if self.size <= 16 * max(n, 64) else found[:n]
+        return super().sample(rng, n)
 
     # -- knowledge about a configuration ----------------------------------------------------------
 
     @property
     def feature_names(self) -> tuple[str, ...]:
         """One column per sketch; log2 of every factor of a tile; log2(1 + steps) of a choice; locations as they are;
-        and log2 of the products of spatial (`s`) and reduction (`r`) factors at each level of tiling."""
+        and log2 of the products of spatial and of reduction factors at each level of tiling."""
         return tuple(name for names, _ in self._tables for name in names) + tuple(self._levels)
 
     @functools.cached_property
@@ -134,8 +139,9 @@ class GeneratedSpace(KnobSpace):
             decision = self._decisions.get(knob.name)
             if decision is not None and decision.kind == "tile":
                 parts = len(_factors(decision.values[0]))
+                kind = "reduction" if parts == _REDUCTION_PARTS else "spatial"
                 for level in range(parts):
-                    levels.setdefault(f"{'s' if parts > 2 else 'r'}{parts}_{level}", []).append((d, level))
+                    levels.setdefault(f"{kind}_{level}", []).append((d, level))
         return levels
 
     def features(self, indices: Indices) -> NDArray[np.float32]:
@@ -148,41 +154,38 @@ class GeneratedSpace(KnobSpace):
     def default(self) -> Indices:
         """Register tiles by the rule of thumb that holds for every dense loop nest.
 
-        Of the sketch that tiles without a buffer: the last spatial loop's innermost factor is vectors, its neighbours'
-        inner factors make about eight accumulators, a few steps of the reduction are unrolled, and all else stays in
-        the outermost loops for the threads. Producers are computed on their own.
+        What reads the results is computed tile by tile. The last spatial loop's innermost factor is a vector, inner
+        factors of the spatial loops make about eight accumulators; as many steps of the reduction are unrolled with
+        them as the largest unroll limit allows, at most four of one loop. All else stays in the outermost loops, for
+        the threads. Producers are computed on their own.
         """
-        sketch = max(range(len(self.sketches)), key=lambda s: (len(self.sketches[s].decisions), s))
-        config: dict[str, KnobValue] = {"sketch": sketch}
-        names = self._names[sketch]
-        tiles = [(name, self._decisions[name].values) for name in names if self._decisions[name].kind == "tile"]
-        accumulators = 1
-        vectorised = False
-        for name, values in reversed(tiles):
-            factors = [_factors(value) for value in values]
-            extent = math.prod(factors[0])
-            if len(factors[0]) <= 2:
-                inner = loops.largest_divisor(extent, _VECTOR_FACTOR)
-                wanted: tuple[int, ...] = (extent // inner, inner)
-            elif not vectorised:
-                vector = loops.largest_divisor(extent, self.hardware.lanes)
-                vectorised = True
-                more = loops.largest_divisor(extent // vector, 2)
-                accumulators *= more
-                wanted = (extent // vector // more, *[1] * (len(factors[0]) - 3), more, vector)
-            else:
-                more = loops.largest_divisor(extent, _ACCUMULATORS // accumulators)
-                accumulators *= more
-                wanted = (extent // more, *[1] * (len(factors[0]) - 3), more, 1)
-            config[name] = values[factors.index(wanted)] if wanted in factors else values[0]
-        for name in names:
+        sketch = max(range(len(self.sketches)), key=lambda s: (self._is_fused(s), len(self.sketches[s].decisions)))
+        config = {knob.name: knob.values[0] for knob in self.knobs} | {"sketch": sketch}
+        accumulators, unrolled, vectorised = 1, 1, False
+        for name in reversed(self._names[sketch]):
             decision = self._decisions[name]
             if decision.kind == "choice":
-                steps = [abs(step - _UNROLLED_STEPS) for step in decision.steps]
-                config[name] = decision.values[steps.index(min(steps))]
-            elif decision.kind == "location":
-                config[name] = -1
-        return self.encode({knob.name: config.get(knob.name, knob.values[0]) for knob in self.knobs})
+                config[name] = decision.values[decision.steps.index(max(decision.steps))]
+            if decision.kind != "tile":
+                continue
+            extent, parts = math.prod(_factors(decision.values[0])), len(_factors(decision.values[0]))
+            if parts == _REDUCTION_PARTS:
+                inner = loops.largest_divisor(extent, min(_REDUCTION_STEPS, _UNROLLED_STEPS // unrolled))
+                unrolled *= inner
+                factors = [extent // inner, inner]
+            else:
+                vector = 1 if vectorised else loops.largest_divisor(extent, self.hardware.lanes)
+                most = _ACCUMULATORS // accumulators if vectorised else 2
+                more = loops.largest_divisor(extent // vector, most)
+                accumulators *= more
+                vectorised = True
+                factors = [extent // vector // more, *[1] * (parts - 3), more, vector]
+            config[name] = ",".join(map(str, factors))
+        return self.encode(config)
+
+    def _is_fused(self, sketch: int) -> bool:
+        """Whether a sketch computes a consumer under the tiles of its producer."""
+        return any(str(step.kind.name) == "ReverseComputeAt" for step in self.sketches[sketch].trace.insts)
 
     # -- applying a configuration -----------------------------------------------------------------
 
@@ -233,11 +236,21 @@ _KINDS = {"SamplePerfectTile": "tile", "SampleCategorical": "choice", "SampleCom
 
 
 def matches(func: tirx.PrimFunc) -> bool:
-    """Whether a function has a reduction, of static extents, for which the schedule rules have something to offer."""
+    """Whether some reduction combines several operands and computes much from little data: what tiling is for.
+
+    Contractions and convolutions of any rank do; sums, means and poolings read everything once or nearly so.
+    """
     if not loops.is_regular(func):
         return False
     sch = s_tir.Schedule(func)
-    return any(loops.is_reduction(sch, block) for block in loops.blocks_of(sch))
+    return any(loops.is_reduction(sch, block) and _is_dense(sch, block) for block in loops.blocks_of(sch))
+
+
+def _is_dense(sch: s_tir.Schedule, block: Any) -> bool:
+    node = sch.get(block)
+    read = [region.source for region in node.reads if not region.source.same_as(node.writes[0].source)]
+    values = sum(math.prod(int(extent) for extent in buffer.shape) for buffer in (*read, node.writes[0].source))
+    return len(read) > 1 and loops.points(sch, block) * loops.operations(sch, block) >= _DENSE_OPERATIONS * values
 
 
 def plain(value: Any) -> Any:
@@ -260,11 +273,18 @@ def _module(func: tirx.PrimFunc) -> tvm.IRModule:
 def _generator(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> Any:
     """MetaSchedule's space generator with the rules of plain LLVM targets, set up for a target.
 
-    The rules that x86 adds are for int8 dot products. The class `TuneContext` would import every tensor intrinsic of
-    every target, which takes many seconds; the object behind it does not need them.
+    The rules that x86 adds are for int8 dot products. Of the usual postprocessors RewriteLayout is left out: it repacks
+    operands inside the function. The class `TuneContext` would import every tensor intrinsic of every target, which
+    takes many seconds; the object behind it does not need them.
     """
     generator = ms.space_generator.PostOrderApply(
-        sch_rules=ms.ScheduleRule.create("llvm"), postprocs=ms.Postproc.create("llvm"), mutator_probs={}
+        sch_rules=ms.ScheduleRule.create("llvm"),
+        postprocs=[
+            ms.postproc.DisallowDynamicLoop(),
+            ms.postproc.RewriteParallelVectorizeUnroll(),
+            ms.postproc.RewriteReductionBlock(),
+        ],
+        mutator_probs={},
     )
     make = tvm.get_global_func("s_tir.meta_schedule.TuneContext")
     target = tvm_compat.target(hardware, threads)
@@ -290,7 +310,7 @@ def _sketch(trace: Any, func: tirx.PrimFunc) -> Sketch:
         elif kind == "location":
             consumers = sch.get_consumers(inputs[0])
             depth = len(sch.get_loops(consumers[0])) if consumers else 0
-            found.append(Decision(kind, (-1, -2, *range(depth))))
+            found.append(Decision(kind, (-1, *range(depth), -2)))
         return decision
 
     simplified.apply_to_schedule(sch, True, note)
@@ -339,13 +359,13 @@ def _recorded(decision: Any) -> KnobValue | None:
     return None
 
 
-def _feature_table(name: str, decision: Decision | None, knob: Knob) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+def _feature_table(knob: Knob, decision: Decision | None) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Names and values (n_values, width) of what one knob says by itself."""
     if decision is None:
-        return tuple(f"{name}_{value}" for value in knob.values), np.eye(len(knob.values), dtype=np.float32)
+        return tuple(f"{knob.name}_{value}" for value in knob.values), np.eye(len(knob.values), dtype=np.float32)
     if decision.kind == "tile":
         table = np.log2(np.array([_factors(value) for value in knob.values], dtype=np.float32))
-        return tuple(f"{name}_{level}" for level in range(table.shape[1])), table
+        return tuple(f"{knob.name}_{level}" for level in range(table.shape[1])), table
     if decision.kind == "choice":
-        return (name,), np.log2(1.0 + np.array(decision.steps, dtype=np.float32))[:, None]
-    return (name,), np.array(knob.values, dtype=np.float32)[:, None]
+        return (knob.name,), np.log2(1.0 + np.array(decision.steps, dtype=np.float32))[:, None]
+    return (knob.name,), np.array(knob.values, dtype=np.float32)[:, None]

@@ -2,12 +2,10 @@
 blocks and never from names, and a few ways to treat loops.
 
 A PrimFunc here is a list of blocks, each under loops of its own, in an order that respects their dependences. A block
-is
-*spatial* when it writes every element once, a *reduction* when it combines many values into one element.
+is *spatial* when it writes every element once, a *reduction* when it combines many values into one element.
 
 Splits that do not divide leave a predicate. `compute_at` after such a split loses it in TVM 0.27 when the block came
-from
-`rfactor`, so every function here computes blocks at their place first and splits last.
+from `rfactor`, so every function here computes blocks at their place first and splits last.
 """
 
 from __future__ import annotations
@@ -166,11 +164,11 @@ def _has_conditions(sch: s_tir.Schedule, block: Any) -> bool:
 
 
 def accumulate(sch: s_tir.Schedule, block: Any, lanes: int, unroll: int) -> None:
-    """Order the loops of a reduction block that was computed at its place with unit loops kept, and start it before
-    them.
+    """Order the loops of a reduction block, and start the reduction before them.
 
-    Reduction loops go outside, the innermost `unroll` of them unrolled; then the other outputs as independent
-    accumulators, unrolled; then a vector of outputs. Nothing above may be made parallel afterwards.
+    The block was computed at its place with unit loops kept. Reduction loops go outside, the innermost `unroll` of them
+    unrolled; then the other outputs as independent accumulators, unrolled; then a vector of outputs. Nothing above may
+    be made parallel afterwards.
     """
     node = sch.get(block)
     own = sch.get_loops(block)[-len(node.iter_vars) :]
@@ -238,9 +236,7 @@ def parallel_depth(outer: Sequence[int], threads: int) -> int:
 
 
 class LoopSpace(KnobSpace):
-    """A space over one PrimFunc whose default is reasoned from its size: features and defaults common to the
-    templates.
-    """
+    """A space over one PrimFunc whose default is reasoned from its size; features that all its templates share."""
 
     def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int, knobs: tuple[Knob, ...]) -> None:
         super().__init__(knobs)

@@ -17,35 +17,30 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue
-from calumma.space import blocks, loops
-from calumma.space.base import Knob, KnobSpace
+from calumma.space import blocks
+from calumma.space.base import Knob
 
 _MAX_M_TILE = 16
 _MAX_N_TILE = 8
 
 
-class MatmulSpace(KnobSpace):
+class MatmulSpace(blocks.AnchorSpace):
     """Schedules of `dense` and `batch_matmul` with any epilogue."""
 
     template = "matmul"
     version = 1
 
     def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int) -> None:
-        self.func = func
-        self.hardware = hardware
-        self.threads = threads
-        sch = blocks.schedule_of(func)
-        *batch, self.rows, self.col_blocks, self.lanes, self.depth = blocks.anchor_extents(sch)
-        self.batch = int(np.prod(batch, dtype=np.int64))
-        self.batch_axes = len(batch)
-        self.packs = blocks.has_block(sch, "packed")
-        self.registers = 32 if hardware.vector_bits == 512 else 16
-        super().__init__(self._knobs())
+        super().__init__(func, hardware, threads)
         m_tiles, n_tiles = np.meshgrid(*(np.array(knob.values) for knob in self.knobs[:2]))
         fitting = (m_tiles * n_tiles)[m_tiles * n_tiles + n_tiles <= self.registers]
         self._least_accumulators = min(4, int(fitting.max()))
 
-    def _knobs(self) -> tuple[Knob, ...]:
+    def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
+        *batch, self.rows, self.col_blocks, self.lanes, self.depth = blocks.anchor_extents(sch)
+        self.batch = int(np.prod(batch, dtype=np.int64))
+        self.batch_axes = len(batch)
+        self.packs = blocks.has_block(sch, "packed")
         outer = ("n,m", "m,n") if self.rows > 1 else ("n,m",)
         return (
             Knob("m_tile", blocks.divisors(self.rows, _MAX_M_TILE)),
@@ -66,50 +61,26 @@ class MatmulSpace(KnobSpace):
         packable = ~((k["pack"] == "batch") & (k["fused"] != 1)) if self.packs else True
         return fits & grouped & packable & (accumulators >= self._least_accumulators)
 
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        return (
-            "accumulators",
-            "m_tile",
-            "n_tile",
-            "log2_n_group",
-            "loads_per_fma",
-            "outer_m_first",
-            "fused",
-            "balance",
-            "chunks_log2",
-            "k_unroll",
-            "pack_apart",
-            "weight_group_log2_bytes",
-            "log2_rows",
-            "log2_col_blocks",
-            "log2_depth",
-            "log2_batch",
-        )
-
-    def features(self, indices: Indices) -> NDArray[np.float32]:
-        k = self.columns(indices)
+    def _quantities(self, k: dict[str, NDArray]) -> dict[str, Any]:
         chunks = self._chunks(k)
-        ones = np.ones(len(indices))
-        columns = [
-            k["m_tile"] * k["n_tile"],
-            k["m_tile"],
-            k["n_tile"],
-            np.log2(k["n_group"]),
-            (k["m_tile"] + k["n_tile"]) / (k["m_tile"] * k["n_tile"]),
-            k["outer"] == "m,n",
-            k["fused"],
-            blocks.balance(chunks, self.threads),
-            np.log2(chunks),
-            k["k_unroll"],
-            k["pack"] == "apart",
-            np.log2(4.0 * k["n_group"] * self.lanes * self.depth),
-            np.log2(self.rows) * ones,
-            np.log2(self.col_blocks) * ones,
-            np.log2(self.depth) * ones,
-            np.log2(self.batch) * ones,
-        ]
-        return np.stack(columns, axis=1).astype(np.float32)
+        return {
+            "accumulators": k["m_tile"] * k["n_tile"],
+            "m_tile": k["m_tile"],
+            "n_tile": k["n_tile"],
+            "log2_n_group": np.log2(k["n_group"]),
+            "loads_per_fma": (k["m_tile"] + k["n_tile"]) / (k["m_tile"] * k["n_tile"]),
+            "outer_m_first": k["outer"] == "m,n",
+            "fused": k["fused"],
+            "balance": blocks.balance(chunks, self.threads),
+            "chunks_log2": np.log2(chunks),
+            "k_unroll": k["k_unroll"],
+            "pack_apart": k["pack"] == "apart",
+            "weight_group_log2_bytes": np.log2(4.0 * k["n_group"] * self.lanes * self.depth),
+            "log2_rows": np.log2(self.rows),
+            "log2_col_blocks": np.log2(self.col_blocks),
+            "log2_depth": np.log2(self.depth),
+            "log2_batch": np.log2(self.batch),
+        }
 
     def _chunks(self, k: dict[str, NDArray]) -> NDArray[np.float64]:
         """Pieces of work dealt to the threads."""

@@ -1,12 +1,10 @@
 """Template of functions around one reduction: pooling, sums and means, with what is fused before and after them.
 
 Producers are inlined into the reduction, consumers into the output. A tile of outputs is computed at a time: vectors
-along
-the last axis, and several neighbours as independent accumulators, enough to hide the latency of the adder.
+along the last axis, and several neighbours as independent accumulators, enough to hide the latency of the adder.
 
 Where the last axis is too short for a vector and the reduced axis is contiguous in memory, the reduced axis is split
-into
-one partial result per lane instead (rfactor).
+into one partial result per lane instead (rfactor).
 """
 
 from __future__ import annotations

@@ -1,12 +1,17 @@
 """Between plain NCHW and blocked NCHWc tensors, written in the order of the output so that neighbours fuse.
 
 A *slot* is a physical channel position of a blocked tensor: block * lanes + lane. Where channels do not lie in order, a
-table tells which slot or channel to read.
+table tells which slot or channel to read. Tensors are float32.
+
+What lies beyond the channels is masked, not selected: TVM's simplifier takes the condition of a `Select` for granted in
+its branch and drops the clamp of the index there, yet vector code evaluates both sides and would read foreign memory.
 """
 
 from __future__ import annotations
 
 from tvm import te, tirx
+
+from calumma.frontend.operators import math
 
 
 def block_channels(x: te.Tensor, lanes: int) -> te.Tensor:
@@ -19,8 +24,7 @@ def block_channels(x: te.Tensor, lanes: int) -> te.Tensor:
         channel = block * lanes + lane
         if channels % lanes == 0:
             return x(n, channel, h, w)
-        value = x(n, tirx.min(channel, channels - 1), h, w)
-        return tirx.Select(channel < channels, value, tirx.const(0, x.dtype))
+        return math.masked(x(n, tirx.min(channel, channels - 1), h, w), channels - 1 - channel)
 
     return te.compute(
         (n, blocks, height, width, lanes), element, name="block_channels", attrs={"calumma.operator": "block_channels"}
@@ -53,7 +57,7 @@ def gather_slots(x: te.Tensor, table: te.Tensor, lanes: int) -> te.Tensor:
         source = table[block * lanes + lane]
         inside = tirx.max(source, 0)
         value = x(b, inside // lanes, h, w, inside % lanes) if blocked else x(b, inside, h, w)
-        return tirx.Select(source >= 0, value, tirx.const(0, x.dtype))
+        return math.masked(value, source)
 
     return te.compute((n, int(table.shape[0]) // lanes, height, width, lanes), element, name="gather_slots")
 

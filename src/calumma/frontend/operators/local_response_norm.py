@@ -27,7 +27,7 @@ def local_response_norm(x: te.Tensor, size: int, alpha: float, beta: float, bias
         def square(n, c, h, w, p):
             block = c + p // lanes - 1
             value = x(n, tirx.min(tirx.max(block, 0), blocks - 1), h, w, p % lanes)
-            return math.masked(value * value, tirx.all(block >= 0, block < blocks))
+            return math.masked(value * value, math.margin(block, blocks))
 
         squares = te.compute(
             (*x.shape[:4], 3 * lanes), square, name="local_response_norm_squares", attrs={"calumma.keep": 1}
@@ -40,7 +40,7 @@ def local_response_norm(x: te.Tensor, size: int, alpha: float, beta: float, bias
         def neighbour(i: tuple[tirx.Expr, ...], offset: int) -> tirx.Expr:
             channel = i[1] + offset
             value = x(i[0], tirx.min(tirx.max(channel, 0), blocks - 1), *i[2:])
-            return math.masked(value * value, tirx.all(channel >= 0, channel < blocks))
+            return math.masked(value * value, math.margin(channel, blocks))
 
     def normalised(*i: tirx.Expr) -> tirx.Expr:
         total = neighbour(i, -before)

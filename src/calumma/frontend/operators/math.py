@@ -3,6 +3,10 @@
 TVM lowers `exp`, `erf`, `tanh` and `log` to calls of the C library, one per lane. These are polynomials and bit tricks
 over float32, good to a few units in the last place (see each function); NaN goes in and comes out.
 
+Written to compile fast as well: TVM's analyzer expands the variables of a `Select`'s condition, then the variables in
+what they are bound to, in every pass and in exponential time. A bound variable is therefore clamped by `min` and `max`,
+and only the argument itself is ever a condition.
+
 Every function takes and returns a scalar float32 `PrimExpr` (an element of a tensor) unless it says tensor.
 """
 
@@ -86,20 +90,24 @@ def log(x: tirx.Expr) -> tirx.Expr:
     """Natural logarithm within 2 ulp; -inf at 0, NaN below."""
 
     def logarithm(x: tirx.Expr) -> tirx.Expr:
-        subnormal = x < _f32(_SMALLEST_NORMAL)
-        bits = tirx.reinterpret("int32", tirx.Select(subnormal, x * _f32(2.0**23), x))
-        lost = tirx.Select(subnormal, tirx.const(23, "int32"), tirx.const(0, "int32"))
-        value = _let(
-            bits, lambda bits: _let((bits - tirx.const(_SQRT_HALF_BITS, "int32")) >> 23, lambda e: parts(bits, e, lost))
-        )
+        # 1 if x is subnormal, else 0: its exponent is counted after a multiplication by 2^23.
+        subnormal = tirx.max(_f32(0.0), (_f32(_SMALLEST_NORMAL) - x) * _f32(2.0**126) * _f32(2.0**23))
+        value = _let(tirx.min(_f32(1.0), subnormal), lambda s: scaled(x * (s * _f32(2.0**23 - 1.0) + _f32(1.0)), s))
         value = tirx.Select(x < _f32(0.0), _f32(math.nan), value)
         value = tirx.Select(x == _f32(0.0), _f32(-math.inf), value)
         return tirx.Select(x < _f32(math.inf), value, x)
 
+    def scaled(x: tirx.Expr, subnormal: tirx.Expr) -> tirx.Expr:
+        lost = subnormal * _f32(23.0)
+        return _let(
+            tirx.reinterpret("int32", x),
+            lambda bits: _let((bits - tirx.const(_SQRT_HALF_BITS, "int32")) >> 23, lambda e: parts(bits, e, lost)),
+        )
+
     def parts(bits: tirx.Expr, exponent: tirx.Expr, lost: tirx.Expr) -> tirx.Expr:
         # The mantissa in [sqrt(1/2), sqrt(2)): the exponent is counted from sqrt(1/2)'s bits.
         mantissa = tirx.reinterpret("float32", bits - (exponent << 23))
-        n = (exponent - lost).astype("float32")
+        n = exponent.astype("float32") - lost
         return _let(n, lambda n: _let(mantissa - _f32(1.0), lambda f: combined(n, f)))
 
     def combined(n: tirx.Expr, f: tirx.Expr) -> tirx.Expr:
@@ -145,10 +153,22 @@ def softplus(x: tirx.Expr) -> tirx.Expr:
     return _let(x, lambda x: tirx.max(x, _f32(0.0)) + log(_f32(1.0) + exp(_f32(0.0) - tirx.abs(x))))
 
 
-def masked(x: tirx.Expr, condition: tirx.Expr) -> tirx.Expr:
-    """x where the condition holds, else 0, without a branch: TVM turns a select around a load into one."""
-    mask = tirx.const(0, "int32") - condition.astype("int32")
-    return tirx.reinterpret("float32", tirx.reinterpret("int32", x) & mask)
+def margin(position: tirx.Expr, size: int) -> tirx.Expr:
+    """How far `position` is from the nearer end of [0, size): negative outside; `tirx.min` joins several of them."""
+    return tirx.min(position, size - 1 - position)
+
+
+def masked(x: tirx.Expr, inside: tirx.Expr, otherwise: float = 0.0) -> tirx.Expr:
+    """x, but `otherwise` where the integer `inside` is negative (see `margin`).
+
+    Bits instead of a condition: TVM turns a select around a load into a branch, and cannot build code that shares a
+    vector of truth values. The sign is taken from a float, whose width is known: Relax widens integers afterwards.
+    """
+    hide = tirx.reinterpret("int32", inside.astype("float32")) >> 31
+    bits = tirx.reinterpret("int32", x) & tirx.bitwise_not(hide)
+    if otherwise:
+        bits = bits | (tirx.reinterpret("int32", _f32(otherwise)) & hide)
+    return tirx.reinterpret("float32", bits)
 
 
 def elementwise(function: Callable[[tirx.Expr], tirx.Expr], x: te.Tensor, name: str) -> te.Tensor:
@@ -169,8 +189,7 @@ def _f32(value: float) -> tirx.Expr:
 
 
 def _clamp(x: tirx.Expr, low: float, high: float) -> tirx.Expr:
-    # LLVM code for max(c, x) is c > x ? c : x, so that NaN falls through. (A Select here would cost seconds of
-    # compile time: TVM's analyzer expands every variable of its condition, and what is bound to that, and so on.)
+    # max(c, x) becomes c > x ? c : x, so that NaN falls through.
     return tirx.min(_f32(high), tirx.max(_f32(low), x))
 
 

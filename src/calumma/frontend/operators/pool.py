@@ -1,12 +1,12 @@
 """Two-dimensional pooling over NCHW and over blocked NCHWc tensors (n, c / lanes, h, w, lanes).
 
 Nothing is padded in memory. Where a window may leave the image its coordinates are clamped to it: a maximum then sees
-an
-element of the window twice, which changes nothing; a sum masks it.
+an element of the window twice, which changes nothing; a sum masks it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ def max_pool2d(x: te.Tensor, height: Window, width: Window, ceil_mode: bool = Fa
     exact = all(w.dilation == 1 and max(w.before, w.after) < w.kernel for w in (height, width)) and not ceil_mode
 
     def padding(value: tirx.Expr, inside: tirx.Expr) -> tirx.Expr:
-        return value if exact else tirx.Select(inside, value, tirx.const(_LOWEST, x.dtype))
+        return value if exact else math.masked(value, inside, _LOWEST)
 
     return _pool(x, height, width, ceil_mode, te.max, padding, "max_pool2d", {"calumma.operator": "max_pool2d"})
 
@@ -105,27 +105,26 @@ def _pool(
     name: str,
     attrs: dict[str, str],
 ) -> te.Tensor:
-    """Combine (te.max or te.sum) the taps of each window; `padding` maps a clamped element and whether it is inside."""
+    """Combine (te.max or te.sum) the taps of each window; `padding` maps a clamped element and its margin inside."""
     sizes = int(x.shape[2]), int(x.shape[3])
     windows = height, width
     outputs = [w.outputs(size, ceil_mode) for w, size in zip(windows, sizes, strict=True)]
     taps = [te.reduce_axis((0, w.kernel), name=n) for w, n in zip(windows, ("kh", "kw"), strict=True)]
 
     def body(*i: tirx.Expr) -> tirx.Expr:
-        coordinates, inside = [], []
+        coordinates, margins = [], []
         for w, size, count, output, tap in zip(windows, sizes, outputs, i[2:4], taps, strict=True):
-            position = w.position(output, tap)
+            position = clamped = w.position(output, tap)
             starts_before, ends_after = w.leaves(size, count)
-            clamped = position
+            if starts_before or ends_after:
+                margins.append(math.margin(position, size))
             if starts_before:
-                inside.append(position >= 0)
                 clamped = tirx.max(clamped, 0)
             if ends_after:
-                inside.append(position < size)
                 clamped = tirx.min(clamped, size - 1)
             coordinates.append(clamped)
         value = x(*i[:2], *coordinates, *i[4:])
-        return combine(padding(value, tirx.all(*inside)) if inside else value, axis=taps)
+        return combine(padding(value, functools.reduce(tirx.min, margins)) if margins else value, axis=taps)
 
     return te.compute((*x.shape[:2], *outputs, *x.shape[4:]), body, name=name, attrs=attrs)
 

@@ -1,0 +1,1 @@
+"""Calumma inside other tools, and theirs inside calumma."""

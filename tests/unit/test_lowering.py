@@ -1,0 +1,113 @@
+"""Layouts and fusion: how many kernels and layout transforms a network has left."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tvm import tirx
+
+from calumma.core.errors import ModelError
+from calumma.frontend.graph import INPUT, Graph, Node
+from calumma.frontend.importer import import_model
+from calumma.frontend.lowering import LoweredGraph, lower
+from calumma.frontend.simplify import simplify
+from tests.onnx_models import Model
+
+LANES = 16
+
+
+def lowered(model: Model, *outputs: str, lanes: int = LANES) -> LoweredGraph:
+    return lower(simplify(import_model(model.bytes(*outputs)).graph), lanes)
+
+
+def kernels(graph: LoweredGraph) -> list[str]:
+    return [str(v.name_hint) for v, f in graph.mod.functions_items() if isinstance(f, tirx.PrimFunc)]
+
+
+def test_bias_residual_and_activation_join_their_convolution():
+    m = Model()
+    x = m.input(1, 16, 8, 8)
+    y = m.op("Relu", m.op("Add", m.batch_norm(m.conv(x, (16, 32)), 32), m.conv(x, (16, 32), 1)))
+    graph = lowered(m, m.conv(y, (32, 16)))
+    found = kernels(graph)
+    assert len(found) == 5
+    assert sum("conv2d" in name for name in found) == 3
+    assert graph.layout_transforms == 2
+
+
+def test_the_first_layer_reads_the_image_as_it_is():
+    m = Model()
+    graph = lowered(m, m.op("GlobalAveragePool", m.op("Relu", m.conv(m.input(1, 3, 8, 8), (3, 32)))))
+    assert graph.layout_transforms == 1
+    assert any(p.shape == (2, 3, 3, 3, LANES) for p in graph.params)
+
+
+def test_a_classifier_behind_global_pooling_needs_no_transform():
+    m = Model()
+    pooled = m.op("Flatten", m.op("GlobalAveragePool", m.conv(m.input(1, 3, 8, 8), (3, 32))))
+    assert lowered(m, m.linear(pooled, (32, 10))).layout_transforms == 0
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_holes_of_joined_tensors_meet_zero_weights(lanes):
+    """Concatenation leaves the parts' holes in the middle; the next convolution's weights are zero there."""
+    m = Model()
+    x = m.input(1, 3, 8, 8)
+    joined = m.op("Concat", m.conv(x, (3, 17)), m.conv(x, (3, 20)), axis=1)
+    graph = lowered(m, m.conv(joined, (37, 24), 1, bias=False), lanes=lanes)
+    assert graph.layout_transforms == 1
+    blocks = -(-17 // lanes) + -(-20 // lanes)
+    (packed,) = (p for p in graph.params if p.ndim == 6)
+    assert packed.shape[1] == blocks
+    by_slot = np.abs(packed).sum((0, 2, 3, 5)).reshape(-1)
+    held = np.zeros(blocks * lanes, bool)
+    held[:17] = True
+    second = -(-17 // lanes) * lanes
+    held[second : second + 20] = True
+    np.testing.assert_array_equal(by_slot > 0, held)
+
+
+def test_a_shuffle_before_a_depthwise_convolution_costs_nothing():
+    m = Model()
+    x = m.conv(m.input(1, 3, 6, 6), (3, 32))
+    grouped = m.op("Reshape", x, np.array([1, 2, 16, 6, 6]))
+    shuffled = m.op("Reshape", m.op("Transpose", grouped, perm=[0, 2, 1, 3, 4]), np.array([1, 32, 6, 6]))
+    y = m.conv(m.conv(shuffled, (32, 32), groups=32), (32, 32), 1)
+    assert lowered(m, m.op("GlobalAveragePool", y)).layout_transforms == 1
+
+
+def test_division_by_a_constant_keeps_the_blocked_layout():
+    """Hard swish as older exporters write it, over channels that no block divides."""
+    m = Model()
+    x = m.conv(m.input(1, 3, 8, 8), (3, 24))
+    gate = m.op("Clip", m.op("Add", x, np.float32(3)), np.float32(0), np.float32(6))
+    y = m.op("Div", m.op("Mul", x, gate), np.float32(6))
+    assert lowered(m, m.conv(y, (24, 16), 1)).layout_transforms == 1
+
+
+def test_equal_weights_are_stored_once():
+    m = Model()
+    x = m.conv(m.input(1, 3, 8, 8), (3, 16))
+    weight = m.random(16, 16, 3, 3)
+    m.weights["shared"] = weight
+    for _ in range(3):
+        x = m.op("Conv", x, "shared", pads=[1] * 4)
+    graph = lowered(m, x)
+    assert sum(p.size == weight.size for p in graph.params) == 1
+
+
+def test_names_shapes_and_types_are_the_models():
+    m = Model()
+    x, y = m.input(1, 16, 8, 8), m.input(4)
+    first, second = m.conv(x, (16, 24)), m.op("Exp", y)
+    graph = lowered(m, first, second)
+    assert [(s.name, s.shape, s.dtype) for s in graph.inputs] == [(x, (1, 16, 8, 8), "float32"), (y, (4,), "float32")]
+    assert [(s.name, s.shape) for s in graph.outputs] == [(first, (1, 24, 8, 8)), (second, (4,))]
+    assert len(graph.mod["main"].params) == 2 + len(graph.params)
+
+
+def test_an_operator_without_any_lowering_is_named():
+    x = Node(INPUT, shape=(2, 3), dtype="float32", name="x")
+    unknown = Node("calumma.unknown", args=(x,), shape=(2, 3), dtype="float32", name="odd_one")
+    with pytest.raises(ModelError, match=r"odd_one.*calumma\.unknown"):
+        lower(Graph([x], [unknown], ["y"]), LANES)

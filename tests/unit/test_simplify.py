@@ -1,0 +1,294 @@
+"""Graph rewrites keep what a graph computes: random graphs, and the patterns each rewrite is for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calumma.frontend import simplify
+from calumma.frontend.graph import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node, constant
+from calumma.frontend.operators.conv import Window
+from tests import reference
+
+SHAPE = (2, 6, 3, 4)
+
+
+def node(op: str, *args: Node | tuple[Node, ...], shape: tuple[int, ...] | None = None, **attrs) -> Node:
+    return Node(op, args=args, attrs=SimpleNamespace(**attrs), shape=args[0].shape if shape is None else shape, dtype="float32")
+
+
+def data(*shape: int) -> Node:
+    return Node(INPUT, shape=shape, dtype="float32", name="x")
+
+
+def graph(*outputs: Node) -> Graph:
+    result = Graph([], list(outputs), [f"y{i}" for i in range(len(outputs))])
+    result.inputs = [n for n in result.nodes() if n.op == INPUT]
+    return result
+
+
+def ops(graph: Graph) -> list[str]:
+    return [n.op for n in graph.nodes() if n.op not in (INPUT, CONSTANT)]
+
+
+def evaluate(graph: Graph) -> list[np.ndarray]:
+    """What the graph computes on random inputs, in float64."""
+    values: dict[Node, np.ndarray] = {}
+    inputs = [n for n in graph.inputs]
+    for i, n in enumerate(inputs):
+        values[n] = np.random.default_rng(i).standard_normal(n.shape)
+    for n in graph.nodes():
+        if n.op == CONSTANT:
+            values[n] = n.value.astype("float64")
+        elif n.op != INPUT:
+            values[n] = _apply(n, [tuple(values[x] for x in a) if isinstance(a, tuple) else values[a] for a in n.args])
+        if n.op not in ("nn.batch_norm",):
+            assert values[n].shape == n.shape, n.op
+    return [values[n] for n in graph.outputs]
+
+
+def _apply(n: Node, args: list) -> np.ndarray:
+    a = n.attrs
+    match n.op:
+        case "add":
+            return args[0] + args[1]
+        case "subtract":
+            return args[0] - args[1]
+        case "multiply":
+            return args[0] * args[1]
+        case "divide":
+            return args[0] / args[1]
+        case "power":
+            return args[0] ** args[1]
+        case "sqrt":
+            return np.sqrt(args[0])
+        case "nn.relu":
+            return np.maximum(args[0], 0)
+        case "mean":
+            return args[0].mean(tuple(a.axis), keepdims=bool(a.keepdims))
+        case "stack":
+            return np.stack(args[0])
+        case "sum":
+            return args[0].sum(tuple(a.axis))
+        case "reshape" | "squeeze" | "expand_dims" | "flatten":
+            return args[0].reshape(n.shape)
+        case "permute_dims":
+            return args[0].transpose(a.axes)
+        case "concat":
+            return np.concatenate(args[0], axis=a.axis)
+        case "nn.conv2d":
+            window = Window(args[1].shape[2:], (1, 1), (1, 1), (0, 0, 0, 0))
+            return reference.conv2d(args[0], args[1], window, a.groups).astype("float64")
+        case "nn.batch_norm":
+            gamma, beta, mean, var = (p[:, None, None] for p in args[1:])
+            return (args[0] - mean) / np.sqrt(var + a.epsilon) * gamma + beta
+        case "tuple_item":
+            return args[0]
+        case "matmul":
+            return args[0] @ args[1]
+        case simplify.MATMUL:
+            left, right = (x if axes is None else x.transpose(axes) for x, axes in zip(args, (a.left_axes, a.right_axes), strict=True))
+            return left @ right if a.out_axes is None else (left @ right).transpose(a.out_axes)
+        case simplify.CHANNEL_SHUFFLE:
+            return args[0][:, a.source]
+        case "nn.layer_norm":
+            centred = args[0] - args[0].mean(-1, keepdims=True)
+            return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + a.epsilon) * args[1] + args[2]
+        case _:
+            raise AssertionError(f"the test knows no {n.op}")
+
+
+def check(built: Graph) -> Graph:
+    """Simplify and compare what is computed before and after."""
+    before = evaluate(built)
+    simplify.simplify(built)
+    for a, b in zip(before, evaluate(built), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    return built
+
+
+# ---- building blocks
+
+
+def conv(x: Node, groups: int = 1) -> Node:
+    channels = x.shape[1]
+    return node("nn.conv2d", x, constant(reference.random(channels, channels // groups, 1, 1)), shape=x.shape, groups=groups)
+
+
+def batch_norm(x: Node) -> Node:
+    channels = x.shape[1]
+    gamma, beta, mean = (constant(reference.random(channels, seed=s)) for s in range(3))
+    variance = constant(np.abs(reference.random(channels, seed=3)) + 0.5)
+    norm = node("nn.batch_norm", x, gamma, beta, mean, variance, epsilon=1e-5, axis=1, center=True, scale=True)
+    return node(TUPLE_ITEM, norm, shape=x.shape, index=0)
+
+
+def shuffle(x: Node, groups: int) -> Node:
+    n, c, h, w = x.shape
+    grouped = node("reshape", x, shape=(n, groups, c // groups, h, w))
+    swapped = node("permute_dims", grouped, shape=(n, c // groups, groups, h, w), axes=(0, 2, 1, 3, 4))
+    return node("reshape", swapped, shape=x.shape)
+
+
+def layer_norm(x: Node, width: int) -> Node:
+    mean = node("mean", x, shape=(*x.shape[:-1], 1), axis=(-1,), keepdims=True)
+    centred = node("subtract", x, mean)
+    squared = node("power", centred, constant(np.float32(2)))
+    variance = node("mean", squared, shape=mean.shape, axis=(len(x.shape) - 1,), keepdims=True)
+    root = node("sqrt", node("add", variance, constant(np.float32(1e-5))))
+    ratio = node("divide", centred, root)
+    scaled = node("multiply", ratio, constant(reference.random(width)))
+    return node("add", scaled, constant(reference.random(width, seed=1)))
+
+
+# ---- patterns
+
+
+def test_batch_norm_behind_a_convolution_disappears_into_its_weights():
+    g = check(graph(node("nn.relu", batch_norm(node("add", conv(data(*SHAPE)), constant(reference.random(6, 1, 1)))))))
+    assert ops(g) == ["nn.conv2d", "add", "nn.relu"]
+
+
+def test_batch_norm_of_an_input_becomes_scale_and_shift():
+    assert ops(check(graph(batch_norm(data(*SHAPE))))) == ["multiply", "add"]
+
+
+def test_a_convolution_read_twice_keeps_its_weights():
+    x = conv(data(*SHAPE))
+    g = check(graph(batch_norm(x), node("nn.relu", x)))
+    assert "multiply" in ops(g)
+
+
+@pytest.mark.parametrize("scale", [(6, 1, 1), (1, 6, 1, 1), (1,), ()])
+def test_scales_per_channel_fold_into_grouped_convolutions(scale):
+    factor = constant(np.asarray(reference.random(*scale) if scale else np.float32(1.5)))
+    assert ops(check(graph(node("multiply", conv(data(*SHAPE), groups=3), factor)))) == ["nn.conv2d"]
+
+
+@pytest.mark.parametrize("scale", [(4,), (3, 4), (6, 3, 1), (2, 1, 1, 1)])
+def test_other_scales_stay(scale):
+    g = check(graph(node("multiply", conv(data(*SHAPE)), constant(reference.random(*scale)))))
+    assert ops(g) == ["nn.conv2d", "multiply"]
+
+
+def test_constants_are_folded_and_put_right():
+    total = node("add", constant(reference.random(6, 1, 1)), constant(reference.random(1, 1)), shape=(6, 1, 1))
+    g = check(graph(node("add", total, data(*SHAPE), shape=SHAPE)))
+    assert ops(g) == ["add"]
+    assert g.outputs[0].args[1].op == CONSTANT
+
+
+def test_stacked_sums_become_additions():
+    parts = tuple(data(2, 3) for _ in range(3))
+    stacked = Node("stack", args=(parts,), attrs=SimpleNamespace(axis=0), shape=(3, 2, 3), dtype="float32")
+    assert ops(check(graph(node("sum", stacked, shape=(2, 3), axis=(0,), keepdims=False)))) == ["add", "add"]
+
+
+def test_reshapes_are_joined_and_dropped_where_nothing_changes():
+    x = node("reshape", node("nn.relu", data(2, 6)), shape=(3, 4))
+    y = node("expand_dims", node("reshape", x, shape=(12,)), shape=(1, 12))
+    assert ops(check(graph(y))) == ["nn.relu", "reshape"]
+    assert ops(check(graph(node("reshape", x, shape=(2, 6))))) == ["nn.relu"]
+
+
+def test_channel_shuffle_is_recognised():
+    g = check(graph(shuffle(data(*SHAPE), 2)))
+    assert ops(g) == [simplify.CHANNEL_SHUFFLE]
+    assert list(g.outputs[0].attrs.source) == [0, 3, 1, 4, 2, 5]
+
+
+def test_a_shuffle_across_batches_is_not_a_channel_shuffle():
+    x = data(2, 8, 3, 4)
+    grouped = node("reshape", x, shape=(1, 4, 4, 3, 4))
+    swapped = node("permute_dims", grouped, axes=(0, 2, 1, 3, 4))
+    assert simplify.CHANNEL_SHUFFLE not in ops(check(graph(node("reshape", swapped, shape=x.shape))))
+
+
+def test_layer_norm_is_recognised():
+    g = check(graph(layer_norm(data(2, 5, 8), 8)))
+    assert ops(g) == ["nn.layer_norm"]
+
+
+def test_a_ratio_with_scalars_over_an_axis_of_one_is_not_a_layer_norm():
+    x, y = data(2, 1), data(2, 1)
+    ratio = node("divide", x, node("add", node("multiply", y, y), constant(np.float32(1))))
+    scaled = node("multiply", ratio, constant(np.float32(2)))
+    assert "nn.layer_norm" not in ops(check(graph(node("add", scaled, constant(np.float32(1))))))
+
+
+def test_transposes_of_a_product_are_absorbed():
+    x, y = data(2, 5, 3, 4), data(2, 5, 3, 4)
+    left = node("permute_dims", x, shape=(2, 3, 5, 4), axes=(0, 2, 1, 3))
+    right = node("permute_dims", y, shape=(2, 3, 4, 5), axes=(0, 2, 3, 1))
+    product = node("matmul", left, right, shape=(2, 3, 5, 5))
+    g = check(graph(node("permute_dims", product, shape=(2, 5, 3, 5), axes=(0, 2, 1, 3))))
+    assert ops(g) == [simplify.MATMUL]
+
+
+def test_a_transposed_operand_read_elsewhere_is_kept_for_the_others():
+    x = data(2, 4, 4)
+    turned = node("permute_dims", x, axes=(0, 2, 1))
+    g = check(graph(node("matmul", turned, x), turned))
+    assert sorted(ops(g)) == [simplify.MATMUL, "permute_dims"]
+
+
+def test_a_product_that_is_an_output_is_not_written_transposed():
+    product = node("matmul", data(2, 4, 4), data(2, 4, 4))
+    check(graph(product, node("permute_dims", product, axes=(0, 2, 1))))
+
+
+# ---- random graphs
+
+
+@st.composite
+def graphs(draw) -> Graph:
+    """A few of the patterns above, in any order, with values read more than once."""
+    x = data(*SHAPE)
+    values = [x]
+    for step in range(draw(st.integers(1, 8))):
+        source = values[draw(st.integers(0, len(values) - 1))]
+        seed = draw(st.integers(0, 3))
+        kind = draw(
+            st.sampled_from(["conv", "norm", "scale", "shift", "relu", "add", "shuffle", "layer_norm", "matmul", "reshape"])
+        )
+        shift = constant(reference.random(*draw(st.sampled_from([(6, 1, 1), (4,), (1,), SHAPE])), seed=seed))
+        match kind:
+            case "conv":
+                result = conv(source, draw(st.sampled_from([1, 2, 3])))
+            case "norm":
+                result = batch_norm(source)
+            case "scale":
+                result = node("multiply", *draw(st.permutations([source, shift])), shape=SHAPE)
+            case "shift":
+                result = node("add", *draw(st.permutations([source, shift])), shape=SHAPE)
+            case "relu":
+                result = node("nn.relu", source)
+            case "add":
+                result = node("add", source, values[draw(st.integers(0, len(values) - 1))])
+            case "shuffle":
+                result = shuffle(source, draw(st.sampled_from([1, 2, 3])))
+            case "layer_norm":
+                result = layer_norm(source, 4)
+            case "matmul":
+                turned = node("permute_dims", source, shape=(2, 6, 4, 3), axes=(0, 1, 3, 2))
+                square = node("matmul", source, turned, shape=(2, 6, 3, 3))
+                result = node("matmul", square, source, shape=SHAPE)
+            case _:
+                result = node("reshape", node("reshape", source, shape=(2, 18, 4)), shape=SHAPE)
+        # Keep values near one, whatever the depth.
+        values.append(node("multiply", result, constant(np.float32(0.25))) if step % 2 else result)
+    chosen = draw(st.lists(st.integers(1, len(values) - 1), min_size=1, max_size=3))
+    return graph(*(values[i] for i in chosen))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(graphs())
+def test_random_graphs_compute_the_same(built):
+    before = evaluate(built)
+    simplify.simplify(built)
+    for a, b in zip(before, evaluate(built), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * max(1.0, np.abs(a).max()))
