@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +32,11 @@ def prim_func(operator: Callable[..., te.Tensor], *shapes: Sequence[int], dtypes
 
 def run(scheduled: tvm.IRModule, inputs: Arrays, shape: Sequence[int], hardware: Hardware) -> NDArray:
     """Build for `hardware`, run once, return the output: float32, NaN before the run so that a hole in it shows."""
-    library = codegen.build(scheduled, tvm_compat.target(hardware, 2))
+    return call(codegen.build(scheduled, tvm_compat.target(hardware, 2)), inputs, shape)
+
+
+def call(library: Any, inputs: Arrays, shape: Sequence[int]) -> NDArray:
+    """Run a built function, see `run`."""
     arguments = [tvm.runtime.tensor(array, tvm.cpu()) for array in inputs]
     output = tvm.runtime.tensor(np.full(shape, np.nan, "float32"), tvm.cpu())
     library["main"](*arguments, output)
@@ -57,10 +63,13 @@ def check_space(
     rng = np.random.default_rng(0)
     drawn = np.concatenate([space.default()[None], space.sample(rng, n)])
     assert space.valid(drawn).all()
-    for indices in drawn:
-        config = space.decode(indices)
+    configs = [space.decode(indices) for indices in drawn]
+    target = tvm_compat.target(hardware, 2)
+    with ThreadPoolExecutor(2) as builders:
+        libraries = list(builders.map(lambda config: codegen.build(space.schedule(config).mod, target), configs))
+    for indices, config, library in zip(drawn, configs, libraries, strict=True):
         assert np.array_equal(space.encode(config), indices)
-        actual = run(space.schedule(config).mod, inputs, expected.shape, hardware)
+        actual = call(library, inputs, expected.shape)
         np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5, err_msg=str(config))
     table = space.features(drawn)
     assert table.shape == (len(drawn), len(space.feature_names))

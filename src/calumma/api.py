@@ -173,7 +173,7 @@ def tune(
     model: Any,
     *,
     output: str | PathLike[str] | None = None,
-    budget: Budget = DEFAULT_BUDGET,
+    budget: Budget | float = DEFAULT_BUDGET,
     strategy: str = DEFAULT_STRATEGY,
     database: str | PathLike[str] | Store | None = None,
     seed: int = 0,
@@ -188,7 +188,7 @@ def tune(
     Ctrl-C ends the session early and keeps the best so far.
 
     Args:
-        budget: seconds, trials or both.
+        budget: seconds as a number, or seconds, trials or both as a `Budget`.
         strategy: how candidates are proposed; see `calumma.search.strategy_names`.
         database: where records go, and come from: a path, a URL, or an open store; the user's own by default.
         seed: decides everything random.
@@ -205,6 +205,7 @@ def tune(
     if strategy not in strategy_names():
         raise InputError(f"--strategy {strategy}: there is no such strategy; one of {', '.join(strategy_names())}")
     destination = _destination(output)
+    budget = budget if isinstance(budget, Budget) else Budget(seconds=float(budget))
     count = tvm_compat.set_threads(threads)
     hardware = tvm_compat.hardware_for(mcpu)
     if not tvm_compat.target_features(hardware.mcpu) <= tvm_compat.target_features(tvm_compat.host_mcpu()):

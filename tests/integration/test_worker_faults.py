@@ -113,6 +113,15 @@ def test_a_hot_kernel_is_timed_in_loops() -> None:
     assert result.latency_s > 0
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where a shell runs the tests in the background and has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_leaves_the_runner_usable() -> None:
     hanging = spaces.candidate(spaces.scale(), fault="build_hang")
     with make_runner(build_timeout_s=60) as runner:

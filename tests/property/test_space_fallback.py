@@ -26,6 +26,20 @@ def test_every_configuration_is_right(name):
     check_space(fallback.FallbackSpace, func, [X], apply(CASES[name], X), tvm_compat.hardware_for(), n=4)
 
 
+def test_a_function_without_blocks_stays_as_it_is():
+    positions, updates = np.array([[0, 1, 2], [3, 4, 5]], "int64"), X[:2, :3] + 1
+    func = prim_func(
+        lambda x, i, u: topi.scatter_elements(x, i, u, axis=0),
+        X.shape,
+        positions.shape,
+        updates.shape,
+        dtypes=["float32", "int64", "float32"],
+    )
+    expected = X.copy()
+    expected[positions, np.arange(3)] = updates
+    check_space(fallback.FallbackSpace, func, [X, positions, updates], expected, tvm_compat.hardware_for(), n=2)
+
+
 def test_functions_with_opaque_blocks_are_left_to_the_fallback():
     func = prim_func(CASES["prefix sum"], X.shape)
     assert not rows.matches(func)

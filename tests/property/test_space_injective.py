@@ -56,7 +56,23 @@ def test_every_configuration_is_right(name):
     assert injective.matches(func)
     assert not rows.matches(func)
     assert not reduction.matches(func)
-    check_space(injective.InjectiveSpace, func, inputs, expected, tvm_compat.hardware_for(), n=10)
+    check_space(injective.InjectiveSpace, func, inputs, expected, tvm_compat.hardware_for(), n=6)
+
+
+def test_what_is_too_large_to_compile_is_not_inlined():
+    """Five swishes multiplied out are 2^5 sigmoids; TVM would not return from compiling their nested bindings."""
+
+    def swishes(x):
+        for _ in range(5):
+            x = topi.multiply(x, math.elementwise(math.sigmoid, x, "sigmoid"))
+        return x
+
+    expected = MATRIX
+    for _ in range(5):
+        expected = expected / (1 + np.exp(-expected))
+    func = prim_func(swishes, MATRIX.shape)
+    assert injective.matches(func)
+    check_space(injective.InjectiveSpace, func, [MATRIX], expected, tvm_compat.hardware_for(), n=2)
 
 
 @pytest.mark.parametrize("name", ["ragged flat", "transpose"])

@@ -23,7 +23,6 @@ def _stack(layers: int, seed: int = 0) -> LoweredGraph:
     return _lowered(m, m.op("GlobalAveragePool", x))
 
 
-
 def test_equal_layers_are_one_task_with_their_number_as_weight():
     graph = _stack(4)
     parts = extract(graph.mod, 1)

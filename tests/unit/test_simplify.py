@@ -18,7 +18,9 @@ SHAPE = (2, 6, 3, 4)
 
 
 def node(op: str, *args: Node | tuple[Node, ...], shape: tuple[int, ...] | None = None, **attrs) -> Node:
-    return Node(op, args=args, attrs=SimpleNamespace(**attrs), shape=args[0].shape if shape is None else shape, dtype="float32")
+    return Node(
+        op, args=args, attrs=SimpleNamespace(**attrs), shape=args[0].shape if shape is None else shape, dtype="float32"
+    )
 
 
 def data(*shape: int) -> Node:
@@ -38,7 +40,7 @@ def ops(graph: Graph) -> list[str]:
 def evaluate(graph: Graph) -> list[np.ndarray]:
     """What the graph computes on random inputs, in float64."""
     values: dict[Node, np.ndarray] = {}
-    inputs = [n for n in graph.inputs]
+    inputs = list(graph.inputs)
     for i, n in enumerate(inputs):
         values[n] = np.random.default_rng(i).standard_normal(n.shape)
     for n in graph.nodes():
@@ -91,7 +93,10 @@ def _apply(n: Node, args: list) -> np.ndarray:
         case "matmul":
             return args[0] @ args[1]
         case simplify.MATMUL:
-            left, right = (x if axes is None else x.transpose(axes) for x, axes in zip(args, (a.left_axes, a.right_axes), strict=True))
+            left, right = (
+                x if axes is None else x.transpose(axes)
+                for x, axes in zip(args, (a.left_axes, a.right_axes), strict=True)
+            )
             return left @ right if a.out_axes is None else (left @ right).transpose(a.out_axes)
         case simplify.CHANNEL_SHUFFLE:
             return args[0][:, a.source]
@@ -116,7 +121,9 @@ def check(built: Graph) -> Graph:
 
 def conv(x: Node, groups: int = 1) -> Node:
     channels = x.shape[1]
-    return node("nn.conv2d", x, constant(reference.random(channels, channels // groups, 1, 1)), shape=x.shape, groups=groups)
+    return node(
+        "nn.conv2d", x, constant(reference.random(channels, channels // groups, 1, 1)), shape=x.shape, groups=groups
+    )
 
 
 def batch_norm(x: Node) -> Node:
@@ -253,7 +260,9 @@ def graphs(draw) -> Graph:
         source = values[draw(st.integers(0, len(values) - 1))]
         seed = draw(st.integers(0, 3))
         kind = draw(
-            st.sampled_from(["conv", "norm", "scale", "shift", "relu", "add", "shuffle", "layer_norm", "matmul", "reshape"])
+            st.sampled_from(
+                ["conv", "norm", "scale", "shift", "relu", "add", "shuffle", "layer_norm", "matmul", "reshape"]
+            )
         )
         shift = constant(reference.random(*draw(st.sampled_from([(6, 1, 1), (4,), (1,), SHAPE])), seed=seed))
         match kind:

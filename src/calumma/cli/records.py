@@ -10,22 +10,43 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calumma.cli.options import EXISTING_FILE, OutputPath, database_option, output_options
+from calumma.cli.options import EXISTING_FILE, OutputPath, Shape, database_option, output_options
 from calumma.cli.output import Output
 
 if TYPE_CHECKING:
     from calumma.core.values import MeasureRecord, Session
+    from calumma.database import SqlStore
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_EXCLUSIVE = ("--export", "--import", "--export-metaschedule", "--import-metaschedule")
 
 
 @click.command(short_help="Query, export and import what was measured.")
 @database_option
 @click.option("--workload", metavar="HASH", help="Only workloads whose hash begins so.")
 @click.option("--session", metavar="ID", help="Only what this tuning session measured.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Only what ran with N threads.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Only what ran with N threads; with --model, threads to compile for. [--model: all physical cores]",
+)
 @click.option("--all", "everything", is_flag=True, help="Every record, failures and their reasons included.")
 @click.option("--sessions", is_flag=True, help="The tuning sessions in place of the records.")
 @click.option("--export", "export_to", type=OutputPath(), metavar="FILE.jsonl", help="Write all records to a file.")
 @click.option("--import", "import_from", type=EXISTING_FILE, metavar="FILE.jsonl", help="Add the records of a file.")
+@click.option(
+    "--export-metaschedule", "metaschedule_to", type=_FOLDER, metavar="DIR", help="Write a MetaSchedule database."
+)
+@click.option(
+    "--import-metaschedule",
+    "metaschedule_from",
+    type=_FOLDER,
+    metavar="DIR",
+    help="Add a MetaSchedule database's records.",
+)
+@click.option("--model", type=EXISTING_FILE, help="Whose kernels a MetaSchedule database is about.")
+@click.option("--shape", "shapes", type=Shape(), multiple=True, metavar="NAME=1,3,224,224", help="Shape of its input.")
 @output_options
 @click.pass_obj
 def records(
@@ -38,16 +59,34 @@ def records(
     sessions: bool,
     export_to: Path | None,
     import_from: Path | None,
+    metaschedule_to: Path | None,
+    metaschedule_from: Path | None,
+    model: Path | None,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> None:
     """List the best record of every workload, or with --all every record, in the order of measuring.
 
-    Latencies compare only on the same CPU, with the same threads and cache state.
+    Latencies compare only on the same CPU, with the same threads and cache state. A MetaSchedule database is exchanged
+    for the kernels of --model alone, as calumma prepares them: nothing else in it is looked at.
     """
-    if export_to and import_from:
-        raise click.UsageError("--export and --import exclude each other: do one after the other")
+    given = [
+        name
+        for name, value in zip(_EXCLUSIVE, (export_to, import_from, metaschedule_to, metaschedule_from), strict=True)
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise click.UsageError(f"{given[0]} and {given[1]} exclude each other: do one after the other")
+    with_metaschedule = metaschedule_to is not None or metaschedule_from is not None
+    if with_metaschedule != (model is not None):
+        raise click.UsageError(
+            "--model MODEL goes with --export-metaschedule or --import-metaschedule, and they with it"
+        )
     from calumma import database as db
 
     with db.SqlStore.open(database) as store:
+        if model is not None:
+            _exchange(out, store, model, dict(shapes), threads, metaschedule_to, metaschedule_from)
+            return
         if import_from:
             count = db.import_jsonl(store, import_from)
             out.line(f"{count} new records from {import_from} in {store.path}")
@@ -72,6 +111,48 @@ def records(
         else:
             out.line(f"nothing in {store.path} matches: `calumma tune` measures, --import adds a file's records")
         out.document({"database": store.path, "rows": rows})
+
+
+def _exchange(
+    out: Output,
+    store: SqlStore,
+    model: Path,
+    shapes: dict[str, tuple[int, ...]],
+    threads: int | None,
+    to: Path | None,
+    source: Path | None,
+) -> None:
+    """Export to, or import from, a MetaSchedule database what is known of a model's kernels."""
+    from calumma import tvm_compat
+
+    count = tvm_compat.set_threads(threads)
+    from calumma.integrations import metaschedule
+    from calumma.tuner.model import prepare
+
+    prepared = prepare(model, shapes=shapes or None, threads=count)
+    functions, hardware = prepared.parts.functions, prepared.hardware
+    if to is not None:
+        found = store.records(
+            workloads=functions,
+            hardware=hardware.fingerprint,
+            threads=count,
+            cache_state="cold",
+            toolchain=tvm_compat.toolchain(),
+        )
+        exported = metaschedule.export_database(found, functions, hardware, count, to)
+        out.line(f"{exported.count} records from {store.path} in {to}")
+        skipped, damaged = exported.skipped, tuple[str, ...]()
+        out.document({"exported": exported.count, "skipped": skipped, "database": store.path})
+    elif source is not None:
+        imported = metaschedule.import_database(source, functions, hardware, count)
+        new = metaschedule.add_new(store, imported.records)
+        out.line(f"{new} new records from {source} in {store.path}")
+        skipped, damaged = imported.skipped, imported.damaged
+        out.document({"imported": new, "skipped": skipped, "damaged": damaged, "database": store.path})
+    for reason, number in skipped.items():
+        out.line(f"{number} left out: {reason}")
+    for fault in damaged:
+        out.line(f"damaged: {fault}")
 
 
 def _best_rows(found: list[MeasureRecord]) -> list[dict[str, Any]]:

@@ -218,7 +218,10 @@ class _Lowering:
         before `axis` has extent 1, and aligned if each fills whole cache lines.
         """
         shapes = [[int(d) for d in part.ty.shape] for part in parts]
-        sizes = [int(np.prod(shape)) * np.dtype(str(part.ty.dtype)).itemsize for shape, part in zip(shapes, parts, strict=True)]
+        sizes = [
+            int(np.prod(shape)) * np.dtype(str(part.ty.dtype)).itemsize
+            for shape, part in zip(shapes, parts, strict=True)
+        ]
         return (
             all(part in self._unplaced for part in parts)
             and len(set(parts)) == len(parts)
@@ -452,7 +455,9 @@ def _concat(lo: _Lowering, node: Node) -> Value | None:
     exprs = [s.expr for s in sources]
     if lo.adjacent(exprs, axis):
         return Value(lo.place_side_by_side(exprs, axis), node.shape, slots)
-    return Value(lo.emit(lambda *x: elementwise.concat(x, axis), *exprs, kind=_INJECTIVE, name="concat"), node.shape, slots)
+    return Value(
+        lo.emit(lambda *x: elementwise.concat(x, axis), *exprs, kind=_INJECTIVE, name="concat"), node.shape, slots
+    )
 
 
 def _shuffle(lo: _Lowering, node: Node) -> Value:
@@ -593,8 +598,6 @@ def _softmax(lo: _Lowering, node: Node) -> Value | None:
 
 def _layer_norm(lo: _Lowering, node: Node) -> Value | None:
     data, gamma, beta = node.args[:3]
-    if node.dtype != "float32":
-        return None
     axes = [a % len(data.shape) for a in _ints(node.attrs.axes)]
     if axes != list(range(len(data.shape) - len(axes), len(data.shape))) or not (
         node.attrs.center and node.attrs.scale

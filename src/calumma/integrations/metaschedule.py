@@ -19,7 +19,7 @@ import functools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,6 +47,7 @@ STRATEGY = "metaschedule"
 _ANNOTATION = "calumma.candidate"
 _FAILED_S = 1e10
 """What MetaSchedule stores as the time of a failure."""
+_NOT_HERE = "of a function that is not in this model"
 _LAYOUT_REWRITE = "meta_schedule.layout_rewrite_preproc"
 
 
@@ -155,12 +156,14 @@ def import_database(
         InputError: one of the two files is missing or cannot be read.
     """
     damaged: list[str] = []
-    names = {_module_hash(func): key for key, func in functions.items()}
-    workloads: dict[int, str | None] = {}
+    same_module: dict[str, list[str]] = {}
+    for key, func in functions.items():
+        same_module.setdefault(_module_hash(func), []).append(key)
+    workloads: dict[int, list[str]] = {}
     for number, line in _lines(Path(folder) / WORKLOAD_FILE):
-        workloads[number] = None
+        workloads[number] = []
         try:
-            workloads[number] = names.get(_workload_hash(line))
+            workloads[number] = same_module.get(_workload_hash(line), [])
         except MalformedError as error:
             damaged.append(f"{WORKLOAD_FILE}, line {number + 1}: {error}")
     path = Path(folder) / RECORD_FILE
@@ -170,10 +173,7 @@ def import_database(
     for number, line in _lines(path):
         try:
             index, row = _record_row(line, len(workloads))
-            name = workloads[index]
-            if name is None:
-                raise _Skip("of a function that is not in this model")
-            records.append(reader.record(name, row))
+            records += reader.records(workloads[index], row)
         except MalformedError as error:
             damaged.append(f"{RECORD_FILE}, line {number + 1}: {error}")
         except _Skip as reason:
@@ -196,7 +196,10 @@ def _identity(record: MeasureRecord) -> tuple[Any, ...]:
 
 
 def _module(func: tirx.PrimFunc) -> tvm.IRModule:
-    """A workload as MetaSchedule's passes look it up."""
+    """A workload as MetaSchedule's passes look it up: without what only calumma notes about a function."""
+    for attribute in dict(func.attrs or {}):
+        if str(attribute).startswith("calumma."):
+            func = func.without_attr(attribute)
     return tvm.IRModule({"main": func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)})
 
 
@@ -237,11 +240,12 @@ class _Traces:
     def _trace(self, candidate: Candidate, cache_state: str, toolchain: str) -> tuple[tvm.IRModule, Any]:
         key = candidate.workload.hash
         if key not in self._spaces.functions:
-            raise _Skip("of a function that is not in this model")
+            raise _Skip(_NOT_HERE)
         space = self._spaces.of(key, candidate.template, candidate.template_version)
         try:
             sch = space.schedule(candidate.config)
             note = {
+                "workload": key,
                 "template": space.template,
                 "version": space.version,
                 "config": dict(candidate.config),
@@ -253,7 +257,7 @@ class _Traces:
             again = s_tir.Schedule(module)
             sch.trace.apply_to_schedule(again, remove_postproc=False)
         except (s_tir.ScheduleError, InputError, ValueError) as error:
-            raise _Skip(f"cannot be scheduled: {str(error).strip().splitlines()[-1]}") from error
+            raise _Skip("of a configuration that cannot be scheduled") from error
         if not structural_equal(again.mod["main"].body, sch.mod["main"].body):
             raise _Skip(f"template {space.template} does not leave a complete trace")
         return module, sch.trace
@@ -277,19 +281,31 @@ class _Reader:
         self._time_s = path.stat().st_mtime
         self._workload = functools.cache(lambda key: Workload(key, str(ir.save_json(functions[key]))))
 
-    def record(self, key: str, row: _Row) -> MeasureRecord:
-        """Raises _Skip."""
+    def records(self, keys: Sequence[str], row: _Row) -> list[MeasureRecord]:
+        """The records of a row for the workloads that are its module: one, unless only calumma tells them apart.
+
+        Raises _Skip.
+        """
+        note = _annotation(row.instructions)
+        if note is not None:
+            keys = [key for key in keys if key == note["workload"]]
+        if not keys:
+            raise _Skip(_NOT_HERE)
         self._check_target(row.target)
         if row.run_s is None or not all(0 < seconds < _FAILED_S for seconds in row.run_s):
             raise _Skip("failed when it was measured")
-        note = _annotation(row.instructions)
+        return [self._record(key, row, row.run_s, note) for key in keys]
+
+    def _record(
+        self, key: str, row: _Row, latencies_s: tuple[float, ...], note: Mapping[str, Any] | None
+    ) -> MeasureRecord:
         if note is not None:
             space, config = self._annotated(key, note)
         else:
             space, config = self._sketched(key, row)
         return MeasureRecord(
             candidate=Candidate(self._workload(key), space.template, space.version, config),
-            result=MeasureResult(Status.OK, row.run_s),
+            result=MeasureResult(Status.OK, latencies_s),
             hardware=self._hardware,
             threads=self._threads,
             cache_state=note["cache_state"] if note else self._cache_state,
@@ -405,6 +421,7 @@ def _annotation(instructions: list[list[Any]]) -> dict[str, Any] | None:
                     raise MalformedError(f"annotation {_ANNOTATION} holds no text")
             match note:
                 case {
+                    "workload": str(),
                     "template": str(),
                     "version": int(),
                     "config": dict() as config,
@@ -412,5 +429,7 @@ def _annotation(instructions: list[list[Any]]) -> dict[str, Any] | None:
                     "toolchain": str(),
                 } if all(type(value) in (int, str, bool) for value in config.values()):
                     return dict(note)
-            raise MalformedError(f"annotation {_ANNOTATION} does not name template, version, config and conditions")
+            raise MalformedError(
+                f"annotation {_ANNOTATION} does not name workload, template, version, config and conditions"
+            )
     return None

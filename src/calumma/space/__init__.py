@@ -1,8 +1,8 @@
 """Design spaces: one template per operator family, chosen by what a PrimFunc computes.
 
 Tried in this order: the template of the annotated anchor operator (convolutions, matrix products), then by structure:
-row-wise functions, dense reductions (the space that MetaSchedule generates), other reductions, injective functions, and a
-fallback that schedules anything.
+row-wise functions, dense reductions (the space that MetaSchedule generates), other reductions, injective functions, and
+a fallback that schedules anything.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Template of functions that only move and map elements: elementwise chains, broadcast, transpose, reshape, concat,
-slice,
-gather, resize.
+slice, gather, resize.
 
-Everything is inlined into the outputs. Neighbouring axes that every access treats as one are collapsed, so that index
-arithmetic stays out of the inner loop; the outer axes run in parallel, the last one in vectors. A read whose contiguous
-axis is not the written one (a transpose) is tiled in both, so that each cache line is used whole.
+Everything is inlined into the outputs, as far as it stays small enough to compile. Neighbouring axes that every access
+treats as one are collapsed, so that index arithmetic stays out of the inner loop; the outer axes run in parallel, the
+last one in vectors. A read whose contiguous axis is not the written one (a transpose) is tiled in both, so that each
+cache line is used whole.
 """
 
 from __future__ import annotations

@@ -28,6 +28,9 @@ STACK_BYTES = 1024
 """TVM keeps a buffer of fewer bytes on the stack, where LLVM can hold it in registers; larger ones are allocated."""
 KEEP = "calumma.keep"
 """Block annotation: this stage is stored, not inlined into what reads it."""
+_MAX_COMPLEXITY = 300
+_BINDING_COMPLEXITY = 10
+"""TVM's compile time is exponential in the nesting of bindings (an exp of a tanh of ...): four silu take a second."""
 _SERIAL_BYTES = 1 << 16
 _SERIAL_OPS = 1 << 16
 _MAX_ACCUMULATORS = 16
@@ -107,6 +110,12 @@ def operations(sch: s_tir.Schedule, block: Any) -> int:
     return sum(isinstance(e, arithmetic) and not str(e.ty).startswith("int") for e in walk(body.value))
 
 
+def complexity(sch: s_tir.Schedule, block: Any) -> int:
+    """What a block's expression costs to compile: operations, and bindings many times over."""
+    bindings = sum(isinstance(e, tirx.Let) for e in walk(sch.get(block).body))
+    return operations(sch, block) + _BINDING_COMPLEXITY * bindings
+
+
 def points(sch: s_tir.Schedule, block: Any) -> int:
     """Number of times a block runs."""
     return math.prod(int(iv.dom.extent) for iv in sch.get(block).iter_vars)
@@ -124,7 +133,16 @@ def has_reduction_before(sch: s_tir.Schedule, block: Any) -> bool:
 
 
 def inline(sch: s_tir.Schedule, block: Any) -> bool:
-    """Inline a spatial block into all that read it; False where TVM cannot (an output, or a store it cannot invert)."""
+    """Inline a spatial block into all that read it.
+
+    False where some expression would become too large to compile, and where TVM cannot inline (an output, or a store it
+    cannot invert).
+    """
+    own, written = complexity(sch, block), sch.get(block).writes[0].source
+    for consumer in sch.get_consumers(block):
+        reads = sum(isinstance(e, ir.TensorLoad) and e.source.same_as(written) for e in walk(sch.get(consumer).body))
+        if complexity(sch, consumer) + reads * own > _MAX_COMPLEXITY:
+            return False
     try:
         sch.compute_inline(block)
     except s_tir.ScheduleError:
@@ -144,7 +162,7 @@ def vectorize(sch: s_tir.Schedule, block: Any, loop: Any, width: int) -> list[An
     if extent <= width:
         sch.vectorize(loop)
         return [loop]
-    divisor = largest_divisor(extent, width)
+    divisor = vector_width(extent, width)
     ragged = divisor < width and not _has_conditions(sch, block)
     if not ragged and divisor < width // 2:
         return [loop]
@@ -209,6 +227,12 @@ def walks_along(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> bool:
     return not using or any(uses(e.indices[-1], variable) for e in using)
 
 
+def strides_along(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> bool:
+    """Whether some load takes every second element, or fewer, along `variable`: no vector load, but one per lane."""
+    inner = [e.indices[-1] for e in _loads_using(sch, block, variable)]
+    return any(isinstance(e, tirx.Mul) and uses(e, variable) for index in inner for e in walk(index))
+
+
 def _loads_using(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> list[Any]:
     written = sch.get(block).writes[0].source
     loads = [e for e in walk(sch.get(block).body) if isinstance(e, ir.TensorLoad)]
@@ -223,6 +247,12 @@ def uses(expr: tirx.Expr, variable: tirx.Var) -> bool:
 def largest_divisor(extent: int, limit: int) -> int:
     """The largest divisor of `extent` not above `limit`."""
     return next(d for d in range(min(extent, limit), 0, -1) if extent % d == 0)
+
+
+def vector_width(extent: int, limit: int) -> int:
+    """The divisor of `extent` to use as vectors of up to `limit`: a power of two if that is at least half as wide."""
+    power = extent & -extent
+    return min(power, limit) if 2 * power >= limit else largest_divisor(extent, limit)
 
 
 def parallel_depth(outer: Sequence[int], threads: int) -> int:

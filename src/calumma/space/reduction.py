@@ -26,14 +26,16 @@ _UNROLL_LIMIT = 32
 
 
 def matches(func: tirx.PrimFunc) -> bool:
-    """Whether exactly one stage reduces, and one stage is the output."""
+    """Whether exactly one stage reduces, one stage is the output, and the others can be inlined into these two."""
     if not loops.is_regular(func):
         return False
     sch = s_tir.Schedule(func)
     blocks = loops.blocks_of(sch)
     kept = any(loops.KEEP in sch.get(block).annotations for block in blocks)
     outputs = sum(not sch.get_consumers(block) for block in blocks)
-    return not kept and outputs == 1 and sum(loops.is_reduction(sch, block) for block in blocks) == 1
+    if kept or outputs != 1 or sum(loops.is_reduction(sch, block) for block in blocks) != 1:
+        return False
+    return len(loops.blocks_of(_prepared(func)[0])) == 2
 
 
 class ReductionSpace(loops.LoopSpace):
@@ -50,7 +52,8 @@ class ReductionSpace(loops.LoopSpace):
         self.reduced = [int(iv.dom.extent) for iv in axes]
         along = loops.reads_along(sch, reduction, axes[-1].var)
         across = loops.reads_along(sch, reduction, node.writes[0].region[-1].min)
-        self.vector = 1 if along and not across else loops.largest_divisor(self.outputs[-1], hardware.lanes)
+        self.strided = loops.strides_along(sch, reduction, node.writes[0].region[-1].min)
+        self.vector = 1 if along and not across else loops.vector_width(self.outputs[-1], hardware.lanes)
         narrow = along and self.vector < hardware.lanes // 2
         partials = loops.lane_factors(self.reduced[-1], hardware.lanes) if narrow else ()
         self.outer = [*self.outputs[:-1], self.outputs[-1] // self.vector]
@@ -80,7 +83,7 @@ class ReductionSpace(loops.LoopSpace):
         partials = int(self.knobs[4].values[-1])
         if partials > self.hardware.lanes and self.reduced[-1] < 16 * partials:
             partials = int(self.knobs[4].values[1])
-        tile = 1 if partials > 1 else max(t for t in tiles if t <= 4)
+        tile = 1 if partials > 1 or self.strided else max(t for t in tiles if t <= 4)
         outer[self._tile_axis()] //= tile
         unroll = 0
         while unroll < len(self.reduced) and math.prod(self.reduced[-unroll - 1 :]) * tile <= _UNROLL_LIMIT:

@@ -92,29 +92,34 @@ def log(x: tirx.Expr) -> tirx.Expr:
     def logarithm(x: tirx.Expr) -> tirx.Expr:
         # 1 if x is subnormal, else 0: its exponent is counted after a multiplication by 2^23.
         subnormal = tirx.max(_f32(0.0), (_f32(_SMALLEST_NORMAL) - x) * _f32(2.0**126) * _f32(2.0**23))
-        value = _let(tirx.min(_f32(1.0), subnormal), lambda s: scaled(x * (s * _f32(2.0**23 - 1.0) + _f32(1.0)), s))
+        value = _let(
+            tirx.min(_f32(1.0), subnormal),
+            lambda s: _normal_log(x * (s * _f32(2.0**23 - 1.0) + _f32(1.0)), s * _f32(23.0)),
+        )
         value = tirx.Select(x < _f32(0.0), _f32(math.nan), value)
         value = tirx.Select(x == _f32(0.0), _f32(-math.inf), value)
         return tirx.Select(x < _f32(math.inf), value, x)
 
-    def scaled(x: tirx.Expr, subnormal: tirx.Expr) -> tirx.Expr:
-        lost = subnormal * _f32(23.0)
-        return _let(
-            tirx.reinterpret("int32", x),
-            lambda bits: _let((bits - tirx.const(_SQRT_HALF_BITS, "int32")) >> 23, lambda e: parts(bits, e, lost)),
-        )
+    return _let(x, logarithm)
 
-    def parts(bits: tirx.Expr, exponent: tirx.Expr, lost: tirx.Expr) -> tirx.Expr:
+
+def _normal_log(x: tirx.Expr, halvings: tirx.Expr) -> tirx.Expr:
+    """log(x / 2^halvings) of a positive, normal, finite x; anything else gives a number without meaning."""
+
+    def parts(bits: tirx.Expr, exponent: tirx.Expr) -> tirx.Expr:
         # The mantissa in [sqrt(1/2), sqrt(2)): the exponent is counted from sqrt(1/2)'s bits.
         mantissa = tirx.reinterpret("float32", bits - (exponent << 23))
-        n = exponent.astype("float32") - lost
+        n = exponent.astype("float32") - halvings
         return _let(n, lambda n: _let(mantissa - _f32(1.0), lambda f: combined(n, f)))
 
     def combined(n: tirx.Expr, f: tirx.Expr) -> tirx.Expr:
         tail = _polynomial(f, _LOG) * f * (f * f) + n * _f32(_LN2_LOW) - _f32(0.5) * (f * f)
         return f + tail + n * _f32(_LN2_HIGH)
 
-    return _let(x, logarithm)
+    return _let(
+        tirx.reinterpret("int32", x),
+        lambda bits: _let((bits - tirx.const(_SQRT_HALF_BITS, "int32")) >> 23, lambda e: parts(bits, e)),
+    )
 
 
 def tanh(x: tirx.Expr) -> tirx.Expr:
@@ -150,7 +155,8 @@ def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
 
 def softplus(x: tirx.Expr) -> tirx.Expr:
     """log(1 + e^x) without overflow."""
-    return _let(x, lambda x: tirx.max(x, _f32(0.0)) + log(_f32(1.0) + exp(_f32(0.0) - tirx.abs(x))))
+    # max(0, x) becomes 0 > x ? 0 : x, so that NaN falls through.
+    return _let(x, lambda x: tirx.max(_f32(0.0), x) + _normal_log(_f32(1.0) + exp(_f32(0.0) - tirx.abs(x)), _f32(0.0)))
 
 
 def margin(position: tirx.Expr, size: int) -> tirx.Expr:

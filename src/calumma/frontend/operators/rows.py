@@ -1,4 +1,4 @@
-"""Operators that work on one row at a time: softmax, log-softmax, layer and RMS normalisation.
+"""Operators on one row at a time: softmax and log-softmax of float32, layer and RMS normalisation of any float.
 
 A row that is reduced along its contiguous axis is reduced by `lanes` x `chains` partial results at once, so that the
 loop is vector code with several independent accumulators. Where the vector does not divide the row, the last vector
@@ -63,7 +63,7 @@ def layer_norm(
         beta: shift in the shape of the normalised axes; None for none.
     """
     first = x.ndim - axes
-    count = _f32(float(_product(x.shape[first:])))
+    count = tirx.const(float(_product(x.shape[first:])), x.dtype)
     total = _reduce(x.shape, first, axes, lanes, "layer_norm_sum", lambda *i: x(*i), te.sum)
     mean = te.compute(total.shape, lambda *i: total(*i) / count, name="layer_norm_mean")
 
@@ -74,7 +74,7 @@ def layer_norm(
     squares = _reduce(x.shape, first, axes, lanes, "layer_norm_squares", squared, te.sum)
     scale = te.compute(
         squares.shape,
-        lambda *i: _f32(1.0) / tirx.sqrt(squares(*i) / count + _f32(epsilon)),
+        lambda *i: _reciprocal_root(squares(*i) / count, epsilon, x.dtype),
         name="layer_norm_scale",
     )
 
@@ -89,10 +89,10 @@ def layer_norm(
 def rms_norm(x: te.Tensor, gamma: te.Tensor, axes: int, epsilon: float, lanes: int) -> te.Tensor:
     """x / sqrt(mean(x^2) + epsilon) * gamma over the last `axes` axes; gamma has their shape."""
     first = x.ndim - axes
-    count = _f32(float(_product(x.shape[first:])))
+    count = tirx.const(float(_product(x.shape[first:])), x.dtype)
     squares = _reduce(x.shape, first, axes, lanes, "rms_norm_squares", lambda *i: x(*i) * x(*i), te.sum)
     scale = te.compute(
-        squares.shape, lambda *i: _f32(1.0) / tirx.sqrt(squares(*i) / count + _f32(epsilon)), name="rms_norm_scale"
+        squares.shape, lambda *i: _reciprocal_root(squares(*i) / count, epsilon, x.dtype), name="rms_norm_scale"
     )
     return te.compute(
         x.shape,
@@ -100,6 +100,11 @@ def rms_norm(x: te.Tensor, gamma: te.Tensor, axes: int, epsilon: float, lanes: i
         name="rms_norm",
         attrs={"calumma.operator": "rms_norm"},
     )
+
+
+def _reciprocal_root(square: tirx.Expr, epsilon: float, dtype: str) -> tirx.Expr:
+    """1 / sqrt(square + epsilon)."""
+    return tirx.const(1.0, dtype) / tirx.sqrt(square + tirx.const(epsilon, dtype))
 
 
 def _reduce(
@@ -134,7 +139,7 @@ def _reduce(
         begin = tirx.min(start, length - lanes) if ragged else start
         element = value(*i[:first], *k[:-1], begin + lane)
         if ragged and combine is te.sum:
-            element = tirx.Select(lane >= start - begin, element, _f32(0.0))
+            element = tirx.Select(lane >= start - begin, element, tirx.const(0.0, str(element.ty)))
         return combine(element, axis=k)
 
     parts = te.compute((*rows, chains, lanes), partial, name=f"{name}_partial")
