@@ -6,6 +6,7 @@ from tvm import topi
 
 from calumma import tvm_compat
 from calumma.frontend.operators import local_response_norm as lrn
+from calumma.frontend.operators.pool import Window, avg_pool2d, max_pool2d
 from calumma.frontend.operators.rows import layer_norm, softmax
 from calumma.space import rows
 from tests.prim_funcs import apply, check_space, prim_func
@@ -24,6 +25,7 @@ def _layer_norm(x):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
 
 
+IMAGE, W = _array(1, 5, 9, 12), Window(3, 2, 1, 1)
 SCORES, RAGGED, HIDDEN = _array(1, 2, 9, 64), _array(3, 5, 37), _array(6, 96)
 
 CASES = {
@@ -42,6 +44,8 @@ CASES = {
         _layer_norm(2 * HIDDEN).reshape(6, 8, 12),
     ),
     "softmax of TOPI": (topi.nn.softmax, [HIDDEN], _softmax(HIDDEN)),
+    "max pooling, plain": (lambda x: max_pool2d(x, W, W), [IMAGE], None),
+    "average pooling, plain, narrow": (lambda x: avg_pool2d(x, W, W), [IMAGE[..., :9].copy()], None),
     "response norm": (lambda x: lrn.local_response_norm(x, 5, 0.1, 0.75, 1.0), [_array(1, 2, 3, 4, 16)], None),
 }
 

@@ -227,12 +227,6 @@ def walks_along(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> bool:
     return not using or any(uses(e.indices[-1], variable) for e in using)
 
 
-def strides_along(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> bool:
-    """Whether some load takes every second element, or fewer, along `variable`: no vector load, but one per lane."""
-    inner = [e.indices[-1] for e in _loads_using(sch, block, variable)]
-    return any(isinstance(e, tirx.Mul) and uses(e, variable) for index in inner for e in walk(index))
-
-
 def _loads_using(sch: s_tir.Schedule, block: Any, variable: tirx.Var) -> list[Any]:
     written = sch.get(block).writes[0].source
     loads = [e for e in walk(sch.get(block).body) if isinstance(e, ir.TensorLoad)]

@@ -52,7 +52,6 @@ class ReductionSpace(loops.LoopSpace):
         self.reduced = [int(iv.dom.extent) for iv in axes]
         along = loops.reads_along(sch, reduction, axes[-1].var)
         across = loops.reads_along(sch, reduction, node.writes[0].region[-1].min)
-        self.strided = loops.strides_along(sch, reduction, node.writes[0].region[-1].min)
         self.vector = 1 if along and not across else loops.vector_width(self.outputs[-1], hardware.lanes)
         narrow = along and self.vector < hardware.lanes // 2
         partials = loops.lane_factors(self.reduced[-1], hardware.lanes) if narrow else ()
@@ -83,7 +82,7 @@ class ReductionSpace(loops.LoopSpace):
         partials = int(self.knobs[4].values[-1])
         if partials > self.hardware.lanes and self.reduced[-1] < 16 * partials:
             partials = int(self.knobs[4].values[1])
-        tile = 1 if partials > 1 or self.strided else max(t for t in tiles if t <= 4)
+        tile = 1 if partials > 1 else max(t for t in tiles if t <= 4)
         outer[self._tile_axis()] //= tile
         unroll = 0
         while unroll < len(self.reduced) and math.prod(self.reduced[-unroll - 1 :]) * tile <= _UNROLL_LIMIT:
