@@ -51,11 +51,12 @@ def batches(hardware: Hardware, threads: int, n: int, seed: int) -> list[Batch]:
     """Draw batches from `n` of ResNet-50's convolutions, those with the most work first."""
     from calumma.frontend.importer import import_model
     from calumma.frontend.lowering import lower
+    from calumma.frontend.simplify import simplify
     from calumma.space import design_space
     from calumma.tasks import extract
 
     model = import_model(suite.path("resnet50"))
-    graph = lower(model.graph, hardware.lanes)
+    graph = lower(simplify(model.graph), hardware.lanes)
     found = extract(graph.mod, len(graph.inputs))
     convolutions = [task for task in found.tasks if task.anchor.startswith("conv2d")]
     convolutions.sort(key=lambda task: task.weight * task.flops, reverse=True)
