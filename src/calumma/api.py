@@ -73,6 +73,8 @@ class TaskListing:
     layout_transforms: int
     """Kernels left that only change the layout of an activation."""
     peak_gflop_per_s: float
+    machine: str
+    """How the probed peak agrees with flops per cycle x clock, one line."""
     import_s: float
     phases_s: Mapping[str, float]
 
@@ -260,6 +262,7 @@ def tasks(
         _rows(prepared),
         prepared.graph.layout_transforms,
         prepared.limits.peak_flops / 1e9,
+        prepared.limits.note,
         prepared.import_s,
         dict(prepared.phases_s),
     )

@@ -221,6 +221,7 @@ def test_tasks_lists_and_sums(api: FakeApi, model: Path, capsys: pytest.CaptureF
         rows=(SimpleNamespace(**row),),
         layout_transforms=2,
         peak_gflop_per_s=100.0,
+        machine="peak 100 GFLOP/s is 99% of what the clock allows",
         import_s=1.0,
         phases_s={"import": 1.0},
     )

@@ -44,6 +44,7 @@ def tasks(out: Output, model: Path, shapes: Shapes | None, threads: int | None, 
     calls = sum(row.weight for row in listing.rows)
     out.line(f"\n{len(listing.rows)} tasks, {calls} calls, {gflop:.2f} GFLOP, bound {bound_ms:.2f} ms")
     out.line(f"layout transforms left: {listing.layout_transforms}")
+    out.line(f"machine: {listing.machine}")
     out.document(
         {
             "model": model,
