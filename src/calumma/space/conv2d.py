@@ -6,7 +6,9 @@ are not blocked); KH, KW kernel.
 
 The micro-kernel keeps the tile in registers over the whole reduction: per input channel and kernel position it loads
 oc_tile weight vectors and multiplies each with oh_tile * ow_tile broadcast inputs. `order` is the reduction order,
-outermost first; `outer` the order of the tile loops, of which the first `fused` run in parallel.
+outermost first; `outer` the order of the tile loops, of which the first `fused` run in parallel. With `accumulate` =
+"plane" the input channels are the loop around the tiles of one parallel step: a chunk of weights small enough for L1
+serves all its pixels, and the accumulators of the whole step live in memory, loaded and stored once per chunk.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from calumma.space.base import Knob
 _ORDERS = ("ic,kh,kw", "kh,ic,kw", "kh,kw,ic", "ic,kh,lane,kw")
 _OUTER = ("oc,oh,ow", "oh,oc,ow", "oh,ow,oc")
 _PAD = ("apart", "parallel", "tile")
+_ACCUMULATE = ("tile", "plane")
+_CHUNK_STEPS = 256
+"""Multiply-adds per accumulator that make loading and storing it once per chunk of channels negligible."""
 _MAX_ROWS = 8
+_MOST_CHUNK = 32
 
 
 class Conv2dSpace(blocks.AnchorSpace):
@@ -55,12 +61,13 @@ class Conv2dSpace(blocks.AnchorSpace):
             Knob("oc_tile", blocks.divisors(self.oc_blocks, 8)),
             Knob("oh_tile", blocks.divisors(self.out_h, _MAX_ROWS)),
             Knob("ow_tile", blocks.divisors(self.out_w, most)),
-            Knob("ic_chunk", blocks.divisors(self.in_blocks, 32)),
+            Knob("ic_chunk", blocks.divisors(self.in_blocks, _MOST_CHUNK)),
             Knob("order", _ORDERS[: 3 if self.plain else 4] if self.kernel_h * self.kernel_w > 1 else _ORDERS[:1]),
             Knob("outer", _OUTER),
             Knob("fused", (1, 2, 3)),
             Knob("unroll", (False, True)),
             Knob("pad", _PAD if self.has_pad else _PAD[:1]),
+            Knob("accumulate", _ACCUMULATE if self.in_blocks > 1 and not self.plain else _ACCUMULATE[:1]),
         )
 
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:
@@ -94,6 +101,8 @@ class Conv2dSpace(blocks.AnchorSpace):
             "unroll": k["unroll"],
             "pad_parallel": k["pad"] == "parallel",
             "pad_tile": k["pad"] == "tile",
+            "plane": k["accumulate"] == "plane",
+            "chunk_steps_log2": np.log2(k["ic_chunk"] * self.in_lanes * self.kernel_h * self.kernel_w),
             "kernel": self.kernel_h * self.kernel_w,
             "log2_oc_blocks": np.log2(self.oc_blocks),
             "log2_in_blocks": np.log2(self.in_blocks),
@@ -150,14 +159,30 @@ class Conv2dSpace(blocks.AnchorSpace):
         rows = self.out_h / k["oh_tile"]
         input_passes = np.where(oc_first, self.oc_blocks / k["oc_tile"], 1)
         input_passes = np.where(self.data_bytes <= l2, 1, input_passes)
-        weight_passes = np.where(oc_first & (d["weight_tile"] <= l2), 1, rows)
+        plane = k["accumulate"] == "plane"
+        sheltered = plane & oc_first & (k["fused"] <= 2)
+        weight_passes = np.where(oc_first & ((d["weight_tile"] <= l2) | sheltered), 1, rows)
         weight_passes = np.where(weights <= l2, 1, weight_passes)
         traffic = self.data_bytes * input_passes + weights * weight_passes
         seconds = flops / (compute * d["balance"]) + 6.0 * traffic
         seconds *= 1 + 0.02 * (k["pad"] == "tile") + 0.005 * (k["pad"] == "parallel")
         seconds *= 1 + 0.01 * k["unroll"] + 0.03 * ((k["ow_tile"] < 4) & (k["oh_tile"] > 1))
         seconds *= 1 + 0.01 * (k["order"] != "ic,kh,kw") + 0.05 * (k["order"] == "ic,kh,lane,kw")
-        return candidates[int(np.argmin(seconds))]
+        # Weights that fill most of L2 are better read once per chunk; a plane beyond L2 costs more than that saves.
+        seconds *= 1 + 0.04 * (~sheltered & (d["weight_tile"] > 0.5 * self.hardware.l2_bytes))
+        plane_bytes = 4.0 * k["oc_tile"] * self.lanes * self.out_h * self.out_w
+        seconds *= 1 + plane * (0.01 + 0.1 * (plane_bytes > 0.5 * l2)) + 0.2 * (plane & ~sheltered)
+        best = candidates[int(np.argmin(seconds))].copy()
+        names = [knob.name for knob in self.knobs]
+        if self.knobs[names.index("accumulate")].values[best[names.index("accumulate")]] == "plane":
+            best[names.index("ic_chunk")] = self._least_chunk()
+        return best
+
+    def _least_chunk(self) -> int:
+        """Index of the smallest chunk of input channels after which storing the accumulators costs little."""
+        steps = self.in_lanes * self.kernel_h * self.kernel_w
+        chunks = blocks.divisors(self.in_blocks, _MOST_CHUNK)
+        return next((i for i, chunk in enumerate(chunks) if chunk * steps >= _CHUNK_STEPS), len(chunks) - 1)
 
     def _promising(self) -> Indices:
         """All valid configurations with the knobs that hardly matter at their first value."""
@@ -179,28 +204,32 @@ class Conv2dSpace(blocks.AnchorSpace):
         ow_o, ow_i = sch.split(ow, [None, config["ow_tile"]])
         ic_o, ic_i = sch.split(icb, [None, config["ic_chunk"]])
         in_lane = loops[8:]
+        plane = config["accumulate"] == "plane"
+        chunks = [] if plane else [ic_o]
         order = {
-            "ic,kh,kw": [ic_o, kh, kw, ic_i, *in_lane],
-            "kh,ic,kw": [ic_o, kh, ic_i, kw, *in_lane],
-            "kh,kw,ic": [kh, kw, ic_o, ic_i, *in_lane],
-            "ic,kh,lane,kw": [ic_o, ic_i, kh, *in_lane, kw],
+            "ic,kh,kw": [*chunks, kh, kw, ic_i, *in_lane],
+            "kh,ic,kw": [*chunks, kh, ic_i, kw, *in_lane],
+            "kh,kw,ic": [kh, kw, *chunks, ic_i, *in_lane],
+            "ic,kh,lane,kw": [*chunks, ic_i, kh, *in_lane, kw],
         }[str(config["order"])]
         tiles = {"oc": oc_o, "oh": oh_o, "ow": ow_o}
         outer = [n, *(tiles[name] for name in str(config["outer"]).split(","))]
-        sch.reorder(*outer, *order, oc_i, oh_i, ow_i, lane)
         fused = int(config["fused"])
+        chunked = [ic_o] if plane else []
+        sch.reorder(*outer[:fused], *chunked, *outer[fused:], *order, oc_i, oh_i, ow_i, lane)
         parallel = sch.fuse(*outer[:fused]) if fused > 1 else outer[0]
         tile = outer[-1] if fused < len(outer) else parallel
-        sch.reverse_compute_at(out, tile)
+        sch.reverse_compute_at(out, parallel if plane else tile)
         sch.parallel(parallel)
         self._place_padding(sch, str(config["pad"]), parallel, tile)
-        sch.set_scope(anchor, 0, "local")
+        if not plane:
+            sch.set_scope(anchor, 0, "local")
         for loop in (oc_i, oh_i, ow_i):
             sch.unroll(loop)
         sch.vectorize(lane)
         if config["unroll"]:
             sch.unroll(order[-1] if config["order"] == "ic,kh,lane,kw" else kw)
-        sch.decompose_reduction(anchor, order[0])
+        sch.decompose_reduction(anchor, ic_o if plane else order[0])
         sch.vectorize(sch.get_loops(out)[-1])
         return sch
 
