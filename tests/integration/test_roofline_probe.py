@@ -19,7 +19,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_limits_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     hardware = tvm_compat.hardware_for()
-    limits = machine_limits(hardware, 1)
+    for _ in range(roofline._MOST_ATTEMPTS):  # other load may disturb a probe; so often is it repeated at most
+        limits = machine_limits(hardware, 1)
     assert not limits.estimated, limits.note
     assert 0.5e9 < limits.clock_hz < 8e9
     assert limits.flops_per_cycle in {2.0 * hardware.lanes * fmas for fmas in (1, 2, 3, 4)}
@@ -27,7 +28,7 @@ def test_limits_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.5e9 < limits.dram_bandwidth < limits.l2_bandwidth < 64 * 8 * limits.clock_hz
 
     def refuse(*arguments: object, **options: object) -> None:
-        raise AssertionError("a confirmed probe does not run again")
+        raise AssertionError("a settled probe does not run again")
 
     monkeypatch.setattr(roofline.subprocess, "run", refuse)
     assert machine_limits(hardware, 1).peak_flops >= limits.peak_flops
