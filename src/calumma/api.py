@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -310,7 +310,7 @@ def _rows(prepared: TunableModel) -> tuple[TaskRow, ...]:
                 bound_ms=prepared.bounds[task.workload.hash] * 1e3,
                 space_size=space.size,
                 knobs={knob.name: len(knob.values) for knob in space.knobs},
-                default=space.decode(space.default()),
+                default=prepared.defaults[task.workload.hash],
             )
         )
     return tuple(rows)
@@ -327,18 +327,10 @@ def _destination(output: str | PathLike[str] | None) -> Path | None:
     return path
 
 
-class _store:
-    """Open the store that the user named, and close it again; a store that came open stays open."""
+def _store(database: str | PathLike[str] | Store | None) -> AbstractContextManager[Store]:
+    """Open the store that the user named, to be closed again; a store that came open stays open."""
+    from calumma.database import SqlStore
 
-    def __init__(self, database: str | PathLike[str] | Store | None) -> None:
-        from calumma.database import SqlStore
-
-        self._owned = database is None or isinstance(database, (str, PathLike))
-        self._store: Any = SqlStore.open(database) if self._owned else database  # type: ignore[arg-type]
-
-    def __enter__(self) -> Store:
-        return self._store
-
-    def __exit__(self, *exception: object) -> None:
-        if self._owned:
-            self._store.close()
+    if database is None or isinstance(database, (str, PathLike)):
+        return SqlStore.open(Path(database) if isinstance(database, PathLike) else database)
+    return nullcontext(database)

@@ -53,6 +53,10 @@ class TensorSpec:
     """NumPy's name of the type ("float32")."""
 
 
+WEIGHTS = "calumma.weights"
+"""Attribute of a workload's function: positions of the arguments that are weights of the model."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """A normalised PrimFunc: what is computed, whatever the schedule."""

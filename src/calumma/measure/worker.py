@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.values import Candidate, Status, Workload
+from calumma.core.values import WEIGHTS, Candidate, Status, Workload
 from calumma.measure import messages, timing, verification
 from calumma.measure.messages import WorkerSettings
 
@@ -253,7 +253,7 @@ def signature(function: Any) -> Signature:
     buffers = list(function.params)
     arguments = tuple((tuple(int(extent) for extent in b.shape), str(b.dtype)) for b in buffers)
     outputs = tuple(i for i, b in enumerate(buffers) if any(b.same_as(other) for other in written))
-    named = function.attrs.get("calumma.weights") if function.attrs else None
+    named = function.attrs.get(WEIGHTS) if function.attrs else None
     if named is not None:
         return Signature(arguments, outputs, tuple(int(i) for i in named))
     shapes = {arguments[i][0] for i in outputs}

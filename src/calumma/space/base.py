@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,12 @@ class KnobSpace(ABC):
         """Every valid configuration, (M, D). Raises InputError for a space too large to list."""
         if self.size > _ENUMERABLE:
             raise InputError(f"a space of {self.size} configurations is too large to list")
-        grid = np.indices([len(knob.values) for knob in self.knobs]).reshape(len(self.knobs), -1).T.astype(np.int32)
+        return self.grid()
+
+    def grid(self, fixed: Collection[str] = ()) -> Indices:
+        """Every valid configuration (M, D) whose `fixed` knobs are at their first value, whatever the size."""
+        counts = [1 if knob.name in fixed else len(knob.values) for knob in self.knobs]
+        grid = np.indices(counts).reshape(len(counts), -1).T.astype(np.int32)
         return grid[self.valid(grid)]
 
     def sample(self, rng: np.random.Generator, n: int) -> Indices:

@@ -11,11 +11,9 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware
+from calumma.frontend.operators import OPERATOR
 from calumma.space import loops
 from calumma.space.base import Knob, KnobSpace
-
-OPERATOR = "calumma.operator"
-"""Block annotation that names the anchor operator."""
 
 
 def schedule_of(func: tirx.PrimFunc) -> s_tir.Schedule:

@@ -144,7 +144,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         load per multiply-add; threads must get equal shares; and what is read again (the weights of a tile for every
         pixel, the input rows for every channel block) should come from the L2 cache.
         """
-        candidates = self._promising()
+        candidates = self.grid(fixed=("ic_chunk", "order", "unroll"))  # these hardly matter
         k = self.columns(candidates)
         d = self._derived(k)
         compute = np.minimum(1.0, d["accumulators"] / 12) / (1 + 0.2 * np.maximum(0, d["loads"] - 0.65))
@@ -183,12 +183,6 @@ class Conv2dSpace(blocks.AnchorSpace):
         steps = self.in_lanes * self.kernel_h * self.kernel_w
         chunks = blocks.divisors(self.in_blocks, _MOST_CHUNK)
         return next((i for i, chunk in enumerate(chunks) if chunk * steps >= _CHUNK_STEPS), len(chunks) - 1)
-
-    def _promising(self) -> Indices:
-        """All valid configurations with the knobs that hardly matter at their first value."""
-        counts = [1 if knob.name in ("ic_chunk", "order", "unroll") else len(knob.values) for knob in self.knobs]
-        grid = np.indices(counts).reshape(len(counts), -1).T.astype(np.int32)
-        return grid[self.valid(grid)]
 
     # -- applying a configuration -----------------------------------------------------------------
 

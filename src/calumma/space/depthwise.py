@@ -68,7 +68,7 @@ class DepthwiseSpace(blocks.AnchorSpace):
 
     def default(self) -> Indices:
         """Eight or more accumulators in one row, equal shares, padding once per channel block."""
-        grid = self.enumerate()
+        grid = self.grid()
         k = self.columns(grid)
         accumulators = k["oh_tile"] * k["ow_tile"]
         cost = 1 / (np.minimum(1.0, accumulators / 10) * blocks.balance(self._chunks(k), self.threads))

@@ -94,7 +94,7 @@ class MatmulSpace(blocks.AnchorSpace):
 
     def default(self) -> Indices:
         """Full register tiles, equal shares for the threads, a column group whose weights stay in L2."""
-        grid = self.enumerate()
+        grid = self.grid()
         k = self.columns(grid)
         accumulators = k["m_tile"] * k["n_tile"]
         loads = (k["m_tile"] + k["n_tile"]) / accumulators

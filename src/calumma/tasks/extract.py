@@ -11,13 +11,8 @@ import tvm
 from tvm import ir, relax, s_tir, tirx
 from tvm_ffi import structural_hash
 
-from calumma.core.values import Task, Workload
+from calumma.core.values import WEIGHTS, Task, Workload
 from calumma.space import loops
-
-WEIGHTS = "calumma.weights"
-"""Function attribute: positions of the arguments that are weights of the model."""
-
-_NAME_ATTRS = ("global_symbol", "op_pattern")
 
 
 @dataclass(frozen=True)
@@ -99,9 +94,8 @@ def _normalised(func: tirx.PrimFunc, weights: list[bool]) -> tirx.PrimFunc:
 
     That decides what is cold when the task is measured.
     """
-    for attr in _NAME_ATTRS:
-        if func.attrs is not None and attr in func.attrs:
-            func = func.without_attr(attr)
+    if func.attrs is not None and "op_pattern" in func.attrs:
+        func = func.without_attr("op_pattern")
     positions = [i for i, is_weight in enumerate(weights) if is_weight]
     return func.with_attrs({"global_symbol": "main", "tirx.noalias": True, WEIGHTS: positions})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,11 @@ class TunableModel:
         """Seconds from the model file to fused tasks, without the imports of Python and TVM."""
         return self.phases_s["import"] + self.phases_s["lower"] + self.phases_s["tasks"]
 
+    @functools.cached_property
+    def defaults(self) -> Configs:
+        """The configurations that are used without any measurement."""
+        return {key: space.decode(space.default()) for key, space in self.spaces.items()}
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Charge the seconds inside to a phase."""
@@ -63,8 +69,7 @@ class TunableModel:
 
     def config(self, workload: str, configs: Configs) -> Mapping[str, KnobValue]:
         """The configuration of a workload: the given one, else its space's default."""
-        space = self.spaces[workload]
-        return configs[workload] if workload in configs else space.decode(space.default())
+        return configs[workload] if workload in configs else self.defaults[workload]
 
     def lowered(self, configs: Configs, latencies_s: Mapping[str, float] | None = None) -> LoweredModel:
         """Schedule every kernel and return the model ready for code generation.
@@ -197,8 +202,7 @@ def recorded_configs(model: TunableModel, records: Iterable[MeasureRecord]) -> d
     default_s: dict[str, float] = {}
     for place, latencies in median.items():
         key, latency = place[0], min(latencies)
-        space = model.spaces[key]
-        if configs[place] == space.decode(space.default()):
+        if configs[place] == model.defaults[key]:
             default_s[key] = latency
         elif place in verified - wrong and latency < best.get(key, (float("inf"),))[0]:
             best[key] = (latency, configs[place])

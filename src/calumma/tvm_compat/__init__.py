@@ -17,9 +17,8 @@ from calumma.core.errors import EnvironmentFault, InputError
 from calumma.core.values import Hardware
 
 PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
-BASELINE_MCPU = "x86-64-v3"
 
-_WIDTHS = (("avx512f", 512), ("avx", 256), ("avx2", 256))
+_WIDTHS = (("avx512f", 512), ("avx", 256))
 
 
 def check_versions() -> None:

@@ -1,1 +1,4 @@
 """Operators as tensor expressions: what the design spaces schedule."""
+
+OPERATOR = "calumma.operator"
+"""Block annotation that names the anchor operator; it survives fusion."""

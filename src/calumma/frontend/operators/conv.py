@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
-OPERATOR = "calumma.operator"
+from calumma.frontend.operators import OPERATOR
+
 _GOOD_TILE = range(6, 15)
 
 

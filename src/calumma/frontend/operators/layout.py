@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
-from calumma.frontend.operators import math
+from calumma.frontend.operators import OPERATOR, math
 
 
 def block_channels(x: te.Tensor, lanes: int) -> te.Tensor:
@@ -27,7 +27,7 @@ def block_channels(x: te.Tensor, lanes: int) -> te.Tensor:
         return math.masked(x(n, tirx.min(channel, channels - 1), h, w), channels - 1 - channel)
 
     return te.compute(
-        (n, blocks, height, width, lanes), element, name="block_channels", attrs={"calumma.operator": "block_channels"}
+        (n, blocks, height, width, lanes), element, name="block_channels", attrs={OPERATOR: "block_channels"}
     )
 
 
@@ -39,7 +39,7 @@ def unblock_channels(x: te.Tensor, channels: int) -> te.Tensor:
         (n, channels, height, width),
         lambda n, c, h, w: x(n, c // lanes, h, w, c % lanes),
         name="unblock_channels",
-        attrs={"calumma.operator": "unblock_channels"},
+        attrs={OPERATOR: "unblock_channels"},
     )
 
 

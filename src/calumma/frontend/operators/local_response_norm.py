@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
-from calumma.frontend.operators import math
+from calumma.frontend.operators import OPERATOR, math
 
 
 def local_response_norm(x: te.Tensor, size: int, alpha: float, beta: float, bias: float) -> te.Tensor:
@@ -49,9 +49,7 @@ def local_response_norm(x: te.Tensor, size: int, alpha: float, beta: float, bias
         base = tirx.const(bias, x.dtype) + tirx.const(alpha / size, x.dtype) * total
         return x(*i) * _negative_power(base, beta, x.dtype)
 
-    return te.compute(
-        x.shape, normalised, name="local_response_norm", attrs={"calumma.operator": "local_response_norm"}
-    )
+    return te.compute(x.shape, normalised, name="local_response_norm", attrs={OPERATOR: "local_response_norm"})
 
 
 def _negative_power(base: tirx.Expr, exponent: float, dtype: str) -> tirx.Expr:

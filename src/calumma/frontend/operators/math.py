@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
 
+from calumma.frontend.operators import OPERATOR
+
 _LOG2_E = 1.4426950408889634
 # ln 2 in two parts: n * _LN2_HIGH is exact for |n| < 2^9 (Cody and Waite, 1980).
 _LN2_HIGH = 0.693359375
@@ -179,7 +181,7 @@ def masked(x: tirx.Expr, inside: tirx.Expr, otherwise: float = 0.0) -> tirx.Expr
 
 def elementwise(function: Callable[[tirx.Expr], tirx.Expr], x: te.Tensor, name: str) -> te.Tensor:
     """Apply one of the functions above to every element of a float32 tensor; `name` says what the task is called."""
-    return te.compute(x.shape, lambda *i: function(x(*i)), name=name, tag="elemwise", attrs={"calumma.operator": name})
+    return te.compute(x.shape, lambda *i: function(x(*i)), name=name, tag="elemwise", attrs={OPERATOR: name})
 
 
 def _let(value: tirx.Expr, body: Callable[[tirx.Var], tirx.Expr]) -> tirx.Expr:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
-from calumma.frontend.operators.conv import OPERATOR, tileable
+from calumma.frontend.operators import OPERATOR
+from calumma.frontend.operators.conv import tileable
 
 
 def pack_dense_weight(weight: NDArray[np.float32], lanes: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tvm import te, tirx
 
-from calumma.frontend.operators import math
+from calumma.frontend.operators import OPERATOR, math
 
 _LOWEST = -3.4028234663852886e38
 
@@ -54,7 +54,7 @@ def max_pool2d(x: te.Tensor, height: Window, width: Window, ceil_mode: bool = Fa
     def padding(value: tirx.Expr, inside: tirx.Expr) -> tirx.Expr:
         return value if exact else math.masked(value, inside, _LOWEST)
 
-    return _pool(x, height, width, ceil_mode, te.max, padding, "max_pool2d", {"calumma.operator": "max_pool2d"})
+    return _pool(x, height, width, ceil_mode, te.max, padding, "max_pool2d", {OPERATOR: "max_pool2d"})
 
 
 def avg_pool2d(
@@ -65,9 +65,7 @@ def avg_pool2d(
     Padding counts as zeros if `count_include_pad`, and not at all otherwise; what `ceil_mode` adds behind it never
     counts.
     """
-    total = _pool(
-        x, height, width, ceil_mode, te.sum, math.masked, "avg_pool2d_sum", {"calumma.operator": "avg_pool2d"}
-    )
+    total = _pool(x, height, width, ceil_mode, te.sum, math.masked, "avg_pool2d_sum", {OPERATOR: "avg_pool2d"})
     sizes = int(x.shape[2]), int(x.shape[3])
     outputs = int(total.shape[2]), int(total.shape[3])
 

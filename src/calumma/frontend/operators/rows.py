@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
 
-from calumma.frontend.operators import math
+from calumma.frontend.operators import OPERATOR, math
 
 _CHAINS = (4, 2, 1)
 _Index = tuple[tirx.Expr, ...]
@@ -28,7 +28,7 @@ def softmax(x: te.Tensor, axis: int, lanes: int) -> te.Tensor:
         x.shape,
         lambda *i: powers(*i) * scale(*_without(i, axis)),
         name="softmax",
-        attrs={"calumma.operator": "softmax"},
+        attrs={OPERATOR: "softmax"},
     )
 
 
@@ -44,7 +44,7 @@ def log_softmax(x: te.Tensor, axis: int, lanes: int) -> te.Tensor:
         x.shape,
         lambda *i: x(*i) - shift(*_without(i, axis)),
         name="log_softmax",
-        attrs={"calumma.operator": "log_softmax"},
+        attrs={OPERATOR: "log_softmax"},
     )
 
 
@@ -83,7 +83,7 @@ def layer_norm(
         value = value if gamma is None else value * gamma(*i[first:])
         return value if beta is None else value + beta(*i[first:])
 
-    return te.compute(x.shape, normalised, name="layer_norm", attrs={"calumma.operator": "layer_norm"})
+    return te.compute(x.shape, normalised, name="layer_norm", attrs={OPERATOR: "layer_norm"})
 
 
 def rms_norm(x: te.Tensor, gamma: te.Tensor, axes: int, epsilon: float, lanes: int) -> te.Tensor:
@@ -98,7 +98,7 @@ def rms_norm(x: te.Tensor, gamma: te.Tensor, axes: int, epsilon: float, lanes: i
         x.shape,
         lambda *i: x(*i) * scale(*_row(i, first)) * gamma(*i[first:]),
         name="rms_norm",
-        attrs={"calumma.operator": "rms_norm"},
+        attrs={OPERATOR: "rms_norm"},
     )
 
 
