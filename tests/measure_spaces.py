@@ -83,6 +83,9 @@ class ToySpace:
                 schedule.parallel(outer)
         return schedule
 
+    def repacking(self, config: Mapping[str, KnobValue]) -> Mapping[int, Any]:
+        return {}
+
 
 def design_space(function: Any, hardware: Hardware, threads: int) -> ToySpace:
     assert threads >= 1 and hardware.lanes >= 4

@@ -57,6 +57,7 @@ def check_space(
     expected: NDArray,
     hardware: Hardware,
     n: int,
+    tolerance: float = 2e-5,
 ) -> None:
     """The default and `n` random configurations compute `expected`; encoding, features and names agree."""
     space = make(func, hardware, 2)
@@ -69,8 +70,10 @@ def check_space(
         libraries = list(builders.map(lambda config: codegen.build(space.schedule(config).mod, target), configs))
     for indices, config, library in zip(drawn, configs, libraries, strict=True):
         assert np.array_equal(space.encode(config), indices)
-        actual = call(library, inputs, expected.shape)
-        np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5, err_msg=str(config))
+        repacking = space.repacking(config)
+        arguments = [repacking[i].apply(array) if i in repacking else array for i, array in enumerate(inputs)]
+        actual = call(library, arguments, expected.shape)
+        np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance, err_msg=str(config))
     table = space.features(drawn)
     assert table.shape == (len(drawn), len(space.feature_names))
     assert np.isfinite(table).all()

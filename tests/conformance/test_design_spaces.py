@@ -54,6 +54,7 @@ FUNCTIONS = {
         lambda n: _conv2d(n, 96, 208, 17, 5),
         lambda n: _conv2d(n, 24, 24, 35, 3, groups=3),
         lambda n: _conv2d(n, 16, 16, 13, 1),
+        lambda n: _conv2d(n, 16, 16, 5, 3),
         lambda n: _first(n, 64, 224, 7, 2),
         lambda n: _first(n, 24, 31, 3, 1),
     ],

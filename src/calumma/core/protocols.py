@@ -35,7 +35,7 @@ class DesignSpace(Protocol):
 
     @property
     def size(self) -> int:
-        """Number of index vectors, valid or not."""
+        """Number of canonical index vectors, valid or not."""
         ...
 
     def encode(self, config: Mapping[str, KnobValue]) -> Indices:
@@ -43,11 +43,21 @@ class DesignSpace(Protocol):
         ...
 
     def decode(self, indices: Indices) -> dict[str, KnobValue]:
-        """Indices (n_knobs,) -> knob values by name."""
+        """Indices (n_knobs,) -> knob values by name, in the order of the knobs.
+
+        A knob that means nothing beside the others may be left out.
+        """
         ...
 
     def valid(self, indices: Indices) -> NDArray[np.bool_]:
         """(n_configs, n_knobs) -> (n_configs,): whether each configuration can be scheduled."""
+        ...
+
+    def canonical(self, indices: Indices) -> Indices:
+        """(n_configs, n_knobs) -> the same, every knob that means nothing beside the others at its first value.
+
+        Only canonical configurations are valid. Most spaces have no such knobs; one with several algorithms has.
+        """
         ...
 
     def sample(self, rng: np.random.Generator, n: int) -> Indices:

@@ -17,7 +17,7 @@ import signal
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,12 @@ class _Kernel:
     name: str
     function: Any
     workload: Workload
+    repacking: Mapping[int, Any] = field(default_factory=dict)
+    """Position of a weight -> `space.Repacking`: the form in which the kernel takes it."""
+
+    def packed(self, position: int, array: NDArray) -> NDArray:
+        """An argument of the workload as the kernel takes it."""
+        return self.repacking[position].apply(array) if position in self.repacking else array
 
 
 class Worker:
@@ -112,20 +118,20 @@ class Worker:
         candidate = messages.decode_candidate(request["candidate"])
         function, _ = self._function(candidate.workload)
         try:
-            scheduled = self._schedule(function, candidate)
+            scheduled, repacking = self._schedule(function, candidate)
         except (tvm.s_tir.ScheduleError, ValueError, InputError) as error:
             return {"status": Status.INVALID_CONFIG, "reason": one_line(error)}
-        self._kernels[request["id"]] = self._compile(scheduled.mod, candidate.workload)
+        self._kernels[request["id"]] = replace(self._compile(scheduled.mod, candidate.workload), repacking=repacking)
         return {}
 
-    def _schedule(self, function: Any, candidate: Candidate) -> Any:
+    def _schedule(self, function: Any, candidate: Candidate) -> tuple[Any, Mapping[int, Any]]:
         space = self._space(function, self._settings.hardware, self._settings.threads)
         if (space.template, space.version) != (candidate.template, candidate.template_version):
             raise InputError(
                 f"the candidate is of template {candidate.template} version {candidate.template_version}, "
                 f"this space is {space.template} version {space.version}"
             )
-        return space.schedule(candidate.config)
+        return space.schedule(candidate.config), space.repacking(candidate.config)
 
     def _compile(self, module: Any, workload: Workload) -> _Kernel:
         (variable,) = module.get_global_vars()
@@ -146,10 +152,10 @@ class Worker:
     def _run(self, request: Mapping[str, Any]) -> dict[str, Any]:
         kernel = self._kernels.pop(request["id"])
         _, wanted = self._function(kernel.workload)
-        arguments = self._timing_arguments(kernel.workload, wanted)
+        arguments = self._timing_arguments(kernel, wanted)
         cold = self._settings.cache_state == "cold"
         weights = [arguments[i] for i in wanted.weights]
-        streaming = sum(_size_bytes(*wanted.arguments[i]) for i in wanted.weights) > _STREAMING * self._l3_bytes
+        streaming = _bytes_of(weights) > _STREAMING * self._l3_bytes
         self._evicted = weights if cold and not streaming else []
 
         kernel.function(*arguments)  # touches every page
@@ -178,16 +184,17 @@ class Worker:
     def _l3_bytes(self) -> int:
         return self._settings.hardware.l3_bytes
 
-    def _timing_arguments(self, workload: Workload, wanted: Signature) -> list[Any]:
-        arguments = self._arguments.pop(workload.hash, None)
+    def _timing_arguments(self, kernel: _Kernel, wanted: Signature) -> list[Any]:
+        key = " ".join([kernel.workload.hash, *(f"{i} {r.name}" for i, r in sorted(kernel.repacking.items()))])
+        arguments = self._arguments.pop(key, None)
         if arguments is None:
             while self._arguments and sum(map(_bytes_of, self._arguments.values())) > _ARGUMENTS_BYTES:
                 self._arguments.popitem(last=False)
             arguments = [
-                tvm.runtime.tensor(verification.random_array(shape, dtype, _TIMING_SEED, index))
+                tvm.runtime.tensor(kernel.packed(index, verification.random_array(shape, dtype, _TIMING_SEED, index)))
                 for index, (shape, dtype) in enumerate(wanted.arguments)
             ]
-        self._arguments[workload.hash] = arguments
+        self._arguments[key] = arguments
         return arguments
 
     def _reference(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +241,9 @@ class Worker:
             tvm.runtime.tensor(
                 verification.poisoned(shape, dtype)
                 if index in wanted.outputs
-                else verification.random_array(shape, dtype, _VERIFY_SEED, index, positive=positive)
+                else kernel.packed(
+                    index, verification.random_array(shape, dtype, _VERIFY_SEED, index, positive=positive)
+                )
             )
             for index, (shape, dtype) in enumerate(wanted.arguments)
         ]

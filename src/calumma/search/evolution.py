@@ -75,6 +75,7 @@ class EvolutionaryExplorer:
         jumps = self._rng.integers(0, self._counts, size=(n, d))
         moved = np.where(self._rng.random((n, d)) < self._settings.jump, jumps, steps)
         children = np.where(mutated, np.clip(moved, 0, self._counts - 1), children).astype(np.int32)
+        children = self._space.canonical(children)
         return children[self._space.valid(children)]
 
     def _parents(self, scores: NDArray[np.float64]) -> NDArray[np.int64]:

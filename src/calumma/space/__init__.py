@@ -7,19 +7,34 @@ a fallback that schedules anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import tirx
 
 from calumma.core.values import Hardware
 from calumma.space import blocks, fallback, generated, injective, reduction, rows
-from calumma.space.base import Knob, KnobSpace
+from calumma.space.alternatives import AlternativesSpace
+from calumma.space.base import Knob, KnobSpace, Repacking
 from calumma.space.conv2d import Conv2dSpace
 from calumma.space.depthwise import DepthwiseSpace
 from calumma.space.matmul import MatmulSpace
+from calumma.space.winograd import WinogradSpace
 
-__all__ = ["Knob", "KnobSpace", "design_space"]
+__all__ = ["Knob", "KnobSpace", "Repacking", "design_space"]
 
-_BY_ANCHOR: dict[str, type[blocks.AnchorSpace]] = {
-    "conv2d": Conv2dSpace,
+
+def _convolution(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> KnobSpace:
+    """Direct convolutions, and Winograd's algorithm where it applies."""
+    direct = Conv2dSpace(func, hardware, threads)
+    if not WinogradSpace.matches(func):
+        return direct
+    winograd = {f"winograd{m}": WinogradSpace(func, hardware, threads, m) for m in (2, 4)}
+    estimates = {"direct": direct.best_case(), **{name: space.best_case() for name, space in winograd.items()}}
+    return AlternativesSpace({"direct": direct, **winograd}, min(estimates, key=lambda name: estimates[name]))
+
+
+_BY_ANCHOR: dict[str, Callable[[tirx.PrimFunc, Hardware, int], KnobSpace]] = {
+    "conv2d": _convolution,
     "depthwise_conv2d": DepthwiseSpace,
     "matmul": MatmulSpace,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,16 @@ class Knob:
     values: tuple[KnobValue, ...]
     neutral: int = 0
     """Index that a configuration recorded before this knob existed takes."""
+
+
+@dataclass(frozen=True)
+class Repacking:
+    """How a weight that the model holds in one form becomes what a scheduled function takes."""
+
+    name: str
+    """Equal names mean equal results."""
+    apply: Callable[[NDArray], NDArray]
+    """The weight as the workload takes it -> as the scheduled function does."""
 
 
 class KnobSpace(ABC):
@@ -82,6 +92,10 @@ class KnobSpace(ABC):
         """Validity of in-range configurations (N, D) -> (N,); all of them unless a template says otherwise."""
         return np.ones(len(indices), dtype=bool)
 
+    def canonical(self, indices: Indices) -> Indices:
+        """Configurations (N, D) with every knob that means nothing in its place at its first value."""
+        return indices
+
     def enumerate(self) -> Indices:
         """Every valid configuration, (M, D). Raises InputError for a space too large to list."""
         if self.size > _ENUMERABLE:
@@ -112,6 +126,14 @@ class KnobSpace(ABC):
         steps = np.concatenate([np.eye(len(self.knobs)), -np.eye(len(self.knobs))]).astype(np.int32)
         around = np.asarray(indices)[None, :] + steps
         return around[self.valid(around)]
+
+    def repacking(self, config: Mapping[str, KnobValue]) -> Mapping[int, Repacking]:
+        """Weights, by position of the argument, that `schedule(config)` takes in another form than the workload."""
+        return {}
+
+    def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
+        """Operations and bytes of weights of the workload, by each algorithm that the space has for it."""
+        return ((flops, weight_bytes),)
 
     @abstractmethod
     def default(self) -> Indices: ...

@@ -15,6 +15,12 @@ from calumma.frontend.operators import OPERATOR
 from calumma.space import loops
 from calumma.space.base import Knob, KnobSpace
 
+TYPICAL_SHARE = 0.88
+"""Share of a core's peak that a well scheduled register tile reaches."""
+LINE = 64
+DRAM_COST = 7.0
+"""Vector multiply-adds that one core does while a cache line comes from memory, less what overlaps with them."""
+
 
 def schedule_of(func: tirx.PrimFunc) -> s_tir.Schedule:
     """A fresh schedule of `func`, with the checks a search does not need left out."""

@@ -13,6 +13,7 @@ import tvm
 
 from calumma import tvm_compat
 from calumma.artifact import LoweredModel
+from calumma.artifact.repacking import repack
 from calumma.core.errors import InputError
 from calumma.core.values import Hardware, KnobValue, MeasureRecord, Status, Task
 from calumma.frontend.importer import import_model
@@ -80,12 +81,14 @@ class TunableModel:
         """
         known = latencies_s or {}
         rows = []
+        repacking = {}
         mod = tvm.IRModule(dict(self.parts.mod.functions.items()))
         for task in self.tasks:
             key = task.workload.hash
             space, config = self.spaces[key], dict(self.config(key, configs))
             func = space.schedule(config).mod["main"]
             mod.update_func(mod.get_global_var(task.name), func.with_attr("global_symbol", task.name))
+            repacking[task.name] = space.repacking(config)
             rows.append(
                 {
                     "name": task.name,
@@ -110,7 +113,8 @@ class TunableModel:
             "peak_flops": self.limits.peak_flops,
             "tasks": rows,
         }
-        return LoweredModel(mod, self.graph.params, self.graph.inputs, self.graph.outputs, metadata)
+        lowered = LoweredModel(mod, self.graph.params, self.graph.inputs, self.graph.outputs, metadata)
+        return repack(lowered, repacking)
 
 
 def prepare(
@@ -152,19 +156,22 @@ def prepare(
     limits = machine_limits(hardware, threads)
     resident = sum(p.nbytes for p in graph.params) <= hardware.l3_bytes
     bounds = {
-        task.workload.hash: bound_s(
-            task.flops,
-            parts.weight_bytes[task.workload.hash],
-            task.size_bytes - parts.weight_bytes[task.workload.hash],
-            limits,
-            resident,
-        )
-        for task in parts.tasks
+        task.workload.hash: _bound_s(task, spaces[task.workload.hash], parts, limits, resident) for task in parts.tasks
     }
     lap("roofline")
     tasks = tuple(replace(task, anchor=spaces[task.workload.hash].template) for task in parts.tasks)
     return TunableModel(
         imported.name, imported.model_hash, hardware, threads, graph, parts, tasks, spaces, limits, bounds, phases
+    )
+
+
+def _bound_s(task: Task, space: KnobSpace, parts: ModelTasks, limits: MachineLimits, resident: bool) -> float:
+    """Roofline bound of one call in seconds, by the algorithm that needs least."""
+    weight_bytes = parts.weight_bytes[task.workload.hash]
+    other_bytes = task.size_bytes - weight_bytes
+    return min(
+        bound_s(flops, weights, other_bytes, limits, resident)
+        for flops, weights in space.costs(task.flops, weight_bytes)
     )
 
 

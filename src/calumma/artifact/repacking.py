@@ -1,0 +1,57 @@
+"""Weights in the form that a model's schedules take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tvm import ir, relax
+
+from calumma.artifact.lowered import LoweredModel
+from calumma.space import Repacking
+
+
+def repack(lowered: LoweredModel, wanted: Mapping[str, Mapping[int, Repacking]]) -> LoweredModel:
+    """Give every kernel its weights in the form it wants; a weight that no kernel takes any more is dropped.
+
+    Args:
+        lowered: a model whose kernels are scheduled, with the weights as the unscheduled kernels take them.
+        wanted: kernel -> position of the argument -> how that weight is repacked.
+    """
+    if not any(wanted.values()):
+        return lowered
+    main = lowered.mod["main"]
+    inputs, held = list(main.params[: len(lowered.inputs)]), list(main.params[len(lowered.inputs) :])
+    arrays = dict(zip(held, lowered.params, strict=True))
+    params: dict[tuple[relax.Var, str], relax.Var] = {}
+    used: dict[relax.Var, None] = {}
+
+    def argument(kernel: str, position: int, value: relax.Expr) -> relax.Expr:
+        repacking = wanted.get(kernel, {}).get(position)
+        if repacking is not None:
+            key = (value, repacking.name)
+            if key not in params:
+                array = repacking.apply(arrays[value])
+                params[key] = relax.Var(
+                    f"{value.name}_{repacking.name}", relax.TensorType(array.shape, str(array.dtype))
+                )
+                arrays[params[key]] = array
+            value = params[key]
+        if value in arrays:
+            used[value] = None
+        return value
+
+    @relax.expr_functor.mutator
+    class Repack(relax.PyExprMutator):
+        def visit_call_(self, call: ir.Call) -> ir.Call:
+            if getattr(call.op, "name", "") != "relax.call_tir":
+                return call
+            kernel = str(call.args[0].name_hint)
+            args = [argument(kernel, i, value) for i, value in enumerate(call.args[1].fields)]
+            return ir.Call(call.op, [call.args[0], relax.Tuple(args), *call.args[2:]], call.attrs, call.ty_args)
+
+    mutator = Repack(lowered.mod)
+    body = mutator.visit_expr(main).body
+    mod = mutator.builder_.get()
+    mod["main"] = relax.Function([*inputs, *used], body, main.ret_ty, main.is_pure, main.attrs)
+    return replace(lowered, mod=mod, params=tuple(arrays[var] for var in used))

@@ -1,0 +1,490 @@
+"""Design space of Winograd convolutions, F(m x m, 3 x 3) with m = 2 or 4: fewer multiplications for more additions.
+
+Notation (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, arXiv 1509.09308): an output tile
+of m x m pixels comes from an input tile d of a x a, a = m + 2; g is a 3 x 3 kernel, P the number of tiles, L the lanes.
+
+    U = G g G^T        per pair of channels, at compile time: the kernel takes weights in this form
+    V = B^T d B        per tile and input channel
+    M[p] = U[p] V[p]   for each of the a^2 positions p: a matrix product over input channels
+    Y = A^T M A        per tile and output channel; then the epilogue
+
+The a^2 products take a^2 / 9 m^2 of the multiplications of the direct algorithm: 0.44 (m = 2) or 0.25 (m = 4).
+
+Two ways to run in parallel. In "blocks", a thread takes `tiles` tiles through all three stages, whose scratch then
+stays in its L2 cache, and reads all weights per block. In "stages", the threads share each stage over all tiles, and
+every weight is read once by one of them: better where there are many channels and few tiles.
+
+The register tile of the product is oc_tile x t_tile vector accumulators: output-channel blocks x tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from numpy.typing import NDArray
+from tvm import ir, s_tir, tirx
+
+from calumma.core.protocols import Indices
+from calumma.core.values import Hardware, KnobValue
+from calumma.space import blocks
+from calumma.space.base import Knob, Repacking
+
+Matrix = tuple[tuple[float, ...], ...]
+
+_BT: dict[int, Matrix] = {
+    2: ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    4: (
+        (4, 0, -5, 0, 1, 0),
+        (0, -4, -4, 1, 1, 0),
+        (0, 4, -4, -1, 1, 0),
+        (0, -2, -1, 2, 1, 0),
+        (0, 2, -1, -2, 1, 0),
+        (0, 4, 0, -5, 0, 1),
+    ),
+}
+_G: dict[int, Matrix] = {
+    2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    4: (
+        (1 / 4, 0, 0),
+        (-1 / 6, -1 / 6, -1 / 6),
+        (-1 / 6, 1 / 6, -1 / 6),
+        (1 / 24, 1 / 12, 1 / 6),
+        (1 / 24, -1 / 12, 1 / 6),
+        (0, 0, 1),
+    ),
+}
+_AT: dict[int, Matrix] = {
+    2: ((1, 1, 1, 0), (0, 1, -1, -1)),
+    4: ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
+}
+_KERNEL = 3
+_PARALLEL = ("blocks", "stages")
+_ORDERS = ("oc,t", "t,oc")
+_BLOCKS = (7, 12, 14, 16, 24, 28, 32, 48, 49, 56, 64, 98, 112, 128, 196)
+_T_TILES = (1, 2, 4, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28)
+
+
+def transform_weights(packed: NDArray[np.float32], m: int) -> NDArray[np.float32]:
+    """(OCB, ICB, 3, 3, L in, L out), as direct convolutions take them, -> U (a^2, OCB, ICB, L in, L out)."""
+    g = np.array(_G[m])
+    both = np.kron(g, g).astype(np.float32)  # (a^2, 9)
+    oc, ic, _, _, lanes_in, lanes_out = packed.shape
+    flat = np.ascontiguousarray(packed.transpose(2, 3, 0, 1, 4, 5)).reshape(_KERNEL * _KERNEL, -1)
+    return (both @ flat).reshape(len(both), oc, ic, lanes_in, lanes_out)
+
+
+class WinogradSpace(blocks.AnchorSpace):
+    """Schedules of 3 x 3 convolutions of stride 1, with any elementwise epilogue, by F(m x m, 3 x 3)."""
+
+    template = "winograd"
+    version = 1
+
+    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int, m: int) -> None:
+        self.m = m
+        super().__init__(func, hardware, threads)
+
+    @staticmethod
+    def matches(func: tirx.PrimFunc) -> bool:
+        """Whether the function's anchor is a blocked 3 x 3 convolution of stride 1 in one group."""
+        sch = blocks.schedule_of(func)
+        anchor = blocks.anchor_of(sch)
+        if str(sch.get(anchor).name_hint) != "conv2d":
+            return False
+        extents = blocks.anchor_extents(sch)
+        weight = sch.get(anchor).reads[1].source
+        source = _source(sch, anchor)
+        if extents[6:8] != [_KERNEL, _KERNEL] or int(weight.shape[1]) != int(source.shape[1]):
+            return False
+        return _window(sch, anchor) is not None
+
+    def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
+        anchor = blocks.anchor_of(sch)
+        self.batch, self.oc_blocks, self.out_h, self.out_w, self.lanes, self.in_blocks = blocks.anchor_extents(sch)[:6]
+        window = _window(sch, anchor)
+        assert window is not None, "matches() was not asked"
+        self.pad_top, self.pad_left = window
+        weight = sch.get(anchor).reads[1].source
+        self.weight_position = next(i for i, param in enumerate(self.func.params) if param.same_as(weight))
+        source = _source(sch, anchor)
+        self.in_h, self.in_w = int(source.shape[2]), int(source.shape[3])
+        self.rows, self.columns_of_tiles = -(-self.out_h // self.m), -(-self.out_w // self.m)
+        self.tiles = self.batch * self.rows * self.columns_of_tiles
+        self.points = (self.m + 2) ** 2
+        most = self.registers - 2
+        t_tiles = tuple(t for t in _T_TILES if t <= min(most, self.tiles + 1))
+        block = [t for t in _BLOCKS if t < self.tiles]
+        return (
+            Knob("oc_tile", blocks.divisors(self.oc_blocks, 8)),
+            Knob("t_tile", t_tiles),
+            Knob("tiles", tuple(block) or (self.tiles,)),
+            Knob("parallel", _PARALLEL),
+            Knob("order", _ORDERS),
+        )
+
+    def _valid(self, indices: Indices) -> NDArray[np.bool_]:
+        k = self.columns(indices)
+        accumulators = k["oc_tile"] * k["t_tile"]
+        fits = (accumulators + k["oc_tile"] <= self.registers) & (accumulators >= min(4, self.tiles))
+        staged = k["parallel"] == "stages"
+        # A block is a whole number of register tiles; "stages" has one block, one order and no use for the knobs.
+        return fits & np.where(staged, (indices[:, 2] == 0) & (indices[:, 4] == 0), k["tiles"] % k["t_tile"] == 0)
+
+    # -- knowledge about a configuration ----------------------------------------------------------
+
+    def _quantities(self, k: dict[str, NDArray]) -> dict[str, Any]:
+        d = self._derived(k)
+        return {
+            "accumulators": k["oc_tile"] * k["t_tile"],
+            "oc_tile": k["oc_tile"],
+            "t_tile": k["t_tile"],
+            "loads_per_fma": d["loads"],
+            "staged": k["parallel"] == "stages",
+            "oc_first": k["order"] == "oc,t",
+            "tiles_log2": np.log2(d["block"]),
+            "waste": d["computed"] / self.tiles,
+            "balance": d["balance"],
+            "scratch_log2_bytes": np.log2(d["scratch"]),
+            "weight_log2_bytes": np.log2(d["weight"]),
+            "m": self.m,
+            "log2_tiles": np.log2(self.tiles),
+            "log2_oc_blocks": np.log2(self.oc_blocks),
+            "log2_in_blocks": np.log2(self.in_blocks),
+        }
+
+    def _derived(self, k: dict[str, NDArray]) -> dict[str, NDArray]:
+        staged = k["parallel"] == "stages"
+        whole = np.ceil(self.tiles / k["t_tile"]) * k["t_tile"]
+        block = np.where(staged, whole, k["tiles"])
+        count = np.where(staged, self.points * self.oc_blocks / k["oc_tile"], np.ceil(self.tiles / block))
+        return {
+            "block": block,
+            "loads": (k["oc_tile"] + k["t_tile"]) / (k["oc_tile"] * k["t_tile"]),
+            "computed": np.where(staged, whole, block * np.ceil(self.tiles / block)),
+            "balance": blocks.balance(count, self.threads),
+            "scratch": 4.0 * self.points * self.lanes * block * (self.in_blocks + self.oc_blocks),
+            "weight": np.full(len(block), 4.0 * self.points * self.lanes**2 * self.in_blocks * self.oc_blocks),
+        }
+
+    def estimate(self, indices: Indices) -> NDArray[np.float64]:
+        """Estimated time (N,) of configurations, in vector multiply-adds that one core does meanwhile."""
+        k = self.columns(indices)
+        d = self._derived(k)
+        staged = k["parallel"] == "stages"
+        accumulators = k["oc_tile"] * k["t_tile"]
+        compute = blocks.TYPICAL_SHARE * np.minimum(1.0, accumulators / 12)
+        compute /= 1 + 0.2 * np.maximum(0, d["loads"] - 0.65)
+        compute *= np.where(accumulators + 2 * k["oc_tile"] > self.registers - 2, 0.6, 1.0)
+        products = self.points * d["computed"] * self.oc_blocks * self.in_blocks * self.lanes / compute
+        scratch = self.points * d["computed"] * (self.in_blocks + self.oc_blocks)  # vectors written, then read
+        share = d["scratch"] / np.where(staged, self.threads, 1)
+        scratch = scratch * np.where(share > 0.8 * self.hardware.l2_bytes, 10.0, 5.0)
+        passes = np.where(staged, 1, np.ceil(self.tiles / d["block"]))
+        reread = 4.0 * d["weight"] / blocks.LINE * (passes - 1)
+        busy = (products + scratch + reread) / (self.threads * d["balance"])
+        return busy + blocks.DRAM_COST * d["weight"] / blocks.LINE + np.where(staged, 30_000.0, 10_000.0)
+
+    def best_case(self) -> float:
+        """The estimate of the default."""
+        return float(self.estimate(self.default()[None, :])[0])
+
+    def default(self) -> Indices:
+        candidates = self.grid()
+        return candidates[int(np.argmin(self.estimate(candidates)))]
+
+    def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
+        direct = 2.0 * self.batch * self.oc_blocks * self.out_h * self.out_w * self.lanes**2 * self.in_blocks * 9
+        products = 2.0 * self.points * self.tiles * self.oc_blocks * self.in_blocks * self.lanes**2
+        kernel = 4.0 * 9 * self.lanes**2 * self.in_blocks * self.oc_blocks
+        return ((flops - direct + products, weight_bytes - kernel + kernel * self.points / 9),)
+
+    def repacking(self, config: Mapping[str, KnobValue]) -> Mapping[int, Repacking]:
+        return {self.weight_position: Repacking(f"winograd{self.m}", lambda packed: transform_weights(packed, self.m))}
+
+    # -- applying a configuration -----------------------------------------------------------------
+
+    def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
+        code = _Code(self, config)
+        return blocks.schedule_of(code.function())
+
+
+class _Code:
+    """The three stages as loops, for one configuration."""
+
+    def __init__(self, space: WinogradSpace, config: Mapping[str, KnobValue]) -> None:
+        self.space = space
+        self.a = space.m + 2
+        self.oc_tile, self.t_tile = int(config["oc_tile"]), int(config["t_tile"])
+        self.oc_first = config["order"] == "oc,t"
+        self.staged = config["parallel"] == "stages"
+        whole = -(-space.tiles // self.t_tile) * self.t_tile
+        self.block = whole if self.staged else int(config["tiles"])
+        sch = blocks.schedule_of(space.func)
+        anchor = blocks.anchor_of(sch)
+        self.data = _source(sch, anchor)
+        self.last = sch.get(blocks.fuse_epilogue(sch, anchor))
+        self.result = sch.get(anchor).writes[0].source
+        lanes, points = space.lanes, space.points
+        self.weight = _buffer((points, space.oc_blocks, space.in_blocks, lanes, lanes), "weight")
+        self.v = _buffer((points, space.in_blocks, self.block, lanes), "v")
+        self.products = _buffer((points, space.oc_blocks, self.block, lanes), "products")
+
+    def function(self) -> tirx.PrimFunc:
+        space, func = self.space, self.space.func
+        if self.staged:
+            everything = _const(0)
+            stages = [
+                _loop(space.in_blocks, lambda icb: self.input_stage(icb, everything), "parallel"),
+                self.products_in_parallel(),
+                _loop(space.oc_blocks, lambda oc: self.output_stage(oc, everything), "parallel"),
+            ]
+            body = _seq(tirx.AllocBuffer(self.v), tirx.AllocBuffer(self.products), *stages)
+        else:
+            body = _loop(-(-space.tiles // self.block), self.block_of_tiles, "parallel")
+        params = list(func.params)
+        params[space.weight_position] = self.weight
+        return tirx.PrimFunc(params, body, func.ret_type, func.attrs)
+
+    def block_of_tiles(self, number: Any) -> Any:
+        space, first = self.space, number * self.block
+        return _seq(
+            tirx.AllocBuffer(self.v),
+            tirx.AllocBuffer(self.products),
+            _loop(space.in_blocks, lambda icb: self.input_stage(icb, first)),
+            _loop(space.points, self.products_of),
+            _loop(space.oc_blocks, lambda oc: self.output_stage(oc, first)),
+        )
+
+    # -- V = B^T d B ------------------------------------------------------------------------------
+
+    def input_stage(self, icb: Any, first: Any) -> Any:
+        """Transform all tiles of the block that starts at tile `first`, of one block of input channels."""
+        return _loop(self.block, lambda t: self.transform_input(icb, first, t))
+
+    def transform_input(self, icb: Any, first: Any, t: Any) -> Any:
+        space, a = self.space, self.a
+        n, top, left = self.place(first + t)
+        patch = _buffer((a, a, space.lanes), "patch", "local")
+
+        def pixel(i: Any, j: Any, lane: Any) -> Any:
+            y, x = top * space.m - space.pad_top + i, left * space.m - space.pad_left + j
+            inside = tirx.all(y >= 0, y < space.in_h, x >= 0, x < space.in_w, n < space.batch)
+            return tirx.if_then_else(inside, self.data[n, icb, y, x, lane], tirx.const(0.0, "float32"))
+
+        return _seq(
+            tirx.AllocBuffer(patch),
+            _loop(a, lambda i: _loop(a, lambda j: self.vector(patch, (i, j), lambda lane: pixel(i, j, lane)))),
+            *self.sandwich(
+                _BT[space.m],
+                lambda i, j, lane: patch[i, j, lane],
+                lambda r, c, value: self.vector(self.v, (r * a + c, icb, t), value),
+            ),
+        )
+
+    def sandwich(self, matrix: Matrix, pick: Callable[..., Any], put: Callable[..., Any]) -> list[Any]:
+        """Statements for T X T^T, T the matrix.
+
+        Args:
+            matrix: rows of T.
+            pick: (i, j, lane) -> element X[i, j] of a lane.
+            put: (r, c, value) -> the statement that keeps element (r, c) of the result; `value` takes a lane.
+        """
+        rows, columns = range(len(matrix)), range(len(matrix[0]))
+        half = _buffer((len(rows), len(columns), self.space.lanes), "half", "local")
+
+        def left(r: int, j: int) -> Any:
+            return self.vector(half, (r, j), lambda lane: _combine(matrix[r], [pick(i, j, lane) for i in columns]))
+
+        def right(r: int, c: int) -> Any:
+            return put(r, c, lambda lane: _combine(matrix[c], [half[r, j, lane] for j in columns]))
+
+        first, second = ([left(r, j) for j in columns for r in rows], [right(r, c) for r in rows for c in rows])
+        return [tirx.AllocBuffer(half), *first, *second]
+
+    def place(self, tile: Any) -> tuple[Any, Any, Any]:
+        """Image, tile row and tile column of a tile."""
+        per_image = self.space.rows * self.space.columns_of_tiles
+        inside = tirx.indexmod(tile, per_image)
+        image = tirx.indexdiv(tile, per_image)
+        return (
+            image,
+            tirx.indexdiv(inside, self.space.columns_of_tiles),
+            tirx.indexmod(inside, self.space.columns_of_tiles),
+        )
+
+    # -- M[p] = U[p] V[p] -------------------------------------------------------------------------
+
+    def products_of(self, p: Any) -> Any:
+        """All products of one position."""
+        groups, steps = self.space.oc_blocks // self.oc_tile, self.block // self.t_tile
+        if self.oc_first:
+            return _loop(groups, lambda oc: _loop(steps, lambda t: self.product(p, oc, t)))
+        return _loop(steps, lambda t: _loop(groups, lambda oc: self.product(p, oc, t)))
+
+    def products_in_parallel(self) -> Any:
+        groups, steps = self.space.oc_blocks // self.oc_tile, self.block // self.t_tile
+
+        def piece(number: Any) -> Any:
+            p, oc = tirx.indexdiv(number, groups), tirx.indexmod(number, groups)
+            return _loop(steps, lambda t: self.product(p, oc, t))
+
+        return _loop(self.space.points * groups, piece, "parallel")
+
+    def product(self, p: Any, group: Any, step: Any) -> Any:
+        """One register tile over all input channels."""
+        space = self.space
+        sums = _buffer((self.oc_tile, self.t_tile, space.lanes), "sums", "local")
+        oc, t = group * self.oc_tile, step * self.t_tile
+
+        def each(body: Callable[[Any, Any], Any]) -> Any:
+            return _loop(self.oc_tile, lambda o: _loop(self.t_tile, lambda i: body(o, i), "unrolled"), "unrolled")
+
+        def multiply(icb: Any, ic: Any) -> Any:
+            return each(
+                lambda o, i: self.vector(
+                    sums,
+                    (o, i),
+                    lambda lane: sums[o, i, lane] + self.v[p, icb, t + i, ic] * self.weight[p, oc + o, icb, ic, lane],
+                )
+            )
+
+        return _seq(
+            tirx.AllocBuffer(sums),
+            each(lambda o, i: self.vector(sums, (o, i), lambda lane: tirx.const(0.0, "float32"))),
+            _loop(space.in_blocks, lambda icb: _loop(space.lanes, lambda ic: multiply(icb, ic))),
+            each(lambda o, i: self.vector(self.products, (p, oc + o, t + i), lambda lane: sums[o, i, lane])),
+        )
+
+    # -- Y = A^T M A, and the epilogue ------------------------------------------------------------
+
+    def output_stage(self, oc: Any, first: Any) -> Any:
+        """Transform and finish all tiles of the block that starts at tile `first`, of one block of output channels."""
+        return _loop(self.block, lambda t: self.transform_output(oc, first, t))
+
+    def transform_output(self, oc: Any, first: Any, t: Any) -> Any:
+        a, m = self.a, self.space.m
+        n, row, column = self.place(first + t)
+        body = _seq(
+            *self.sandwich(
+                _AT[m],
+                lambda i, j, lane: self.products[i * a + j, oc, t, lane],
+                lambda r, c, value: self.finish((n, oc, row * m + r, column * m + c), value),
+            )
+        )
+        return tirx.IfThenElse(n < self.space.batch, body, None) if self.padded else body
+
+    @property
+    def padded(self) -> bool:
+        """Whether the last block has more tiles than there are."""
+        return self.space.tiles % self.block != 0
+
+    def finish(self, place: Sequence[Any], value: Callable[[Any], Any]) -> Any:
+        """The epilogue of one output pixel, where that exists."""
+        space, m = self.space, self.space.m
+        height, width = (int(extent) for extent in self.last.writes[0].source.shape[2:4])
+        lane = tirx.Var("lane", "int64")
+        store = self.epilogue((*place, lane), value(lane))
+        vector = tirx.For(lane, _const(0), _const(space.lanes), tirx.ForKind.VECTORIZED, store)
+        inside = []
+        if space.rows * m > height:
+            inside.append(place[2] < height)
+        if space.columns_of_tiles * m > width:
+            inside.append(place[3] < width)
+        return tirx.IfThenElse(tirx.all(*inside), vector, None) if inside else vector
+
+    def epilogue(self, place: Sequence[Any], value: Any) -> Any:
+        """The store of the function's last block at `place`, with `value` where it reads the convolution."""
+        body = self.last.body
+        assert isinstance(body, tirx.BufferStore)
+        at = {iv.var: index for iv, index in zip(self.last.iter_vars, place, strict=True)}
+
+        def replace(load: ir.TensorLoad) -> Any:
+            return value if load.source.same_as(self.result) else load
+
+        store = tvm_ffi.structural_map(body, (ir.TensorLoad, replace))
+        return tvm_ffi.structural_map(store, (tirx.Var, lambda v: at.get(v, v)))
+
+    def vector(self, buffer: Any, place: Sequence[Any], value: Callable[[Any], Any]) -> Any:
+        """Store one vector: buffer[place, lane] = value(lane)."""
+        lane = tirx.Var("lane", "int64")
+        store = tirx.BufferStore(buffer, value(lane), [*(_const(i) if isinstance(i, int) else i for i in place), lane])
+        return tirx.For(lane, _const(0), _const(self.space.lanes), tirx.ForKind.VECTORIZED, store)
+
+
+_KINDS = {"serial": tirx.ForKind.SERIAL, "parallel": tirx.ForKind.PARALLEL, "unrolled": tirx.ForKind.UNROLLED}
+
+
+def _const(value: int) -> Any:
+    return tirx.IntImm("int64", value)
+
+
+def _loop(extent: int, body: Callable[[Any], Any], kind: str = "serial") -> Any:
+    variable = tirx.Var("i", "int64")
+    return tirx.For(variable, _const(0), _const(extent), _KINDS[kind], body(variable))
+
+
+def _seq(*statements: Any) -> Any:
+    return tirx.SeqStmt(list(statements))
+
+
+def _buffer(shape: Sequence[int], name: str, scope: str = "global") -> Any:
+    return tirx.decl_buffer([_const(extent) for extent in shape], "float32", name, scope=scope)
+
+
+def _combine(coefficients: Sequence[float], terms: Sequence[Any]) -> Any:
+    """sum_i coefficients[i] * terms[i], with no multiplication by 0 or 1.
+
+    Terms 2k - 1 and 2k come as c * (x + y) or c * (x - y) where their coefficients differ in sign alone: neighbouring
+    rows of the matrices then share the sums.
+    """
+    total = None
+    i = 0
+    while i < len(terms):
+        c = coefficients[i]
+        pair = i % 2 == 1 and i + 1 < len(terms) and c != 0 and abs(coefficients[i + 1]) == abs(c)
+        if pair:
+            both = terms[i] + terms[i + 1] if coefficients[i + 1] == c else terms[i] - terms[i + 1]
+            total = _plus(total, c, both)
+            i += 2
+        else:
+            total = _plus(total, c, terms[i])
+            i += 1
+    return total
+
+
+def _plus(total: Any, coefficient: float, term: Any) -> Any:
+    if coefficient == 0:
+        return total
+    scaled = term if abs(coefficient) == 1 else term * tirx.const(abs(coefficient), "float32")
+    if total is None:
+        return scaled if coefficient > 0 else tirx.const(0.0, "float32") - scaled
+    return total + scaled if coefficient > 0 else total - scaled
+
+
+def _source(sch: s_tir.Schedule, anchor: Any) -> Any:
+    """The unpadded tensor that the convolution reads."""
+    if blocks.has_block(sch, "data_pad"):
+        return sch.get(sch.get_sblock("data_pad")).reads[0].source
+    return sch.get(anchor).reads[0].source
+
+
+def _window(sch: s_tir.Schedule, anchor: Any) -> tuple[int, int] | None:
+    """Top and left padding of a convolution of stride and dilation 1; None for any other."""
+    block = sch.get(anchor)
+    _, _, y, x, _, _, kh, kw, _ = (iv.var for iv in block.iter_vars)
+    region = block.reads[0].region
+    analyzer = tvm.sym.Analyzer()
+    for at, (outer, inner) in zip(region[2:4], ((y, kh), (x, kw)), strict=True):
+        if not analyzer.can_prove_equal(at.min, outer + inner):
+            return None
+    if not blocks.has_block(sch, "data_pad"):
+        return 0, 0
+    pad = sch.get(sch.get_sblock("data_pad"))
+    _, _, py, px, _ = (iv.var for iv in pad.iter_vars)
+    starts = [analyzer.simplify(iv - at.min) for iv, at in zip((py, px), pad.reads[0].region[2:4], strict=True)]
+    if not all(isinstance(start, tirx.IntImm) for start in starts):
+        return None
+    return int(starts[0]), int(starts[1])
