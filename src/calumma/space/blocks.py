@@ -18,8 +18,8 @@ from calumma.space.base import Knob, KnobSpace
 TYPICAL_SHARE = 0.88
 """Share of a core's peak that a well scheduled register tile reaches."""
 LINE = 64
-DRAM_COST = 7.0
-"""Vector multiply-adds that one core does while a cache line comes from memory, less what overlaps with them."""
+DRAM_COST = 10.0
+"""Vector multiply-adds that one core does while a cache line comes from memory."""
 
 
 def schedule_of(func: tirx.PrimFunc) -> s_tir.Schedule:
@@ -81,6 +81,11 @@ def divisors(n: int, most: int | None = None) -> tuple[int, ...]:
 def balance(chunks: NDArray[np.float64], threads: int) -> NDArray[np.float64]:
     """Share of the threads kept busy by `chunks` equal pieces of work: chunks / (threads * ceil(chunks / threads))."""
     return chunks / (threads * np.ceil(chunks / threads))
+
+
+def overlapped(compute: Any, memory: Any) -> Any:
+    """Time of computing with weights that are called for ahead: the longer of both, and some of the shorter."""
+    return np.maximum(compute, memory) + 0.2 * np.minimum(compute, memory)
 
 
 class AnchorSpace(KnobSpace):

@@ -13,7 +13,7 @@ serves all its pixels, and the accumulators of the whole step live in memory, lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue
-from calumma.space import blocks
+from calumma.space import blocks, prefetch
 from calumma.space.base import Knob
 
 _ORDERS = ("ic,kh,kw", "kh,ic,kw", "kh,kw,ic", "ic,kh,lane,kw")
@@ -68,12 +68,15 @@ class Conv2dSpace(blocks.AnchorSpace):
             Knob("unroll", (False, True)),
             Knob("pad", _PAD if self.has_pad else _PAD[:1]),
             Knob("accumulate", _ACCUMULATE if self.in_blocks > 1 and not self.plain else _ACCUMULATE[:1]),
+            Knob("prefetch", (False,) if self.plain else (False, True)),
         )
 
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:
         k = self.columns(indices)
         accumulators = k["oc_tile"] * k["oh_tile"] * k["ow_tile"]
         fits = accumulators + k["oc_tile"] <= self.registers
+        ahead = (k["accumulate"] == "tile") & np.isin(k["order"], [o for o in _ORDERS if o.startswith("ic")])
+        fits &= ~k["prefetch"] | ahead
         # A handful of accumulators cannot hide the latency of a multiply-add; allow it only where nothing larger fits.
         return fits & (accumulators >= self._least_accumulators)
 
@@ -102,6 +105,7 @@ class Conv2dSpace(blocks.AnchorSpace):
             "pad_parallel": k["pad"] == "parallel",
             "pad_tile": k["pad"] == "tile",
             "plane": k["accumulate"] == "plane",
+            "prefetch": k["prefetch"],
             "chunk_steps_log2": np.log2(k["ic_chunk"] * self.in_lanes * self.kernel_h * self.kernel_w),
             "kernel": self.kernel_h * self.kernel_w,
             "log2_oc_blocks": np.log2(self.oc_blocks),
@@ -144,7 +148,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         load per multiply-add; threads must get equal shares; and what is read again (the weights of a tile for every
         pixel, the input rows for every channel block) should come from the L2 cache.
         """
-        candidates = self.grid(fixed=("ic_chunk", "order", "unroll"))  # these hardly matter
+        candidates = self.grid(fixed=("ic_chunk", "order", "unroll", "prefetch"))  # decided apart, or hardly matter
         k = self.columns(candidates)
         d = self._derived(k)
         compute = np.minimum(1.0, d["accumulators"] / 12) / (1 + 0.2 * np.maximum(0, d["loads"] - 0.65))
@@ -172,30 +176,33 @@ class Conv2dSpace(blocks.AnchorSpace):
         seconds *= 1 + 0.04 * (~sheltered & (d["weight_tile"] > 0.5 * self.hardware.l2_bytes))
         plane_bytes = 4.0 * k["oc_tile"] * self.lanes * self.out_h * self.out_w
         seconds *= 1 + plane * (0.01 + 0.1 * (plane_bytes > 0.5 * l2)) + 0.2 * (plane & ~sheltered)
-        best = candidates[int(np.argmin(seconds))].copy()
-        names = [knob.name for knob in self.knobs]
-        if self.knobs[names.index("accumulate")].values[best[names.index("accumulate")]] == "plane":
-            best[names.index("ic_chunk")] = self._least_chunk()
-        return best
+        best = self.decode(candidates[int(np.argmin(seconds))])
+        if best["accumulate"] == "plane":
+            best["ic_chunk"] = self._least_chunk()
+        elif not self.plain and weights > self.hardware.l1_bytes:
+            best["prefetch"] = True
+        return self.encode(best)
 
     def best_case(self) -> float:
         """Estimated time of a good schedule, in vector multiply-adds that one core does meanwhile."""
         work = float(self.batch * self.oc_blocks * self.out_h * self.out_w * self.in_blocks * self.in_lanes)
         kernel = self.kernel_h * self.kernel_w
         weight = 4.0 * self.oc_blocks * self.lanes * self.in_blocks * self.in_lanes * kernel
-        return work * kernel / (blocks.TYPICAL_SHARE * self.threads) + blocks.DRAM_COST * weight / blocks.LINE
+        products = work * kernel / (blocks.TYPICAL_SHARE * self.threads)
+        return float(blocks.overlapped(products, blocks.DRAM_COST * weight / blocks.LINE))
 
     def _least_chunk(self) -> int:
-        """Index of the smallest chunk of input channels after which storing the accumulators costs little."""
+        """The smallest chunk of input channels after which storing the accumulators costs little."""
         steps = self.in_lanes * self.kernel_h * self.kernel_w
         chunks = blocks.divisors(self.in_blocks, _MOST_CHUNK)
-        return next((i for i, chunk in enumerate(chunks) if chunk * steps >= _CHUNK_STEPS), len(chunks) - 1)
+        return next((chunk for chunk in chunks if chunk * steps >= _CHUNK_STEPS), chunks[-1])
 
     # -- applying a configuration -----------------------------------------------------------------
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = blocks.schedule_of(self.func)
         anchor = blocks.anchor_of(sch)
+        weight = sch.get(anchor).reads[1].source
         out = blocks.fuse_epilogue(sch, anchor)
         loops = sch.get_loops(anchor)
         n, oc, oh, ow, lane = loops[:5]
@@ -232,7 +239,23 @@ class Conv2dSpace(blocks.AnchorSpace):
             sch.unroll(order[-1] if config["order"] == "ic,kh,lane,kw" else kw)
         sch.decompose_reduction(anchor, ic_o if plane else order[0])
         sch.vectorize(sch.get_loops(out)[-1])
-        return sch
+        if not config["prefetch"]:
+            return sch
+        sch.annotate(ic_o, prefetch.MARK, True)
+        return blocks.schedule_of(prefetch.insert(sch.mod["main"], lambda at: self._ahead(weight, config, at)))
+
+    def _ahead(self, weight: Any, config: Mapping[str, KnobValue], at: Sequence[Any]) -> list[Any]:
+        """Weights of the next tile's channels to call for, from the place of the block (loops as in the anchor)."""
+        _, oc, oh, ow, _, icb = at[:6]
+        oc_tile, oh_tile, ow_tile = (int(config[name]) for name in ("oc_tile", "oh_tile", "ow_tile"))
+        rows, columns = self.out_h // oh_tile, self.out_w // ow_tile
+        turn, turns = {
+            "oc,oh,ow": (oh // oh_tile * columns + ow // ow_tile, rows * columns),
+            "oh,oc,ow": (ow // ow_tile, columns),
+            "oh,ow,oc": (0, 1),
+        }[str(config["outer"])]
+        lines = prefetch.share(turn, turns, int(config["ic_chunk"]) * self.kernel_h * self.kernel_w * self.in_lanes)
+        return [weight[oc + oc_tile + o, icb, 0, 0, i, 0] for i in lines for o in range(oc_tile)]
 
     def _place_padding(self, sch: s_tir.Schedule, where: str, parallel: Any, tile: Any) -> None:
         if not self.has_pad:

@@ -8,7 +8,7 @@ memory: the tile is then only columns, and k is unrolled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue
-from calumma.space import blocks
+from calumma.space import blocks, prefetch
 from calumma.space.base import Knob
 
 _MAX_M_TILE = 16
@@ -50,6 +50,7 @@ class MatmulSpace(blocks.AnchorSpace):
             Knob("fused", (1, 2, 3) if self.batch_axes else (1, 2)),
             Knob("k_unroll", tuple(u for u in (1, 2, 4, 8) if self.depth % u == 0)),
             Knob("pack", ("batch", "apart") if self.packs else ("batch",)),
+            Knob("prefetch", (False,) if self.packs else (False, True)),
         )
 
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:
@@ -75,6 +76,7 @@ class MatmulSpace(blocks.AnchorSpace):
             "chunks_log2": np.log2(chunks),
             "k_unroll": k["k_unroll"],
             "pack_apart": k["pack"] == "apart",
+            "prefetch": k["prefetch"],
             "weight_group_log2_bytes": np.log2(4.0 * k["n_group"] * self.lanes * self.depth),
             "log2_rows": np.log2(self.rows),
             "log2_col_blocks": np.log2(self.col_blocks),
@@ -94,7 +96,7 @@ class MatmulSpace(blocks.AnchorSpace):
 
     def default(self) -> Indices:
         """Full register tiles, equal shares for the threads, a column group whose weights stay in L2."""
-        grid = self.grid()
+        grid = self.grid(fixed=("prefetch",))  # it wins or loses a few per cent
         k = self.columns(grid)
         accumulators = k["m_tile"] * k["n_tile"]
         loads = (k["m_tile"] + k["n_tile"]) / accumulators
@@ -116,6 +118,7 @@ class MatmulSpace(blocks.AnchorSpace):
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = blocks.schedule_of(self.func)
         anchor = blocks.anchor_of(sch)
+        weight = sch.get(anchor).reads[1].source
         out = blocks.fuse_epilogue(sch, anchor)
         *batch, m, n, lane, k = sch.get_loops(anchor)
         m_o, m_i = sch.split(m, [None, config["m_tile"]])
@@ -137,7 +140,19 @@ class MatmulSpace(blocks.AnchorSpace):
         sch.vectorize(lane)
         sch.decompose_reduction(anchor, k_o)
         self._vectorize_out(sch, out)
-        return sch
+        if not config["prefetch"]:
+            return sch
+        sch.annotate(k_o, prefetch.MARK, True)
+        return blocks.schedule_of(prefetch.insert(sch.mod["main"], lambda at: self._ahead(weight, config, at)))
+
+    def _ahead(self, weight: Any, config: Mapping[str, KnobValue], at: Sequence[Any]) -> list[Any]:
+        """Weights of the next column group to call for, from the place of the block (loops as in the anchor)."""
+        *_, m, n, _, k = at
+        m_tile = int(config["m_tile"])
+        turn, turns = (m // m_tile, self.rows // m_tile) if config["outer"] == "n,m" else (0, 1)
+        lines = prefetch.share(turn, turns, int(config["k_unroll"]))
+        columns = [n + int(config["n_group"]) + j for j in range(int(config["n_tile"]))]
+        return [weight[column, k + i, 0] for i in lines for column in columns]
 
     def _place_packing(self, sch: s_tir.Schedule, where: str, parallel: Any) -> None:
         packed = sch.get_sblock("packed")

@@ -30,7 +30,7 @@ from tvm import ir, s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue
-from calumma.space import blocks
+from calumma.space import blocks, prefetch
 from calumma.space.base import Knob, Repacking
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -123,6 +123,7 @@ class WinogradSpace(blocks.AnchorSpace):
             Knob("tiles", tuple(block) or (self.tiles,)),
             Knob("parallel", _PARALLEL),
             Knob("order", _ORDERS),
+            Knob("prefetch", (False, True)),
         )
 
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:
@@ -144,6 +145,7 @@ class WinogradSpace(blocks.AnchorSpace):
             "loads_per_fma": d["loads"],
             "staged": k["parallel"] == "stages",
             "oc_first": k["order"] == "oc,t",
+            "prefetch": k["prefetch"],
             "tiles_log2": np.log2(d["block"]),
             "waste": d["computed"] / self.tiles,
             "balance": d["balance"],
@@ -184,8 +186,12 @@ class WinogradSpace(blocks.AnchorSpace):
         scratch = scratch * np.where(share > 0.8 * self.hardware.l2_bytes, 10.0, 5.0)
         passes = np.where(staged, 1, np.ceil(self.tiles / d["block"]))
         reread = 4.0 * d["weight"] / blocks.LINE * (passes - 1)
-        busy = (products + scratch + reread) / (self.threads * d["balance"])
-        return busy + blocks.DRAM_COST * d["weight"] / blocks.LINE + np.where(staged, 30_000.0, 10_000.0)
+        concurrency = self.threads * d["balance"]
+        products = (products + reread) / concurrency
+        memory = blocks.DRAM_COST * d["weight"] / blocks.LINE
+        # Weights that are called for ahead come while the products of others are computed.
+        both = np.where(k["prefetch"], blocks.overlapped(products, memory), products + memory)
+        return both + scratch / concurrency + np.where(staged, 30_000.0, 10_000.0)
 
     def best_case(self) -> float:
         """The estimate of the default."""
@@ -220,6 +226,7 @@ class _Code:
         self.oc_tile, self.t_tile = int(config["oc_tile"]), int(config["t_tile"])
         self.oc_first = config["order"] == "oc,t"
         self.staged = config["parallel"] == "stages"
+        self.prefetch = bool(config["prefetch"])
         whole = -(-space.tiles // self.t_tile) * self.t_tile
         self.block = whole if self.staged else int(config["tiles"])
         sch = blocks.schedule_of(space.func)
@@ -321,20 +328,20 @@ class _Code:
         """All products of one position."""
         groups, steps = self.space.oc_blocks // self.oc_tile, self.block // self.t_tile
         if self.oc_first:
-            return _loop(groups, lambda oc: _loop(steps, lambda t: self.product(p, oc, t)))
-        return _loop(steps, lambda t: _loop(groups, lambda oc: self.product(p, oc, t)))
+            return _loop(groups, lambda oc: _loop(steps, lambda t: self.product(p, oc, t, t, steps)))
+        return _loop(steps, lambda t: _loop(groups, lambda oc: self.product(p, oc, t, _const(0), 1)))
 
     def products_in_parallel(self) -> Any:
         groups, steps = self.space.oc_blocks // self.oc_tile, self.block // self.t_tile
 
         def piece(number: Any) -> Any:
             p, oc = tirx.indexdiv(number, groups), tirx.indexmod(number, groups)
-            return _loop(steps, lambda t: self.product(p, oc, t))
+            return _loop(steps, lambda t: self.product(p, oc, t, t, steps))
 
         return _loop(self.space.points * groups, piece, "parallel")
 
-    def product(self, p: Any, group: Any, step: Any) -> Any:
-        """One register tile over all input channels."""
+    def product(self, p: Any, group: Any, step: Any, turn: Any, turns: int) -> Any:
+        """One register tile over all input channels, in one of the `turns` in which a group's weights are used."""
         space = self.space
         sums = _buffer((self.oc_tile, self.t_tile, space.lanes), "sums", "local")
         oc, t = group * self.oc_tile, step * self.t_tile
@@ -351,10 +358,19 @@ class _Code:
                 )
             )
 
+        def over_lanes(icb: Any) -> Any:
+            lines = prefetch.share(turn, turns, space.lanes) if self.prefetch else []
+            ahead = [
+                prefetch.line(self.weight[p, oc + self.oc_tile + o, icb, ic, 0])
+                for ic in lines
+                for o in range(self.oc_tile)
+            ]
+            return _seq(*ahead, _loop(space.lanes, lambda ic: multiply(icb, ic)))
+
         return _seq(
             tirx.AllocBuffer(sums),
             each(lambda o, i: self.vector(sums, (o, i), lambda lane: tirx.const(0.0, "float32"))),
-            _loop(space.in_blocks, lambda icb: _loop(space.lanes, lambda ic: multiply(icb, ic))),
+            _loop(space.in_blocks, over_lanes),
             each(lambda o, i: self.vector(self.products, (p, oc + o, t + i), lambda lane: sums[o, i, lane])),
         )
 
@@ -427,7 +443,7 @@ def _loop(extent: int, body: Callable[[Any], Any], kind: str = "serial") -> Any:
 
 
 def _seq(*statements: Any) -> Any:
-    return tirx.SeqStmt(list(statements))
+    return tirx.SeqStmt(list(statements)) if len(statements) > 1 else statements[0]
 
 
 def _buffer(shape: Sequence[int], name: str, scope: str = "global") -> Any:
