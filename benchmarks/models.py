@@ -259,7 +259,7 @@ def _calumma(command: str, needs: Sequence[str], *arguments: object) -> dict[str
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise _Failed(f"calumma {command}: exit status {done.returncode}: {last}")
-        document = json.loads(Path(report.name).read_text())
+        document = json.loads(Path(report.name).read_text().splitlines()[-1])
     missing = [key for key in needs if document.get(key) is None]
     if missing:
         raise _Failed(f"calumma {command}: its JSON has no {missing[0]!r}")

@@ -1,23 +1,30 @@
-"""What `import calumma` offers: compile, tune, load, InferenceSession; and the listing behind `calumma tasks`."""
+"""What `import calumma` offers: compile, tune, load, InferenceSession; and the listing behind `calumma tasks`.
+
+Latencies and durations are in seconds wherever a name ends in `_s`. Everything that can be the caller's doing raises an
+`InputError` of one line; `calumma.CalummaError` is the base of all that calumma raises on purpose.
+"""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calumma import tvm_compat
 from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, load, save
+from calumma.core import durations
 from calumma.core.errors import InputError
 from calumma.core.values import Budget, KnobValue
 
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
-    from calumma.tuner import Event, TaskResult
+    from calumma.tuner import ModelContest, TaskResult
+    from calumma.tuner.events import Listener
     from calumma.tuner.model import TunableModel
 
 __all__ = [
@@ -114,6 +121,8 @@ class TuneResult(_Built):
     session: str
     """Id of the tuning session in the database."""
     tasks: tuple[TaskResult, ...]
+    contest: ModelContest | None
+    """How the tuned model did against the default one; the faster one is the result."""
     interrupted: bool
     """Ctrl-C ended the session; the artifact holds the best so far."""
 
@@ -127,6 +136,7 @@ def compile(
     threads: int | None = None,
     mcpu: str | None = None,
     database: str | PathLike[str] | Store | None = None,
+    on_event: Listener | None = None,
 ) -> CompileResult:
     """Compile a model without measuring anything.
 
@@ -136,16 +146,23 @@ def compile(
     Args:
         model: path or bytes of an ONNX model, a `torch.nn.Module` (with `example_inputs`), or an ExportedProgram.
         output: where to save the artifact; nowhere by default.
+        example_inputs: the tensors a torch module is called with, in order; their shapes and types become the model's.
         shapes: input name -> every dimension, for inputs with open dimensions.
         threads: threads the model will run on; all physical cores by default.
         mcpu: LLVM's name of the CPU to compile for; the host by default.
         database: records to use: a path, a URL, or an open store; the user's own by default.
+        on_event: called with a `PhaseStarted` for every step.
+
+    Returns:
+        The compiled model: `artifact` runs it in this process, `path` is the file written.
 
     Raises:
         InputError: the model, a setting or the database cannot be used; says what to do.
     """
     destination = _destination(output)
-    prepared = _prepare(model, example_inputs, shapes, threads, mcpu)
+    on_phase = _phase_listener(on_event)
+    on_phase("load")
+    prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase)
     from calumma.tuner.model import recorded_configs
 
     with prepared.phase("records"), _store(database) as store:
@@ -175,7 +192,7 @@ def tune(
     model: Any,
     *,
     output: str | PathLike[str] | None = None,
-    budget: Budget | float = DEFAULT_BUDGET,
+    budget: Budget | float | str = DEFAULT_BUDGET,
     strategy: str = DEFAULT_STRATEGY,
     database: str | PathLike[str] | Store | None = None,
     seed: int = 0,
@@ -183,19 +200,24 @@ def tune(
     shapes: Shapes | None = None,
     threads: int | None = None,
     mcpu: str | None = None,
-    on_event: Callable[[Event], None] | None = None,
+    on_event: Listener | None = None,
 ) -> TuneResult:
     """Tune a model by measurement within a budget, and compile it with the best schedules found.
 
     Ctrl-C ends the session early and keeps the best so far.
 
     Args:
-        budget: seconds as a number, or seconds, trials or both as a `Budget`.
+        budget: seconds as a number or as text ("90s", "2m"), or seconds, trials or both as a `Budget`; importing and
+            building the model come on top.
         strategy: how candidates are proposed; see `calumma.search.strategy_names`.
         database: where records go, and come from: a path, a URL, or an open store; the user's own by default.
         seed: decides everything random.
-        on_event: called with every progress event of the session.
+        on_event: called with every progress event (`calumma.events`), in this thread and on the budget's time. What it
+            raises ends the session and is raised again; what was measured is in the database.
         model, output, example_inputs, shapes, threads, mcpu: as for `compile`.
+
+    Returns:
+        The tuned model, with what was decided per task and what the time was spent on.
 
     Raises:
         InputError: the model, a setting or the database cannot be used; says what to do.
@@ -203,17 +225,21 @@ def tune(
     from calumma.measure import LocalRunner
     from calumma.search import strategy_names
     from calumma.tuner import TuningSession
+    from calumma.tuner.contest import Contest
 
     if strategy not in strategy_names():
         raise InputError(f"--strategy {strategy}: there is no such strategy; one of {', '.join(strategy_names())}")
     destination = _destination(output)
-    budget = budget if isinstance(budget, Budget) else Budget(seconds=float(budget))
+    budget = _budget(budget)
     count = tvm_compat.set_threads(threads)
+    on_phase = _phase_listener(on_event)
+    on_phase("load")
     hardware = tvm_compat.hardware_for(mcpu)
     if not tvm_compat.target_features(hardware.mcpu) <= tvm_compat.target_features(tvm_compat.host_mcpu()):
         raise InputError(f"--mcpu {mcpu}: this machine cannot run code for it, so nothing can be measured; use compile")
     with _store(database) as store, closing(LocalRunner(hardware, count, cache_state=CACHE_STATE)) as runner:
-        prepared = _prepare(model, example_inputs, shapes, threads, mcpu)
+        prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase)
+        contest = Contest(prepared)
         session = TuningSession(
             [(task, prepared.spaces[task.workload.hash]) for task in prepared.tasks],
             runner,
@@ -226,13 +252,23 @@ def tune(
             seed=seed,
             model=prepared.name,
             model_hash=prepared.model_hash,
-            options={"budget_s": budget.seconds, "trials": budget.trials, "threads": count, "mcpu": hardware.mcpu},
+            options={
+                "source": Path(model).name if isinstance(model, (str, PathLike)) else None,
+                "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
+                "budget_s": budget.seconds,
+                "trials": budget.trials,
+                "threads": count,
+                "mcpu": hardware.mcpu,
+            },
             progress=on_event,
+            contest=contest,
         )
         result = session.run()
     configs = {task.workload: task.config for task in result.tasks}
     latencies_s = {task.workload: task.latency_s for task in result.tasks if task.latency_s is not None}
-    executable, lowered = _build(prepared, configs, latencies_s, destination)
+    executable, lowered = _build(
+        prepared, configs, latencies_s, destination, None if result.interrupted else contest.winner
+    )
     phases = dict(prepared.phases_s)
     for name, seconds in result.phases_s.items():
         phases[f"tune.{name}"] = seconds
@@ -244,6 +280,7 @@ def tune(
         lowered=lowered,
         session=result.session,
         tasks=result.tasks,
+        contest=result.contest,
         interrupted=result.interrupted,
     )
 
@@ -256,7 +293,14 @@ def tasks(
     threads: int | None = None,
     mcpu: str | None = None,
 ) -> TaskListing:
-    """List what would be tuned, without building or measuring anything. Arguments as for `compile`."""
+    """List what would be tuned, without building or measuring anything.
+
+    Args:
+        model, example_inputs, shapes, threads, mcpu: as for `compile`.
+
+    Raises:
+        InputError: the model or a setting cannot be used; says what to do.
+    """
     prepared = _prepare(model, example_inputs, shapes, threads, mcpu)
     return TaskListing(
         _rows(prepared),
@@ -269,12 +313,24 @@ def tasks(
 
 
 def _prepare(
-    model: Any, example_inputs: Sequence[Any] | None, shapes: Shapes | None, threads: int | None, mcpu: str | None
+    model: Any,
+    example_inputs: Sequence[Any] | None,
+    shapes: Shapes | None,
+    threads: int | None,
+    mcpu: str | None,
+    on_phase: Callable[[str], None] = lambda name: None,
 ) -> TunableModel:
     count = tvm_compat.set_threads(threads)
     from calumma.tuner.model import prepare
 
-    return prepare(model, example_inputs=example_inputs, shapes=shapes, threads=count, mcpu=mcpu)
+    return prepare(model, example_inputs=example_inputs, shapes=shapes, threads=count, mcpu=mcpu, on_phase=on_phase)
+
+
+def _phase_listener(on_event: Listener | None) -> Callable[[str], None]:
+    """What to call with the name of a phase that begins."""
+    from calumma.tuner.events import PhaseStarted
+
+    return lambda name: None if on_event is None else on_event(PhaseStarted(name))
 
 
 def _build(
@@ -282,11 +338,16 @@ def _build(
     configs: Mapping[str, Mapping[str, KnobValue]],
     latencies_s: Mapping[str, float],
     destination: Path | None,
+    built: tuple[Executable, LoweredModel] | None = None,
 ) -> tuple[Executable, LoweredModel]:
-    with prepared.phase("schedule"):
-        lowered = prepared.lowered(configs, latencies_s)
-    with prepared.phase("build"):
-        executable = build(lowered, prepared.hardware, prepared.threads)
+    """Schedule, build and save; what was `built` from these schedules before is not built again."""
+    if built is not None:
+        executable, lowered = built[0], replace(built[1], metadata=prepared.metadata(configs, latencies_s))
+    else:
+        with prepared.phase("schedule"):
+            lowered = prepared.lowered(configs, latencies_s)
+        with prepared.phase("build"):
+            executable = build(lowered, prepared.hardware, prepared.threads)
     if destination is not None:
         with prepared.phase("save"):
             save(executable, lowered.params, lowered.metadata, destination)
@@ -325,6 +386,15 @@ def _destination(output: str | PathLike[str] | None) -> Path | None:
         reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise InputError(f"the artifact cannot be written to {path}: {reason}; give the path of a file, like model.so")
     return path
+
+
+def _budget(budget: Budget | float | str) -> Budget:
+    """The budget as limits that make sense."""
+    limits = budget if isinstance(budget, Budget) else Budget(seconds=durations.seconds(budget))
+    for name, limit in (("seconds", limits.seconds), ("trials", limits.trials)):
+        if limit is not None and not 0 < limit < math.inf:
+            raise InputError(f"budget: {name} is {limit!r}; give more than 0, or a Budget without that limit")
+    return limits
 
 
 def _store(database: str | PathLike[str] | Store | None) -> AbstractContextManager[Store]:

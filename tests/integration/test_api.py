@@ -15,11 +15,12 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
+import calumma
 from calumma import api
 from calumma.artifact import Artifact
 from calumma.core.values import Budget
 from calumma.database import SqlStore
-from calumma.tuner.events import SessionFinished
+from calumma.tuner.events import PhaseStarted, SessionFinished, SessionStarted, TrialsDone
 from calumma.tuner.session import REMEASURED
 from tests.onnx_models import Model, assert_close, reference
 
@@ -216,6 +217,29 @@ def test_narrow_vectors(name):
     assert_close(_run(artifact, feeds), reference(data, feeds))
 
 
+@pytest.mark.parametrize("name", ["attention", "concatenations", "plain_edges"])
+def test_inference_session_has_the_calls_of_onnxruntime(name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, data = _built(name)
+    theirs = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    ours = calumma.InferenceSession(api.compile(data, threads=2).artifact)
+    for call in ("get_inputs", "get_outputs"):
+        described = [[(n.name, n.shape, n.type) for n in getattr(session, call)()] for session in (ours, theirs)]
+        assert described[0] == described[1]
+    feeds, last = model.feeds(), theirs.get_outputs()[-1].name
+    with ThreadPoolExecutor(1) as thread:
+        for names in (None, [], [last]):
+            assert_close(thread.submit(ours.run, names, feeds).result(), theirs.run(names, feeds))
+
+
+def test_compile_tells_its_phases(tmp_path):
+    _, data = _built("perceptron")
+    events = []
+    result = api.compile(data, output=tmp_path / "model.so", threads=1, on_event=events.append)
+    assert all(isinstance(event, PhaseStarted) for event in events)
+    assert [event.phase for event in events] == ["load", *result.phases_s]
+
+
 # ---- tuning
 
 
@@ -243,7 +267,10 @@ def test_tuned_model_computes_the_same_and_its_records_serve_the_next_compile(tm
     assert tuned.path.exists() and not tuned.interrupted
     assert sum(task.trials for task in tuned.tasks) == 5
     assert sum(_proposed(database).values()) == 5
-    assert isinstance(seen[-1], SessionFinished)
+    first, last = ([type(e) for e in seen].index(kind) for kind in (SessionStarted, SessionFinished))
+    before, after = ([event.phase for event in part] for part in (seen[:first], seen[last + 1 :]))
+    assert before[:2] == ["load", "import"] and after == ["schedule", "build", "save"]
+    assert not any(isinstance(event, PhaseStarted) for event in seen[first:last])
     feeds = model.feeds()
     expected = reference(data, feeds)
     untuned = api.compile(data, database=tmp_path / "empty.sqlite", threads=2)
@@ -253,6 +280,21 @@ def test_tuned_model_computes_the_same_and_its_records_serve_the_next_compile(tm
     assert untuned.recorded == 0
     configs = {row["workload"]: row["config"] for row in tuned.lowered.metadata["tasks"]}
     assert configs == {task.workload: dict(task.config) for task in tuned.tasks}
+
+
+def test_what_a_listener_raises_ends_the_session_and_keeps_its_records(tmp_path):
+    class EnoughError(Exception):
+        pass
+
+    def on_event(event):
+        if isinstance(event, TrialsDone):
+            raise EnoughError
+
+    database, before = tmp_path / "records.sqlite", set(psutil.Process().children())
+    with pytest.raises(EnoughError):
+        api.tune(_small_network()[1], database=database, budget=Budget(trials=100), threads=1, on_event=on_event)
+    assert sum(_proposed(database).values()) >= 1
+    assert not psutil.wait_procs(set(psutil.Process().children()) - before, timeout=20)[1]
 
 
 TUNE = """

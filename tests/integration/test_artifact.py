@@ -361,9 +361,33 @@ else:
 
 
 def test_profile(artifact: Artifact) -> None:
-    times = artifact.profile({"data:0": inputs()}, repeat=3)
-    assert [(time.kernel, time.calls) for time in times] == [("dense", 1), ("add", 2), ("halve", 1), ("widen", 1)]
-    assert all(time.seconds > 0 for time in times)
+    profile = artifact.profile({"data:0": inputs()}, repeat=3)
+    assert [(time.kernel, time.calls, time.output) for time in profile.kernels] == [
+        ("dense", 1, (4, 16)),
+        ("add", 2, (4, 16)),
+        ("halve", 1, (4, 16)),
+        ("widen", 1, (4, 16)),
+    ]
+    assert all(time.seconds > 0 for time in profile.kernels)
+    assert min(profile.copies_s, profile.kernels_s, profile.latency_s) > 0
+
+
+def test_profile_needs_the_runtime_alone_and_leaves_the_model_as_it_was(path: Path) -> None:
+    code = f"""
+import sys
+import numpy as np
+from calumma.artifact import load
+x = {{"data:0": np.random.default_rng(0).standard_normal((4, 8), dtype=np.float32)}}
+artifact = load({str(path)!r})
+before = artifact.run(x)
+profile = artifact.profile(x, repeat=1)
+assert len(profile.kernels) == 4
+for one, other in zip(before, artifact.run(x)):
+    assert one.tobytes() == other.tobytes()
+loaded = {{"tvm", "torch", "onnx", "xgboost"}} & sys.modules.keys()
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_inference_session(model: LoweredModel, path: Path) -> None:
@@ -374,8 +398,37 @@ def test_inference_session(model: LoweredModel, path: Path) -> None:
     check(session.run(None, {"data:0": inputs()}), expected(model, inputs()))
     (half,) = session.run(["half"], {"data:0": inputs()})
     np.testing.assert_allclose(half, expected(model, inputs())[1], rtol=2**-8)
-    with pytest.raises(ArtifactError, match="no output 'other'; it has product, half"):
-        session.run(["other"], {"data:0": inputs()})
+    product, _ = session.run([], {"data:0": inputs()})
+    check(session.run(["half", "product"], {"data:0": inputs()}), [half, product])
+    assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_inference_session_of_a_loaded_artifact(path: Path, artifact: Artifact) -> None:
+    session = InferenceSession(artifact, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert session.artifact is artifact
+    check(session.run(None, {"data:0": inputs()}), artifact.run({"data:0": inputs()}))
+    with pytest.raises(InputError, match=r"threads=1: the loaded artifact has its own \(\d+\); give its path instead"):
+        InferenceSession(artifact, threads=1)
+    with pytest.raises(InputError, match="artifacts run on the CPU; name CPUExecutionProvider or leave it out"):
+        InferenceSession(path, providers=["CUDAExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("names", "feeds", "message"),
+    [
+        (["other"], {"data:0": inputs()}, "no output 'other'; it has product, half"),
+        (None, {"other": inputs()}, "input 'data:0' is missing"),
+        (None, {"data:0": inputs(), "other": inputs()}, "no input 'other'"),
+        (None, {"data:0": inputs()[:1]}, r"has shape \(1, 8\), the model was compiled for \(4, 8\)"),
+        (None, {"data:0": inputs().tolist()}, "has type float64, the model takes float32"),
+    ],
+)
+def test_inference_session_refuses_what_does_not_fit(
+    artifact: Artifact, names: list[str] | None, feeds: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        InferenceSession(artifact).run(names, feeds)
+    assert "\n" not in str(raised.value)
 
 
 def test_unwritable_target(model: LoweredModel, executable: Executable, tmp_path: Path) -> None:

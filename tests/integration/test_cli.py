@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
-COMMANDS = ("compile", "tune", "run", "bench", "tasks", "records")
+from tests.onnx_models import Model
+
+COMMANDS = ("compile", "tune", "run", "bench", "tasks", "records", "report")
 
 
 def calumma(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -55,10 +62,9 @@ def test_help_of_every_command(command: str) -> None:
         assert option in done.stdout
 
 
-@pytest.mark.parametrize("module", ["calumma", "calumma.cli"])
-def test_imports_load_nothing_heavy(module: str) -> None:
+def test_imports_load_nothing_heavy() -> None:
     heavy = "{'tvm', 'tvm_ffi', 'torch', 'numpy', 'onnx', 'rich', 'sqlalchemy'}"
-    code = f"import sys, {module}; loaded = {heavy} & sys.modules.keys(); assert not loaded, loaded"
+    code = f"import sys, calumma.cli; loaded = {heavy} & sys.modules.keys(); assert not loaded, loaded"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -95,3 +101,45 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m calumma --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a JSON stream that may still be written."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def test_interrupted_tuning_keeps_the_best_so_far(tmp_path: Path) -> None:
+    network = Model()
+    x = network.op("Relu", network.conv(network.input(1, 3, 12, 12), (3, 24)))
+    model, out, stream = tmp_path / "model.onnx", tmp_path / "out.so", tmp_path / "events.json"
+    model.write_bytes(network.bytes(network.conv(x, (24, 40))))
+    command = [sys.executable, "-m", "calumma", "tune", model, "-o", out, "--trials", "100000", "--threads", "1"]
+    process = subprocess.Popen(
+        [*command, "--json", stream, "--db", tmp_path / "records.sqlite"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 100
+        while not any(line["event"] == "trials_done" for line in _lines(stream)):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to the workers as well
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130, stderr
+    assert "interrupted: this is the best so far" in stdout
+    assert "error" not in stderr and "Traceback" not in stderr
+    *events, result = _lines(stream)
+    assert [line["phase"] for line in events if line["event"] == "phase_started"][:2] == ["load", "import"]
+    assert [line["interrupted"] for line in events if line["event"] == "session_finished"] == [True]
+    assert (result["event"], result["interrupted"], result["artifact"]) == ("result", True, str(out))
+    assert calumma("run", str(out), "--repeat", "1").returncode == 0
+    assert not psutil.wait_procs(children, timeout=20)[1]

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import calumma
-from calumma.artifact import KernelTime, TensorSpec
+from calumma.artifact import KernelTime, Profile, TensorSpec
 from calumma.cli import main
 from calumma.core.errors import ArtifactError, InternalError, ModelError
 from calumma.core.values import Budget, Status
-from calumma.tuner import TaskResult
+from calumma.tuner import ModelContest, NewBest, PhaseStarted, TaskResult
 
 
 class FakeApi(ModuleType):
@@ -80,7 +80,13 @@ def task(name: str = "conv", **changes: Any) -> TaskResult:
 
 def tuned(path: Path, *tasks: TaskResult, interrupted: bool = False) -> SimpleNamespace:
     return SimpleNamespace(
-        path=path, tasks=tasks, session="20260131-120000", interrupted=interrupted, import_s=1.0, phases_s={"run": 2.0}
+        path=path,
+        tasks=tasks,
+        session="20260131-120000",
+        contest=ModelContest(tuned_s=0.009, default_s=0.01, ratio=0.9, rounds=5),
+        interrupted=interrupted,
+        import_s=1.0,
+        phases_s={"run": 2.0},
     )
 
 
@@ -138,9 +144,27 @@ def test_interrupted_tuning_reports_and_exits_with_130(
     assert main(["tune", str(model), "-o", str(out), "--quiet", "--json", "-"]) == 130
     captured = capsys.readouterr()
     document = json.loads(captured.out)
+    assert document["event"] == "result"
     assert document["interrupted"] is True
     assert document["artifact"] == str(out)
     assert captured.err == ""
+
+
+def test_tune_writes_events_and_then_the_result(
+    api: FakeApi, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tune(*args: Any, on_event: Any, **kwargs: Any) -> SimpleNamespace:
+        on_event(PhaseStarted("import"))
+        on_event(NewBest("0123", "conv", 1e-3, None, {"tile": 4}))
+        return tuned(tmp_path / "o.so", task())
+
+    monkeypatch.setattr(api, "tune", tune, raising=False)
+    events = tmp_path / "events.json"
+    assert main(["tune", str(model), "-o", str(tmp_path / "o.so"), "--json", str(events)]) == 0
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["phase_started", "new_best", "result"]
+    assert lines[1]["config"] == {"tile": 4}
+    assert lines[2]["tasks"][0]["name"] == "conv"
 
 
 def test_task_that_failed_says_why(
@@ -202,6 +226,7 @@ def test_compile_reports_phases(api: FakeApi, model: Path, tmp_path: Path, capsy
     )
     assert main(["compile", str(model), "-o", str(out)]) == 0
     assert f"3 kernels in {out}" in capsys.readouterr().out
+    assert callable(api.calls[0][2]["on_event"])
     assert api.calls[0][2]["shapes"] is None
 
 
@@ -238,13 +263,24 @@ class FakeArtifact:
 
     inputs = tuple(TensorSpec(name, (2, 3), "float32") for name in ("a", "b"))
     outputs = (TensorSpec("head/y:0", (2, 3), "float32"),)
-    metadata: ClassVar = {"tasks": [{"name": "fused_dense", "flops": 1.5e9, "bound_s": 0.75e-3}]}
+    metadata: ClassVar = {
+        "peak_flops": 2e12,
+        "tasks": [
+            {"name": "fused_dense", "flops": 1.5e9, "bytes": 3e6, "bound_s": 0.75e-3},
+            {"name": "fused_pool", "flops": 1e6, "bytes": 4e6, "bound_s": 0.25e-3},
+        ],
+    }
 
     def run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         return [2 * feeds["a"] + feeds["b"]]
 
-    def profile(self, feeds: dict[str, np.ndarray], repeat: int) -> list[KernelTime]:
-        return [KernelTime("fused_relu", 1, 1e-3), KernelTime("fused_dense", 2, 3e-3)]
+    def profile(self, feeds: dict[str, np.ndarray], repeat: int) -> Profile:
+        kernels = (
+            KernelTime("unblock", 1, 0.5e-3, (2, 3)),
+            KernelTime("fused_dense", 2, 3e-3, (2, 16)),
+            KernelTime("fused_pool", 1, 0.5e-3, (2, 1)),
+        )
+        return Profile(kernels, copies_s=0.1e-3, kernels_s=4.1e-3, latency_s=4e-3)
 
 
 @pytest.fixture
@@ -282,13 +318,22 @@ def test_run_draws_the_same_inputs_from_a_seed(artifact: Path, capsys: pytest.Ca
     assert means[0] == means[1] != means[2]
 
 
-def test_run_profiles(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", str(artifact), "--profile", "--repeat", "1"]) == 0
+def test_run_profiles(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "profile.json"
+    assert main(["run", str(artifact), "--profile", "--repeat", "1", "--json", str(report)]) == 0
     text = capsys.readouterr().out
-    dense = next(line for line in text.splitlines() if line.startswith("fused_dense"))
-    assert dense.split() == ["fused_dense", "2", "3", "75.0%", "1,000", "50%"]
-    assert text.index("fused_dense") < text.index("fused_relu")
-    assert "kernels together 4.000 ms" in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
+    assert rows["fused_dense"] == ["2", "3", "75.0%", "1,000", "2", "50%", "compute"]
+    assert rows["fused_pool"] == ["1", "0.5", "12.5%", "2", "8", "50%", "memory"]
+    assert rows["unblock"] == ["1", "0.5", "12.5%", "n/a", "n/a", "n/a", "n/a"]
+    assert text.index("fused_dense") < text.index("unblock")
+    assert "kernels 4.100 ms + copies of inputs and outputs 0.100 ms = 105.0% of the model's 4.000 ms" in text
+    document = json.loads(report.read_text())
+    assert [kernel["kernel"] for kernel in document["kernels"]] == ["fused_dense", "unblock", "fused_pool"]
+    assert document["kernels"][0]["output"] == [2, 16]
+    assert document["profile"] == pytest.approx(
+        {"kernels_s": 4.1e-3, "copies_s": 0.1e-3, "latency_s": 4e-3, "agreement": 1.05}
+    )
 
 
 def test_run_refuses_what_cannot_be_an_input(

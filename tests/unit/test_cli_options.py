@@ -12,6 +12,7 @@ import pytest
 
 from calumma.cli.options import Duration, OutputPath, Shape
 from calumma.cli.output import Output, plain, table_lines
+from calumma.core.errors import InputError
 from calumma.core.values import Budget, Status
 
 
@@ -86,7 +87,7 @@ def test_json_on_stdout_stands_alone(capsys: pytest.CaptureFixture[str]) -> None
     output.line("text for people")
     output.table(["a"], [(1,)])
     output.document({"a": 1})
-    assert json.loads(capsys.readouterr().out) == {"a": 1}
+    assert json.loads(capsys.readouterr().out) == {"event": "result", "a": 1}
 
 
 def test_quiet_still_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,4 +97,33 @@ def test_quiet_still_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
     output.document({"a": 1})
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
-    assert json.loads((tmp_path / "out.json").read_text()) == {"a": 1}
+    assert json.loads((tmp_path / "out.json").read_text()) == {"event": "result", "a": 1}
+
+
+def test_json_is_one_object_per_line_and_replaces_an_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    path.write_text("of an earlier run\n" * 100)
+    output = Output(json=str(path))
+    output.event({"event": "phase_started", "phase": "import"})
+    assert path.read_text().count("\n") == 1
+    output.event({"event": "phase_started", "phase": "build"})
+    output.document({"a": {"b": "two\nlines"}})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["phase_started", "phase_started", "result"]
+    assert lines[0]["time_s"] <= lines[1]["time_s"]
+    assert lines[2] == {"event": "result", "a": {"b": "two\nlines"}}
+
+
+def test_json_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--json .*/full: cannot be written \(No space left on device\)"):
+        (tmp_path / "full").symlink_to("/dev/full")
+        Output(json=str(tmp_path / "full")).document({"a": 1})
+
+
+def test_first_column_gives_way_on_a_narrow_terminal() -> None:
+    rows = [("fused_conv2d17_add9_relu9", 1.25), ("pool2d", 10.0)]
+    assert table_lines(["task", "latency ms"], rows, 60) == table_lines(["task", "latency ms"], rows)
+    lines = table_lines(["task", "latency ms"], rows, 30)
+    assert max(map(len, lines)) == 30
+    assert lines[2].startswith("fused_conv2d17_ad…  ")
+    assert table_lines(["task", "latency ms"], rows, 5)[3].startswith("pool2d        ")

@@ -15,6 +15,8 @@ from calumma.database import MemoryStore
 from calumma.tuner import (
     REMEASURED,
     FinalCheckStarted,
+    ModelContest,
+    ModelsCompared,
     NewBest,
     RoundStarted,
     SessionFinished,
@@ -219,7 +221,8 @@ def test_every_winner_is_verified_and_a_wrong_one_never_wins() -> None:
     for (t, space), chosen in zip(world.tasks, result.tasks, strict=True):
         winner = Candidate(t.workload, space.template, space.version, chosen.config)
         assert not wrong.items() <= chosen.config.items()
-        assert winner.key in world.runner.verified
+        assert not chosen.tuned or winner.key in world.runner.verified
+    assert any(chosen.tuned for chosen in result.tasks)
 
 
 def test_failures_are_recorded_with_their_reason_and_cost_nothing_else() -> None:
@@ -475,3 +478,31 @@ def test_phases_sum_to_the_time_elapsed() -> None:
     clock.spread("search", 3.0, {"build": 2.0, "run": 1.0})
     assert clock.phases_s == {"other": 1.0, "search": 0.0, "model": 4.0, "build": 2.0, "run": 1.0}
     assert clock.elapsed_s == 8.0
+
+
+@pytest.mark.parametrize("ratio, wins", [(0.9, True), (1.0, True), (1.1, False)])
+def test_the_faster_of_the_whole_models_stays(ratio: float, wins: bool) -> None:
+    world = three()
+    asked = []
+
+    def contest(configs, seconds):
+        asked.append((dict(configs), seconds))
+        return ModelContest(tuned_s=ratio, default_s=1.0, ratio=ratio, rounds=5)
+
+    result = world.run(Budget(seconds=60), contest=contest)
+    ((configs, seconds),) = asked
+    assert 0 < seconds <= TuningSettings().contest_s
+    assert set(configs) == {t.workload.hash for t, _ in world.tasks}
+    assert any(task.tuned for task in result.tasks) == wins
+    if not wins:
+        assert all(task.config == s.decode(s.default()) for task, (_, s) in zip(result.tasks, world.tasks, strict=True))
+        assert result.latency_s == result.default_latency_s
+    (event,) = world.of(ModelsCompared)
+    assert (event.ratio, event.tuned_wins) == (ratio, wins)
+    assert world.store.sessions()[-1].summary["contest"]["ratio"] == ratio
+
+
+def test_models_are_not_compared_where_nothing_was_tuned() -> None:
+    world = three()
+    result = world.run(Budget(trials=1), contest=lambda configs, seconds: pytest.fail("nothing to compare"))
+    assert result.contest is None and not any(task.tuned for task in result.tasks)

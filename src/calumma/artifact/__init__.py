@@ -3,7 +3,7 @@
 Building needs all of TVM; loading and running need its runtime library, tvm_ffi and NumPy alone.
 """
 
-from calumma.artifact.artifact import Artifact, KernelTime, load
+from calumma.artifact.artifact import Artifact, KernelTime, Profile, load
 from calumma.artifact.codegen import Executable, build, save
 from calumma.artifact.lowered import LoweredModel
 from calumma.artifact.session import InferenceSession, NodeArg
@@ -16,6 +16,7 @@ __all__ = [
     "KernelTime",
     "LoweredModel",
     "NodeArg",
+    "Profile",
     "TensorSpec",
     "build",
     "load",

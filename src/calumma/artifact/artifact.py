@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -35,6 +36,22 @@ class KernelTime:
     """Times the model calls it."""
     seconds: float
     """All these calls together; the median over the runs."""
+    output: tuple[int, ...]
+    """Shape of what it writes; in blocked layout where the model keeps it so."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a run goes. Everything is a median over runs, in seconds."""
+
+    kernels: tuple[KernelTime, ...]
+    """In the order of their first call."""
+    copies_s: float
+    """Inputs into the arena, outputs out of it."""
+    kernels_s: float
+    """All kernels of one run, called one by one."""
+    latency_s: float
+    """The same runs whole, as `run` does them, in turns with those that were taken apart."""
 
 
 class Artifact:
@@ -64,7 +81,7 @@ class Artifact:
         self._module = module
         sections = {"arena": runtime.aligned(plan.arena_bytes), "weights": weights}
         self._tensors = [runtime.tensor(sections[slot.section], slot) for slot in plan.slots]
-        self._run_program = runtime.bind(module, self._tensors)
+        self._program, self._run_program = runtime.bind(module, self._tensors)
 
         def arrays(indices: Sequence[int]) -> list[NDArray]:
             return [runtime.array(sections[plan.slots[i].section], plan.slots[i]) for i in indices]
@@ -120,19 +137,47 @@ class Artifact:
         arrays = self._check(feeds)
         with self._lock:
             runtime.use_threads(self.threads)
-            self._feed(arrays)
-            self._run_program()
-            return [output.copy() for output in self._output_arrays]
+            return self._run_once(arrays)
 
-    def profile(self, feeds: Mapping[str, ArrayLike], repeat: int = 10) -> list[KernelTime]:
+    def run_into(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Run on memory of another library, without a copy wherever the model can use it as it is.
+
+        Args:
+            inputs: Tensors that speak DLPack, in order, with the model's shapes and types; on the CPU, C-contiguous,
+                the first byte aligned to 64. Nothing of this is checked here.
+            outputs: The same for the results, which are written there.
+        """
+        tensors = list(self._tensors)
+        plan = self._plan
+        for all_views, slots, given in (
+            (plan.input_views, plan.input_slots, inputs),
+            (plan.output_views, plan.output_slots, outputs),
+        ):
+            for views, slot, tensor in zip(all_views, slots, given, strict=True):
+                for view in views:
+                    tensors[view] = self._view(tensor, view, slot)
+        with self._lock:
+            runtime.use_threads(self.threads)
+            for views, array, tensor in zip(plan.input_views, self._input_arrays, inputs, strict=True):
+                if not views:
+                    array[...] = np.from_dlpack(tensor)
+            self._program(*tensors)
+            for views, array, tensor in zip(plan.output_views, self._output_arrays, outputs, strict=True):
+                if not views:
+                    np.from_dlpack(tensor)[...] = array
+
+    def _view(self, given: Any, view: int, slot: int) -> Any:
+        """What a kernel gets for slot `view` when `given` takes the place of `slot`: the same bytes, maybe reshaped."""
+        wanted = self._plan.slots[view]
+        return given if wanted.shape == self._plan.slots[slot].shape else runtime.reshaped(given, wanted)
+
+    def profile(self, feeds: Mapping[str, ArrayLike], repeat: int = 10) -> Profile:
         """Time every kernel inside the model: same order, same memory, same caches as in a run.
 
         Args:
             feeds: Inputs by name.
-            repeat: Runs to take the median of; one more comes first and is not counted.
-
-        Returns:
-            Kernels in the order of their first call. Their seconds sum up to the latency of a run, less 0.1 us a call.
+            repeat: Runs to take the median of, each whole and taken apart in turns; one more comes first and is not
+                counted.
 
         Raises:
             ArtifactError: wrong inputs.
@@ -149,21 +194,48 @@ class Artifact:
             )
             for step in self._plan.steps
         ]
-        calls: dict[str, int] = {}
-        for kernel, _, _ in steps:
-            calls[kernel] = calls.get(kernel, 0) + 1
-        runs = []
+        outputs = {step.kernel: self._plan.slots[step.slots[-1]].shape for step in reversed(self._plan.steps)}
+        calls = Counter(kernel for kernel, _, _ in steps)
+        whole: list[float] = []
+        copies: list[float] = []
+        kernels: list[dict[str, float]] = []
+        now = time.perf_counter
         with self._lock:
             runtime.use_threads(self.threads)
             for _ in range(repeat + 1):
+                start = now()
+                self._run_once(arrays)
+                whole.append(now() - start)
+
+                start = now()
                 self._feed(arrays)
+                copied = now() - start
                 seconds = dict.fromkeys(calls, 0.0)
                 for kernel, function, tensors in steps:
-                    start = time.perf_counter()
+                    start = now()
                     function(*tensors)
-                    seconds[kernel] += time.perf_counter() - start
-                runs.append(seconds)
-        return [KernelTime(kernel, n, median(run[kernel] for run in runs[1:])) for kernel, n in calls.items()]
+                    seconds[kernel] += now() - start
+                start = now()
+                self._results()
+                copies.append(copied + now() - start)
+                kernels.append(seconds)
+        return Profile(
+            tuple(
+                KernelTime(kernel, n, median(run[kernel] for run in kernels[1:]), outputs[kernel])
+                for kernel, n in calls.items()
+            ),
+            copies_s=median(copies[1:]),
+            kernels_s=median(sum(run.values()) for run in kernels[1:]),
+            latency_s=median(whole[1:]),
+        )
+
+    def _run_once(self, arrays: Sequence[NDArray]) -> list[NDArray]:
+        self._feed(arrays)
+        self._run_program()
+        return self._results()
+
+    def _results(self) -> list[NDArray]:
+        return [output.copy() for output in self._output_arrays]
 
     def _feed(self, arrays: Sequence[NDArray]) -> None:
         # The kernels need aligned inputs, which NumPy's are not, and the arena reuses these bytes within a run.

@@ -8,6 +8,7 @@ kernel; the program runs without it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -131,7 +132,8 @@ def save(
     compiler = _compiler()
     with tempfile.TemporaryDirectory(prefix="calumma-") as folder:
         library = Path(folder) / "model.so"
-        _link(compiler, _write_objects(executable, Path(folder)), library)
+        with contextlib.ExitStack() as stack:
+            _link(compiler, _write_objects(executable, stack), library)
         try:
             file_format.write(path, library, params, header(executable, metadata))
         except OSError as error:
@@ -169,21 +171,23 @@ def _compile(kernels: Mapping[str, Any], target: Any) -> Any:
         raise InternalError(f"kernel {', '.join(kernels)} cannot be built: {reason[0]}") from error
 
 
-def _write_objects(executable: Executable, folder: Path) -> list[Path]:
-    """Write the libraries' machine code and the packed program as object files."""
+def _write_objects(executable: Executable, stack: contextlib.ExitStack) -> list[int]:
+    """Write the libraries' machine code and the packed program as object files; returns their descriptors.
+
+    They lie in memory, not on a disk: where one is full, LLVM ends the process instead of raising an error.
+    """
     tvm = tvm_compat.load()
 
-    def write(unit: tuple[int, Any]) -> Path:
-        path = folder / f"kernels{unit[0]}.o"
-        unit[1].write_to_file(str(path))
-        return path
+    def write(module: Any) -> int:
+        descriptor = os.memfd_create("kernels.o")
+        stack.callback(os.close, descriptor)
+        module.write_to_file(f"/proc/self/fd/{descriptor}", "o")
+        return descriptor
 
-    objects = _parallel(write, list(enumerate(executable.libraries)))
+    objects = _parallel(write, executable.libraries)
     pack = tvm.get_global_func("runtime.ModulePackImportsToLLVM")
     target = executable.libraries[0].get_function("_get_target_string")()
-    program = folder / "program.o"
-    pack(executable.module, False, target, "").write_to_file(str(program))
-    return [*objects, program]
+    return [*objects, write(pack(executable.module, False, target, ""))]
 
 
 def _compiler() -> str:
@@ -197,13 +201,17 @@ def _compiler() -> str:
     )
 
 
-def _link(compiler: str, objects: Sequence[Path], library: Path) -> None:
-    command = [compiler, "-shared", "-o", str(library), *map(str, objects), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _link(compiler: str, objects: Sequence[int], library: Path) -> None:
+    files = (f"/proc/self/fd/{descriptor}" for descriptor in objects)
+    command = [compiler, "-shared", "-o", str(library), *files, "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, pass_fds=objects)
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        # The driver's own last words only repeat that its linker has failed.
+        lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("collect2:")]
+        reason = lines[-1] if lines else f"exit status {done.returncode}"
         raise EnvironmentFault(
-            f"{compiler} cannot link the artifact: {reason[0]}; expected a working C compiler for the host"
+            f"{compiler} cannot link the artifact: {reason}; expected a working C compiler for the host and room in "
+            f"{tempfile.gettempdir()}"
         )
 
 

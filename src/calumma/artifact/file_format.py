@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 
 from calumma.artifact.plan import align
 from calumma.core.errors import ArtifactError
+from calumma.core.files import replacing
 
 FORMAT_VERSION = 1
 MAGIC = b"CALUMMA\n"
@@ -86,22 +86,8 @@ def write(path: Path, library: Path, weights: Iterable[NDArray], metadata: Mappi
     Raises:
         OSError: the file cannot be written; nothing is left behind.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w+b") as out:
-            _write(out, library, weights, metadata)
-            out.flush()
-            os.fsync(out.fileno())
-            os.fchmod(out.fileno(), 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(path) as out:
+        _write(out, library, weights, metadata)
 
 
 def _write(out: BinaryIO, library: Path, weights: Iterable[NDArray], metadata: Mapping[str, Any]) -> None:
@@ -140,14 +126,6 @@ def _write(out: BinaryIO, library: Path, weights: Iterable[NDArray], metadata: M
 def _pad(out: BinaryIO) -> int:
     out.write(bytes(align(out.tell()) - out.tell()))
     return out.tell()
-
-
-def _umask() -> int:
-    # The mask can only be read by setting it; the status file tells it without that race.
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("Umask:"):
-            return int(line.split()[1], 8)
-    return 0o022
 
 
 def read(path: Path) -> Contents:

@@ -199,7 +199,19 @@ class _Reader:
             steps=tuple(self.steps),
             arena_bytes=arena_bytes,
             weights_bytes=weights_bytes,
+            input_views=tuple(self.views(slot, outputs) for slot in params[:n_inputs]),
+            output_views=tuple(
+                self.views(slot, (*params, *outputs[:i], *outputs[i + 1 :])) for i, slot in enumerate(outputs)
+            ),
         )
+
+    def views(self, slot: int, others: Sequence[int]) -> tuple[int, ...]:
+        """All tensors in the storage of one; none if it is tied to its place, by a concatenation or one of `others`."""
+        storage = self.tensors[slot][0]
+        tied = {other.parent for other in self.storages} | {self.tensors[other][0] for other in others}
+        if self.storages[storage].parent is not None or storage in tied:
+            return ()
+        return tuple(index for index, (other, _, _) in enumerate(self.tensors) if other == storage)
 
 
 def _flat(value: _Value) -> Iterator[int]:

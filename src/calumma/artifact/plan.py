@@ -63,6 +63,11 @@ class Plan:
     steps: tuple[Step, ...]
     arena_bytes: int
     weights_bytes: int
+    input_views: tuple[tuple[int, ...], ...]
+    """For each input all slots that show its bytes, itself and reshapes: a call may give them another address. None
+    where it may not, because an output shows the same bytes."""
+    output_views: tuple[tuple[int, ...], ...]
+    """Likewise for each output. None where it is a part of something larger, an input, a weight, or an output twice."""
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values; `from_json` gives it back."""
@@ -85,6 +90,9 @@ class Plan:
             steps=tuple(Step(s["kernel"], tuple(s["slots"])) for s in data["steps"]),
             arena_bytes=data["arena_bytes"],
             weights_bytes=data["weights_bytes"],
+            # The first files of this format have none: all is copied.
+            input_views=tuple(map(tuple, data.get("input_views", [()] * len(data["inputs"])))),
+            output_views=tuple(map(tuple, data.get("output_views", [()] * len(data["outputs"])))),
         )
 
 

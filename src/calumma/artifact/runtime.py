@@ -74,12 +74,16 @@ def load_library(descriptor: int) -> Any:
         return ffi().load_module(str(name))
 
 
-def bind(module: Any, tensors: list[Any]) -> Any:
-    """Make a virtual machine for `module` and return its program with all of `tensors` bound: a call takes nothing."""
+def bind(module: Any, tensors: list[Any]) -> tuple[Any, Any]:
+    """Make a virtual machine for `module`.
+
+    Returns:
+        Its program, a function of all tensors; and the program with `tensors` bound, whose call takes nothing.
+    """
     machine = module["vm_load_executable"]()
     machine["vm_initialization"](*_CPU, _POOLED_ALLOCATOR)
     machine["save_function"]("main", "bound", True, *tensors)
-    return machine["bound"]
+    return machine["main"], machine["bound"]
 
 
 def aligned(size_bytes: int) -> NDArray[np.uint8]:
@@ -91,10 +95,14 @@ def aligned(size_bytes: int) -> NDArray[np.uint8]:
 
 def tensor(section: NDArray[np.uint8], slot: Slot) -> Any:
     """The TVM tensor of a slot; shares the bytes of `section`."""
+    return reshaped(section[slot.offset : slot.offset + slot.size_bytes], slot)
+
+
+def reshaped(memory: Any, slot: Slot) -> Any:
+    """A TVM tensor of a slot's shape and type on the bytes of a tensor that speaks DLPack."""
     package = ffi()
-    raw = package.from_dlpack(section[slot.offset : slot.offset + slot.size_bytes])
     view = package.get_global_func("runtime.TVMTensorCreateView")
-    return view(raw, package.Shape(slot.shape), package.dtype(slot.dtype), 0)
+    return view(package.from_dlpack(memory), package.Shape(slot.shape), package.dtype(slot.dtype), 0)
 
 
 def array(section: NDArray[np.uint8], slot: Slot) -> NDArray:

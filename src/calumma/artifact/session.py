@@ -8,11 +8,12 @@ from os import PathLike
 
 from numpy.typing import ArrayLike, NDArray
 
-from calumma.artifact.artifact import load
-from calumma.core.errors import ArtifactError
+from calumma.artifact.artifact import Artifact, load
+from calumma.core.errors import ArtifactError, InputError
 from calumma.core.values import TensorSpec
 
 _ONNX_NAMES = {"float32": "float", "float64": "double"}
+_PROVIDER = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,48 @@ class NodeArg:
 
     name: str
     shape: list[int]
+    """Every dimension is a number: an artifact is compiled for fixed shapes."""
     type: str
-    """"tensor(float)", "tensor(int64)", ..."""
+    """"tensor(float)", "tensor(int64)", ...: the element type by ONNX's name."""
 
 
 class InferenceSession:
-    """Drop-in for `onnxruntime.InferenceSession` on a compiled artifact."""
+    """Takes the place of `onnxruntime.InferenceSession` for a compiled artifact.
 
-    def __init__(self, path: str | PathLike[str], threads: int | None = None) -> None:
-        """Load the artifact at `path`; arguments and errors as in `load`."""
-        self.artifact = load(path, threads)
+        session = calumma.InferenceSession("resnet50.so")
+        (scores,) = session.run(None, {"input": x})
+
+    Unlike there, an input that does not fit is an `InputError` whatever is wrong with it.
+    """
+
+    def __init__(
+        self,
+        artifact: str | PathLike[str] | Artifact,
+        threads: int | None = None,
+        *,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        """Load an artifact.
+
+        Args:
+            artifact: path of a file that `compile` or `tune` wrote, or an artifact loaded already.
+            threads: threads a call uses; None takes what the model was built for. Not for a loaded artifact, which has
+                its own.
+            providers: ONNX Runtime's names of devices, in order of preference; the CPU has to be one of them.
+
+        Raises:
+            ArtifactError: as in `load`.
+            InputError: no provider is the CPU, or threads are given for a loaded artifact.
+        """
+        if providers is not None and _PROVIDER not in providers:
+            raise InputError(f"providers={list(providers)}: artifacts run on the CPU; name {_PROVIDER} or leave it out")
+        if not isinstance(artifact, Artifact):
+            artifact = load(artifact, threads)
+        elif threads is not None:
+            raise InputError(
+                f"threads={threads}: the loaded artifact has its own ({artifact.threads}); give its path instead"
+            )
+        self.artifact = artifact
 
     def get_inputs(self) -> list[NodeArg]:
         """The model's inputs, in order."""
@@ -40,20 +73,30 @@ class InferenceSession:
         """The model's outputs, in order."""
         return [_node_arg(spec) for spec in self.artifact.outputs]
 
+    def get_providers(self) -> list[str]:
+        """The devices in use, by ONNX Runtime's names: the CPU."""
+        return [_PROVIDER]
+
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, ArrayLike]) -> list[NDArray]:
-        """Run the model; returns the outputs named, or all of them for None.
+        """Run the model.
+
+        Args:
+            output_names: outputs to return, in this order; None or none of them for all.
+            input_feed: name -> array for every input, of exactly its shape and type.
+
+        Returns:
+            One array per output, the caller's own.
 
         Raises:
-            ArtifactError: an input is wrong, or an output unknown.
+            ArtifactError: (an InputError) an input is missing, unknown, or has the wrong shape or type, or an output is
+                unknown.
         """
         names = [spec.name for spec in self.artifact.outputs]
         for name in output_names or ():
             if name not in names:
                 raise ArtifactError(f"the model has no output {name!r}; it has {', '.join(names)}")
         outputs = self.artifact.run(input_feed)
-        if output_names is None:
-            return outputs
-        return [outputs[names.index(name)] for name in output_names]
+        return [outputs[names.index(name)] for name in output_names or names]
 
 
 def _node_arg(spec: TensorSpec) -> NodeArg:

@@ -12,6 +12,7 @@ Nothing here or in a command module imports TVM, NumPy or torch before the comma
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -24,6 +25,11 @@ import click
 from calumma.cli.app import app
 from calumma.cli.output import INTERRUPTED, Output
 from calumma.core.errors import CalummaError
+
+_OF_THE_PLACE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG}
+)
+"""What the system says of a place where nothing can be written: not a fault of ours."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,15 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the outermost frame: whatever it is becomes one line and a status
         if output.debug:
             traceback.print_exc()
-        if isinstance(error, CalummaError) and error.exit_status != 1:
-            return _fail(_one_line(error), error.exit_status)
-        hint = "" if output.debug else " (a fault of calumma; --debug or CALUMMA_DEBUG=1 shows the traceback)"
-        return _fail(f"{type(error).__name__}: {_one_line(error)}{hint}", 1)
+        return _fail(*_explained(error, output.debug))
     return status if isinstance(status, int) else 0
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     click.echo(f"calumma: warning: {_one_line(message)}", err=True)
+
+
+def _explained(error: Exception, debug: bool) -> tuple[str, int]:
+    """One line for an error, and the exit status."""
+    if isinstance(error, CalummaError) and error.exit_status != 1:
+        return _one_line(error), error.exit_status
+    if isinstance(error, MemoryError):
+        return f"out of memory ({_one_line(error) or 'the system gives no more'}): give smaller shapes with --shape", 2
+    if isinstance(error, OSError) and error.errno in _OF_THE_PLACE:
+        return f"{error.filename or 'a file'}: {error.strerror}; make room, or choose another place", 2
+    hint = "" if debug else " (a fault of calumma; --debug or CALUMMA_DEBUG=1 shows the traceback)"
+    return f"{type(error).__name__}: {_one_line(error)}{hint}", 1
 
 
 def _fail(message: str, status: int) -> int:

@@ -11,6 +11,7 @@ from calumma.cli.bench import bench
 from calumma.cli.compile import compile_model
 from calumma.cli.options import debug_option
 from calumma.cli.records import records
+from calumma.cli.report import report
 from calumma.cli.run import run
 from calumma.cli.tasks import tasks
 from calumma.cli.tune import tune
@@ -79,5 +80,5 @@ def app() -> None:
     """Compile and auto-tune neural networks: a model file goes in, a fast module comes out."""
 
 
-for command in (compile_model, tune, run, bench, tasks, records):
+for command in (compile_model, tune, run, bench, tasks, records, report):
     app.add_command(command)

@@ -15,6 +15,7 @@ from calumma.cli.options import (
     output_options,
 )
 from calumma.cli.output import Output
+from calumma.cli.progress import show_progress
 
 
 @click.command("compile", short_help="Build an artifact at once, without measuring anything.")
@@ -38,9 +39,16 @@ def compile_model(
     """
     from calumma import api
 
-    result = api.compile(
-        model, output=artifact_path(output, model), shapes=shapes, threads=threads, mcpu=mcpu, database=database
-    )
+    with show_progress(out) as on_event:
+        result = api.compile(
+            model,
+            output=artifact_path(output, model),
+            shapes=shapes,
+            threads=threads,
+            mcpu=mcpu,
+            database=database,
+            on_event=on_event,
+        )
     out.table(["phase", "seconds"], [(name, round(seconds, 2)) for name, seconds in result.phases_s.items()])
     out.line(f"\n{len(result.tasks)} kernels in {result.path}")
     out.document(

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import click
 
 from calumma.cli.output import STDOUT, Output
+from calumma.core.durations import seconds
+from calumma.core.errors import InputError
 
 Shapes = dict[str, tuple[int, ...]]
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 class Duration(click.ParamType):
@@ -26,10 +26,13 @@ class Duration(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(\w*)", str(value).strip())
-        if not match or match[2] not in _UNITS or float(match[1]) <= 0:
-            self.fail(f"{value!r} is not a length of time above zero: write 60, 60s, 2m or 1h", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
+        try:
+            found = seconds(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+        if found == 0:
+            self.fail(f"{value!r} is a length of time of zero: give more", param, ctx)
+        return found
 
 
 class Shape(click.ParamType):
@@ -113,7 +116,8 @@ def output_options(command: Command) -> Command:
             flag_value=STDOUT,
             expose_value=False,
             callback=_json_target,
-            help="Write the result as JSON to FILE, or to stdout in place of the text. Without FILE, give it last.",
+            help="Write JSON to FILE, or to stdout in place of the text: one object per line, the result last. "
+            "Without FILE, give it last.",
         ),
     ):
         command = option(command)

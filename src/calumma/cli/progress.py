@@ -1,4 +1,4 @@
-"""What a tuning session shows while it runs: a live table on a terminal, a line now and then elsewhere.
+"""What `tune` and `compile` show while they run: a live table on a terminal, a line now and then elsewhere.
 
 Both are drawn when an event arrives, never by a thread of their own: a thread that wakes up while a kernel is timed
 would be part of the measurement.
@@ -6,54 +6,74 @@ would be part of the measurement.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from calumma.cli.output import STDOUT, Output
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
-    from calumma.tuner import Event, SessionProgress
+    from calumma.tuner import Event, Listener, SessionProgress, TaskProgress
 
 _REDRAW_S = 0.5
 _LINE_S = 5.0
-_FRAME_LINES = 9
-"""Lines of the live view that are not tasks."""
+_FRAME_LINES = 7
+"""Lines of the live view that are not tasks, and one for the cursor."""
 
-Listener = Callable[["Event"], None]
+_PHASES = {
+    "load": "loading TVM",
+    "import": "importing the model",
+    "lower": "lowering it to kernels",
+    "spaces": "making design spaces",
+    "roofline": "probing the machine's limits",
+    "build": "generating code",
+    "save": "writing the artifact",
+}
+"""Phase -> what people read; the others take no time to speak of."""
 
 
 @contextmanager
-def tuning_progress(*, quiet: bool) -> Iterator[Listener | None]:
-    """Yield what to call with every event of a session: it draws on stderr, so that stdout stays the result's."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty():
+def show_progress(out: Output) -> Iterator[Listener]:
+    """Yield what to call with every event; it draws on stderr, so that stdout stays the result's."""
+    if out.quiet:
+        yield lambda event: None
+    elif _can_redraw() and not (out.json == STDOUT and sys.stdout.isatty()):
         with _live_table() as listener:
             yield listener
     else:
         yield _Lines()
 
 
+def _can_redraw() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
 class _Lines:
-    """One line every few seconds, and one for every change of phase."""
+    """One line every few seconds, and one for whatever begins."""
 
     def __init__(self) -> None:
         self._last = float("-inf")
 
     def __call__(self, event: Event) -> None:
-        progress = getattr(event, "progress", None)
-        if progress is None:
+        begins = _begins(event)
+        if begins is None and time.monotonic() - self._last < _LINE_S:
             return
-        phase = _phase(event)
-        if phase is None and time.monotonic() - self._last < _LINE_S:
-            return
-        self._last = time.monotonic()
-        click.echo(summary_line(progress) + (f"; {phase}" if phase else ""), err=True)
+        progress: SessionProgress | None = getattr(event, "progress", None)
+        parts = [] if progress is None else summary(progress)
+        if begins:
+            parts = [", ".join(parts) + "; " + begins] if parts else [begins]
+        if parts:
+            self._last = time.monotonic()
+            click.echo(", ".join(parts), err=True)
 
 
 @contextmanager
@@ -62,30 +82,35 @@ def _live_table() -> Iterator[Listener]:
     from rich.live import Live
 
     console = Console(stderr=True)
-    with Live(console=console, auto_refresh=False) as live:
-        last_drawn = float("-inf")
-        phase = ""
+    progress: SessionProgress | None = None
+    begun = ""
+    last_drawn = float("-inf")
+
+    # What goes to stdout is the result and stays out of this; warnings on stderr come to stand above the table.
+    with Live(console=console, auto_refresh=False, redirect_stdout=False, transient=True) as live:
 
         def listener(event: Event) -> None:
-            nonlocal last_drawn, phase
-            progress = getattr(event, "progress", None)
-            if progress is None:
+            nonlocal progress, begun, last_drawn
+            progress = getattr(event, "progress", progress)
+            begins = _begins(event)
+            if begins is None and time.monotonic() - last_drawn < _REDRAW_S:
                 return
-            new_phase = _phase(event)
-            phase = new_phase or phase
-            if new_phase is None and time.monotonic() - last_drawn < _REDRAW_S:
-                return
+            begun = begins or begun
             last_drawn = time.monotonic()
-            live.update(_view(progress, phase, max(3, console.height - _FRAME_LINES)), refresh=True)
+            live.update(_view(progress, begun, *console.size), refresh=True)
 
         yield listener
+    if progress is not None:
+        click.echo(", ".join(summary(progress)), err=True)
 
 
-def _phase(event: Event) -> str | None:
+def _begins(event: Event) -> str | None:
     """What begins with an event, for people; None where nothing new begins."""
     from calumma import tuner
 
     match event:
+        case tuner.PhaseStarted():
+            return _PHASES.get(event.phase)
         case tuner.SessionStarted():
             text = f"session {event.session}: {len(event.progress.tasks)} tasks"
             if event.recalled:
@@ -94,73 +119,148 @@ def _phase(event: Event) -> str | None:
                 text += f", {event.unreadable} records of an older design space left out"
             return text
         case tuner.FinalCheckStarted():
-            return f"checking the winners of {event.tasks} tasks against their defaults"
+            winners = "the winner of 1 task" if event.tasks == 1 else f"the winners of {event.tasks} tasks"
+            return f"checking {winners} against the default"
         case tuner.SessionFinished():
             return "finished" if not event.result.interrupted else "interrupted: keeping the best so far"
         case _:
             return None
 
 
-def summary_line(progress: SessionProgress) -> str:
-    """The footer of the table as one line of text."""
-    failures = sum(task.failures for task in progress.tasks)
-    parts = [f"{progress.elapsed_s:5.1f} s", f"{progress.trials} trials"]
-    if progress.trials_left is not None:
-        parts[-1] += f" ({progress.trials_left} left)"
+def summary(progress: SessionProgress) -> list[str]:
+    """What is said of the whole session, most telling first."""
+    parts = [f"{progress.elapsed_s:.1f} s", f"{progress.trials} trials"]
     if progress.candidates_per_s is not None:
         parts.append(f"{progress.candidates_per_s:.1f}/s")
+    if progress.seconds_left is not None:
+        parts.append(f"{_duration(progress.seconds_left)} left")
+    if progress.trials_left is not None:
+        eta = "" if progress.eta_s is None else f" (about {_duration(progress.eta_s)})"
+        parts.append(f"{progress.trials_left} trials left{eta}")
+    # Only tasks of which both are known: the two sums are there to be compared.
+    known = [(task.weight, task.latency_s, task.default_latency_s) for task in progress.tasks]
+    sums = [(weight * best, weight * default) for weight, best, default in known if best and default]
+    if sums:
+        best_s, default_s = (sum(values) for values in zip(*sums, strict=True))
+        parts.append(f"tasks {best_s * 1e3:.2f} ms (defaults {default_s * 1e3:.2f})")
+    failures = sum(task.failures for task in progress.tasks)
     if failures:
         parts.append(f"{failures} failed")
-    if progress.default_latency_s:
-        parts.append(f"tasks {progress.latency_s * 1e3:.2f} ms (defaults {progress.default_latency_s * 1e3:.2f})")
-    left_s = progress.eta_s if progress.seconds_left is None else progress.seconds_left
-    if left_s is not None:
-        parts.append(f"{left_s:.0f} s left")
-    return ", ".join(parts)
+    return parts
 
 
-def _view(progress: SessionProgress, phase: str, rows: int) -> RenderableType:
-    from rich.box import SIMPLE_HEAD
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+class _Column(NamedTuple):
+    name: str
+    width: int
+    needs: int
+    """Columns the terminal must have for this one to be shown."""
+    value: Callable[[TaskProgress], str]
+
+
+_NAME_WIDTH = 40
+_GAP = 2
+_COLUMNS = (
+    _Column("calls", 5, 78, lambda task: str(task.weight)),
+    _Column("best ms", 8, 0, lambda task: _ms(task.latency_s)),
+    _Column("default", 8, 100, lambda task: _ms(task.default_latency_s)),
+    _Column("speedup", 7, 72, lambda task: _speedup(task)),
+    _Column("roofline", 8, 0, lambda task: "" if task.roofline_share is None else f"{task.roofline_share:.0%}"),
+    _Column("trials", 6, 46, lambda task: str(task.trials)),
+    _Column("failed", 6, 90, lambda task: str(task.failures or "")),
+    _Column("status", 10, 56, lambda task: task.status),
+)
+
+
+def _view(progress: SessionProgress | None, begun: str, width: int, height: int) -> RenderableType:
     from rich.console import Group
     from rich.padding import Padding
     from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    last = Text(begun, style="bold", no_wrap=True, overflow="ellipsis")
+    if progress is None:
+        return last
+    # By the time before tuning: rows keep their places while their latencies fall.
+    tasks = sorted(progress.tasks, key=_initial_s, reverse=True)
+    rows = max(3, height - _FRAME_LINES)
+    parts: list[RenderableType] = [_table(tasks[:rows], width)]
+    if len(tasks) > rows:
+        parts.append(Text(_rest(tasks[rows:]), style="dim", no_wrap=True, overflow="ellipsis"))
+    done = _share_done(progress)
+    if done is not None:
+        parts.append(Padding(ProgressBar(total=1.0, completed=done, width=min(60, width))))
+    parts += [*_lines(summary(progress), width), last]
+    return Group(*parts)
+
+
+def _table(tasks: Sequence[TaskProgress], width: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("task", overflow="ellipsis", no_wrap=True, max_width=44)
-    for name in ("calls", "best ms", "default", "roofline", "trials", "failed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    # The tasks that take the most of the model's time; those not measured yet come last.
-    heaviest = sorted(progress.tasks, key=lambda task: task.weight * (task.latency_s or 0.0), reverse=True)
-    for task in heaviest[:rows]:
-        share = task.roofline_share
-        table.add_row(
-            task.name,
-            str(task.weight),
-            _ms(task.latency_s),
-            _ms(task.default_latency_s),
-            "" if share is None else Text(f"{share:.0%}", style=_colour(share)),
-            str(task.trials),
-            Text(str(task.failures), style="red") if task.failures else "",
-            Text(task.status, style="green" if task.status == "near bound" else ""),
-        )
-    parts: list[RenderableType] = [table]
-    if len(heaviest) > rows:
-        parts.append(Text(f"and {len(heaviest) - rows} lighter tasks", style="dim"))
+    columns = [column for column in _COLUMNS if column.needs <= width]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    name_width = min(_NAME_WIDTH, width - sum(column.width + _GAP for column in columns))
+    table.add_column("task", width=max(8, name_width), no_wrap=True, overflow="ellipsis")
+    for column in columns:
+        justify = "left" if column.name == "status" else "right"
+        table.add_column(column.name, width=column.width, no_wrap=True, justify=justify)  # type: ignore[arg-type]
+    for task in tasks:
+        table.add_row(task.name, *(Text(column.value(task), style=_style(column.name, task)) for column in columns))
+    return table
+
+
+def _style(column: str, task: TaskProgress) -> str:
+    share = task.roofline_share
+    if column == "roofline" and share is not None:
+        return "green" if share >= 0.9 else "yellow" if share >= 0.6 else "red"
+    if (column, task.status) == ("status", "near bound"):
+        return "green"
+    return "red" if column == "failed" or (column, task.status) == ("status", "failing") else ""
+
+
+def _initial_s(task: TaskProgress) -> float:
+    """Seconds of the model's time before tuning: measured, or by the bound while that is all there is."""
+    return task.weight * (task.default_latency_s or task.latency_s or task.bound_s or 0.0)
+
+
+def _rest(tasks: Sequence[TaskProgress]) -> str:
+    """One line for the tasks that have no room."""
+    statuses = ", ".join(f"{n} {status}" for status, n in Counter(task.status for task in tasks).most_common())
+    latency_ms = sum(task.weight * (task.latency_s or 0.0) for task in tasks) * 1e3
+    return (
+        f"and {len(tasks)} lighter tasks: {latency_ms:.3f} ms, {sum(task.trials for task in tasks)} trials, {statuses}"
+    )
+
+
+def _share_done(progress: SessionProgress) -> float | None:
+    """The part of the budget that is spent, by whichever limit is nearer."""
+    shares = []
     if progress.seconds_left is not None:
-        total = progress.elapsed_s + progress.seconds_left
-        parts.append(Padding(ProgressBar(total=total, completed=progress.elapsed_s, width=60)))
-    parts.append(Text(summary_line(progress)))
-    if phase:
-        parts.append(Text(phase, style="bold"))
-    return Group(*parts)
+        shares.append(progress.elapsed_s / (progress.elapsed_s + progress.seconds_left or 1.0))
+    if progress.trials_left is not None:
+        shares.append(progress.trials / (progress.trials + progress.trials_left or 1))
+    return max(shares, default=None)
+
+
+def _lines(parts: Sequence[str], width: int) -> list[Text]:
+    """Two lines, always: a frame that keeps its height does not jump."""
+    from rich.text import Text
+
+    first = len(parts)
+    while first > 1 and len(", ".join(parts[:first])) > width:
+        first -= 1
+    return [Text(", ".join(part), no_wrap=True, overflow="ellipsis") for part in (parts[:first], parts[first:])]
 
 
 def _ms(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1e3:.3f}"
 
 
-def _colour(share: float) -> str:
-    return "green" if share >= 0.9 else "yellow" if share >= 0.6 else "red"
+def _speedup(task: TaskProgress) -> str:
+    return f"{task.default_latency_s / task.latency_s:.2f}x" if task.default_latency_s and task.latency_s else ""

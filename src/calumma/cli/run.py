@@ -83,7 +83,7 @@ def run(
     out.line(f"latency {middle * 1e3:.3f} ms (quartiles {low * 1e3:.3f} - {high * 1e3:.3f}, {repeat} runs)\n")
     out.table(list(summary[0]), [tuple(row.values()) for row in summary])
     if profile:
-        document["kernels"] = _profile(out, loaded, feeds, repeat)
+        document |= _profile(out, loaded, feeds, repeat)
     if directory is not None:
         _save(directory, [row["output"] for row in summary], outputs)
         out.line(f"\noutputs saved in {directory}")
@@ -147,28 +147,33 @@ def _summary(name: str, array: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _profile(out: Output, artifact: Artifact, feeds: Arrays, repeat: int) -> list[dict[str, Any]]:
-    """Print time per kernel, beside the work the artifact's metadata knows of it; returns the rows."""
-    kernels = sorted(artifact.profile(feeds, repeat), key=lambda kernel: kernel.seconds, reverse=True)
+def _profile(out: Output, artifact: Artifact, feeds: Arrays, repeat: int) -> dict[str, Any]:
+    """Print time per kernel, beside the work the artifact's metadata knows of it; returns it as JSON values."""
+    profile = artifact.profile(feeds, repeat)
     tasks = {task["name"]: task for task in artifact.metadata.get("tasks", ())}
-    total_s = sum(kernel.seconds for kernel in kernels)
+    total_s = sum(kernel.seconds for kernel in profile.kernels)
+    peak = artifact.metadata.get("peak_flops")
     rows = []
-    for kernel in kernels:
+    for kernel in sorted(profile.kernels, key=lambda kernel: kernel.seconds, reverse=True):
         call_s = kernel.seconds / kernel.calls
         task = tasks.get(kernel.kernel, {})
+        flops, size_bytes, bound_s = (task.get(key) or None for key in ("flops", "bytes", "bound_s"))
         rows.append(
             {
                 "kernel": kernel.kernel,
+                "output": kernel.output,
                 "calls": kernel.calls,
                 "ms": kernel.seconds * 1e3,
                 "share": kernel.seconds / total_s,
-                "gflop_per_s": task["flops"] / call_s / 1e9 if task.get("flops") else None,
-                "roofline": task["bound_s"] / call_s if task.get("bound_s") else None,
+                "gflop_per_s": flops and flops / call_s / 1e9,
+                "gb_per_s": size_bytes and size_bytes / call_s / 1e9,
+                "roofline": bound_s and bound_s / call_s,
+                "limit": _limit(flops, bound_s, peak),
             }
         )
     out.line()
     out.table(
-        ["kernel", "calls", "ms", "share", "GFLOP/s", "roofline"],
+        ["kernel", "calls", "ms", "share", "GFLOP/s", "GB/s", "roofline", "limit"],
         [
             (
                 row["kernel"],
@@ -176,13 +181,34 @@ def _profile(out: Output, artifact: Artifact, feeds: Arrays, repeat: int) -> lis
                 row["ms"],
                 f"{row['share']:.1%}",
                 row["gflop_per_s"],
+                row["gb_per_s"],
                 None if row["roofline"] is None else f"{row['roofline']:.0%}",
+                row["limit"],
             )
             for row in rows
         ],
     )
-    out.line(f"\nkernels together {total_s * 1e3:.3f} ms")
-    return rows
+    together_s = profile.kernels_s + profile.copies_s
+    out.line(
+        f"\nkernels {profile.kernels_s * 1e3:.3f} ms + copies of inputs and outputs {profile.copies_s * 1e3:.3f} ms = "
+        f"{together_s / profile.latency_s:.1%} of the model's {profile.latency_s * 1e3:.3f} ms, measured in turns"
+    )
+    return {
+        "kernels": rows,
+        "profile": {
+            "kernels_s": profile.kernels_s,
+            "copies_s": profile.copies_s,
+            "latency_s": profile.latency_s,
+            "agreement": together_s / profile.latency_s,
+        },
+    }
+
+
+def _limit(flops: float | None, bound_s: float | None, peak_flops: float | None) -> str | None:
+    """What the roofline bound of a kernel comes from: arithmetic or memory traffic."""
+    if not bound_s or not peak_flops:
+        return None
+    return "compute" if (flops or 0.0) / peak_flops >= 0.999 * bound_s else "memory"
 
 
 def _save(directory: Path, names: Sequence[str], outputs: Sequence[np.ndarray]) -> None:

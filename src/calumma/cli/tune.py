@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +17,10 @@ from calumma.cli.options import (
     output_options,
 )
 from calumma.cli.output import INTERRUPTED, Output
-from calumma.cli.progress import tuning_progress
+from calumma.cli.progress import show_progress
+
+if TYPE_CHECKING:
+    from calumma.tuner import Event
 
 _DEFAULT_BUDGET_S = 60.0
 
@@ -56,13 +60,17 @@ def tune(
     Everything measured goes to the database: the same command again goes on from there.
     Ctrl-C ends with the best so far.
     """
-    from calumma import api
+    from calumma import api, tuner
     from calumma.core.values import Budget
 
     if budget is None and trials is None:
         budget = _DEFAULT_BUDGET_S
-    out.status(f"importing {model.name}")
-    with tuning_progress(quiet=out.quiet) as on_event:
+    with show_progress(out) as show:
+
+        def on_event(event: Event) -> None:
+            out.event(tuner.to_json(event))
+            show(event)
+
         result = api.tune(
             model,
             output=artifact_path(output, model),
@@ -101,7 +109,13 @@ def tune(
         for which in ("latency_s", "default_latency_s")
     )
     out.line(f"\nsum of tasks {tuned_s * 1e3:.3f} ms, by default {default_s * 1e3:.3f} ms; session {result.session}")
-    out.line(f"artifact: {result.path}")
+    if result.contest is not None:
+        contest, kept = result.contest, "tuned" if result.contest.tuned_wins else "default"
+        out.line(
+            f"whole model {contest.tuned_s * 1e3:.3f} ms tuned, {contest.default_s * 1e3:.3f} ms by default "
+            f"(ratio {contest.ratio:.3f} over {contest.rounds} rounds): the {kept} schedules are used"
+        )
+    out.line(f"artifact: {result.path}" + ("; interrupted: this is the best so far" if result.interrupted else ""))
     out.document(
         {
             "model": model,
@@ -112,6 +126,7 @@ def tune(
             "default_latency_s": default_s,
             "import_s": result.import_s,
             "phases_s": result.phases_s,
+            "contest": result.contest,
             "tasks": result.tasks,
         }
     )

@@ -36,6 +36,12 @@ def physical_cores() -> int:
 
 
 @functools.cache
+def memory_bytes() -> int:
+    """Return the machine's main memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@functools.cache
 def cache_bytes() -> tuple[int, int, int]:
     """Sizes of the L1 data, L2 and L3 caches in bytes; common values where the system does not tell."""
     sizes = dict(_DEFAULT_CACHES)

@@ -17,6 +17,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from calumma.core.errors import ModelError
+from calumma.frontend.importer import check_size
 
 INPUT = "input"
 CONSTANT = "constant"
@@ -158,6 +159,9 @@ def from_relax(mod: Any, output_names: list[str]) -> Graph:
     outputs = list(result) if isinstance(result, tuple) else [result]
     if len(outputs) == 1 and isinstance(outputs[0].args, tuple) and outputs[0].op == "tuple":
         outputs = list(outputs[0].args)
+    for output, name in zip(outputs, output_names, strict=False):
+        if not isinstance(output, Node):
+            raise ModelError(f"output {name}: a {type(output).__name__}, expected a tensor; leave this output out")
     names = output_names if len(output_names) == len(outputs) else [f"output_{i}" for i in range(len(outputs))]
     return Graph(inputs, outputs, names)
 
@@ -201,7 +205,9 @@ def _static_shape(var: relax.Var, where: str) -> tuple[int, ...]:
     values = getattr(shape, "values", None)
     if values is None or not all(hasattr(v, "value") for v in values):
         raise ModelError(f"{where}: shape {shape} is not fixed; give every dimension with --shape NAME=DIM,DIM,...")
-    return tuple(int(v.value) for v in values)
+    static = tuple(int(v.value) for v in values)
+    check_size(where, _dtype(var), static)
+    return static
 
 
 def _dtype(var: relax.Var) -> str:

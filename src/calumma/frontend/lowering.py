@@ -17,13 +17,14 @@ import tvm
 from numpy.typing import NDArray
 from tvm import ir, relax, te, topi
 
-from calumma.core.errors import ModelError
+from calumma.core.errors import InputError, ModelError
 from calumma.core.values import TensorSpec
 from calumma.frontend.graph import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node
+from calumma.frontend.importer import reason
 from calumma.frontend.operators import conv, elementwise, layout, local_response_norm, matmul, pool, rows
 from calumma.frontend.simplify import CHANNEL_SHUFFLE, LRN, MATMUL
 
-_OUT_ELEMENTWISE_FUSABLE = 4
+OUT_ELEMENTWISE_FUSABLE = 4
 """TVM's fusion kind of a convolution: elementwise readers fuse behind it, nothing fuses before it."""
 _INJECTIVE = 2
 _CACHE_LINE = 64
@@ -122,7 +123,10 @@ class _Lowering:
         with tvm.transform.PassContext(opt_level=3):
             with tvm.target.Target("llvm"):
                 mod = relax.backend.DispatchSortScan()(mod)
-            mod = relax.transform.LegalizeOps(skip_ops=list(_KEPT))(mod)
+            try:
+                mod = _legalize(mod)
+            except Exception as error:  # TVM raises whatever its rules throw
+                raise self._refused(mod) or error from error
         self._check_legalized(mod)
         lowering = self
 
@@ -145,6 +149,26 @@ class _Lowering:
             mod = mutator.builder_.get()
             mod["main"] = relax.Function(params, main.body, main.ret_ty, main.is_pure, main.attrs)
         return mod
+
+    def _refused(self, mod: tvm.IRModule) -> ModelError | None:
+        """The error that names the operator which TVM cannot lower: the first that fails alone."""
+        for binding in (binding for block in mod["main"].body.blocks for binding in block.bindings):
+            operator = getattr(getattr(binding.value, "op", None), "name", "")
+            if not operator or operator == "relax.call_tir" or operator in _KEPT:
+                continue
+            builder = relax.BlockBuilder()
+            with builder.function("main", relax.analysis.free_vars(binding.value)):
+                builder.emit_func_output(builder.emit(binding.value))
+            try:
+                _legalize(builder.finalize())
+            except Exception as error:  # noqa: BLE001 - this is what is looked for
+                operator = operator.removeprefix("relax.")
+                node = next((n for n in self.graph.nodes() if n.op == operator), None)
+                return ModelError(
+                    f"node {node.name if node else binding.var.name_hint}: operator {operator} cannot be compiled "
+                    f"({reason(error)}); export it in another form, or cut the model off before this node"
+                )
+        return None
 
     def _check_legalized(self, mod: tvm.IRModule) -> None:
         """Raise ModelError for an operator that TVM knows but cannot lower."""
@@ -180,8 +204,10 @@ class _Lowering:
         except ModelError:
             raise
         except Exception as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            raise ModelError(f"node {node.name}: operator {node.op} cannot be compiled ({reason})") from error
+            raise ModelError(
+                f"node {node.name}: operator {node.op} cannot be compiled ({reason(error)}); "
+                "export it in another form, or cut the model off before this node"
+            ) from error
 
     def relax_call(self, node: Node) -> Any:
         """Hand an operator without a rule to Relax on plain tensors; TVM's legalisation lowers it later."""
@@ -363,7 +389,7 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
             lambda x, w: conv.depthwise_conv2d(x, w, window),
             source.expr,
             packed,
-            kind=_OUT_ELEMENTWISE_FUSABLE,
+            kind=OUT_ELEMENTWISE_FUSABLE,
             name="depthwise_conv2d",
         )
         return Value(expr, node.shape, source.slots)
@@ -374,7 +400,7 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
             lambda x, w: conv.conv2d_plain(x, w, window),
             source.expr,
             packed,
-            kind=_OUT_ELEMENTWISE_FUSABLE,
+            kind=OUT_ELEMENTWISE_FUSABLE,
             name="conv2d",
         )
         return Value(expr, node.shape, out_slots)
@@ -385,7 +411,7 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
         ("conv", weight, source.slot_map.tobytes()),
     )
     expr = lo.emit(
-        lambda x, w: conv.conv2d(x, w, window, band), source.expr, packed, kind=_OUT_ELEMENTWISE_FUSABLE, name="conv2d"
+        lambda x, w: conv.conv2d(x, w, window, band), source.expr, packed, kind=OUT_ELEMENTWISE_FUSABLE, name="conv2d"
     )
     return Value(expr, node.shape, out_slots)
 
@@ -404,7 +430,7 @@ def _pool2d(lo: _Lowering, node: Node) -> Value | None:
         function = lambda x: pool.max_pool2d(x, height, width, ceil_mode)  # noqa: E731
     else:
         function = lambda x: pool.avg_pool2d(x, height, width, ceil_mode, bool(attrs.count_include_pad))  # noqa: E731
-    expr = lo.emit(function, source.expr, kind=_OUT_ELEMENTWISE_FUSABLE, name="pool2d")
+    expr = lo.emit(function, source.expr, kind=OUT_ELEMENTWISE_FUSABLE, name="pool2d")
     return Value(expr, node.shape, source.slots)
 
 
@@ -421,7 +447,7 @@ def _global_mean(lo: _Lowering, node: Node) -> Value | None:
         return None
     source = lo.value(source_node)
     pooled_shape = (*source_node.shape[:2], 1, 1)
-    expr = lo.emit(pool.global_avg_pool2d, source.expr, kind=_OUT_ELEMENTWISE_FUSABLE, name="global_avg_pool2d")
+    expr = lo.emit(pool.global_avg_pool2d, source.expr, kind=OUT_ELEMENTWISE_FUSABLE, name="global_avg_pool2d")
     value = Value(expr, pooled_shape, source.slots)
     return value if node.shape == pooled_shape else _reshaped(lo, value, node.shape)
 
@@ -476,7 +502,7 @@ def _lrn(lo: _Lowering, node: Node) -> Value:
     expr = lo.emit(
         lambda x: local_response_norm.local_response_norm(x, size=a.size, alpha=a.alpha, beta=a.beta, bias=a.bias),
         value.expr,
-        kind=_OUT_ELEMENTWISE_FUSABLE,
+        kind=OUT_ELEMENTWISE_FUSABLE,
         name="lrn",
     )
     return Value(expr, node.shape, value.slots)
@@ -554,7 +580,7 @@ def _matmul(lo: _Lowering, node: Node) -> Value | None:
             lambda x, w: matmul.dense(x, w, columns),
             lo.plain(left).expr,
             packed,
-            kind=_OUT_ELEMENTWISE_FUSABLE,
+            kind=OUT_ELEMENTWISE_FUSABLE,
             name="dense",
         )
         return Value(expr, node.shape)
@@ -571,7 +597,7 @@ def _matmul(lo: _Lowering, node: Node) -> Value | None:
     expr = lo.emit(
         lambda x, y: matmul.batch_matmul(x, y, lo.lanes, *axes),
         *(value.expr for value in operands),
-        kind=_OUT_ELEMENTWISE_FUSABLE,
+        kind=OUT_ELEMENTWISE_FUSABLE,
         name="batch_matmul",
     )
     return Value(expr, node.shape)
@@ -585,13 +611,13 @@ def _softmax(lo: _Lowering, node: Node) -> Value | None:
     if axis == 1 and len(node.shape) == 4 and node.shape[2:] == (1, 1):
         flat = _reshaped(lo, source, node.shape[:2])
         function = rows.softmax if node.op == "nn.softmax" else rows.log_softmax
-        expr = lo.emit(lambda x: function(x, 1, lo.lanes), flat.expr, kind=_OUT_ELEMENTWISE_FUSABLE, name="softmax")
+        expr = lo.emit(lambda x: function(x, 1, lo.lanes), flat.expr, kind=OUT_ELEMENTWISE_FUSABLE, name="softmax")
         return _reshaped(lo, Value(expr, node.shape[:2]), node.shape)
     if axis != len(node.shape) - 1:
         return None
     function = rows.softmax if node.op == "nn.softmax" else rows.log_softmax
     expr = lo.emit(
-        lambda x: function(x, axis, lo.lanes), lo.to_plain(source).expr, kind=_OUT_ELEMENTWISE_FUSABLE, name="softmax"
+        lambda x: function(x, axis, lo.lanes), lo.to_plain(source).expr, kind=OUT_ELEMENTWISE_FUSABLE, name="softmax"
     )
     return Value(expr, node.shape)
 
@@ -607,7 +633,7 @@ def _layer_norm(lo: _Lowering, node: Node) -> Value | None:
     expr = lo.emit(
         lambda x, g, b: rows.layer_norm(x, g, b, len(axes), epsilon, lo.lanes),
         *(lo.plain(n).expr for n in (data, gamma, beta)),
-        kind=_OUT_ELEMENTWISE_FUSABLE,
+        kind=OUT_ELEMENTWISE_FUSABLE,
         name="layer_norm",
     )
     return Value(expr, node.shape)
@@ -661,6 +687,21 @@ _RULES: dict[str, Callable[[_Lowering, Node], Value | None]] = {
     **dict.fromkeys(elementwise.UNARY, _unary),
     **dict.fromkeys(elementwise.BINARY, _binary),
 }
+
+
+def register_rule(operator: str, rule: Callable[[_Lowering, Node], Value | None]) -> None:
+    """Lower a Relax operator ("nn.conv1d") by `rule`, in this process; for operators whose rule is not in this file.
+
+    Raises:
+        InputError: the operator has a rule already.
+    """
+    if operator in _RULES:
+        raise InputError(f"operator {operator} has a lowering rule already: change that one")
+    _RULES[operator] = rule
+
+
+def _legalize(mod: tvm.IRModule) -> tvm.IRModule:
+    return relax.transform.LegalizeOps(skip_ops=list(_KEPT))(mod)
 
 
 def _fuse(mod: tvm.IRModule, inputs: int) -> tvm.IRModule:

@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,15 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import AttributeProto, TensorProto, helper, inliner, numpy_helper, version_converter
+from onnx import AttributeProto, TensorProto, checker, helper, inliner, numpy_helper, version_converter
+from onnx.checker import ValidationError
+from onnx.shape_inference import InferenceError
+from onnx.version_converter import ConvertError
 
 from calumma import tvm_compat
+from calumma.core import hardware as host
 from calumma.core.errors import ModelError
-from calumma.frontend.importer import Clock, ImportedModel, Shapes, reason
+from calumma.frontend.importer import Clock, ImportedModel, Shapes, check_size, reason
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +47,15 @@ _DETACHED_ELEMENTS = 256
 """Float32 initialisers of at least this many elements go around the converter. What an operator has to know while it is
 converted (shapes, axes, scales, bounds) is smaller."""
 _SLIM_TIMEOUT_S = 60.0
+_SLIM = """
+import resource, runpy, sys
+limit, (_, hard) = int(sys.argv.pop(1)), resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+runpy.run_module("onnxslim", run_name="__main__")
+"""
+"""onnxslim within limits: folding shape arithmetic takes no memory, unless a model is made to."""
+_WORD_CHARACTERS = 100
+"""A message quotes names up to this length."""
 
 _ONNX_DOMAINS = ("", "ai.onnx")
 _CONTRIB_DOMAIN = "com.microsoft"
@@ -108,6 +121,8 @@ def import_onnx(model: str | Path | bytes, shapes: Shapes | None = None) -> Impo
         with _located(source.where):
             _check_opset(proto)
             _lift_constants(proto)
+            _check_graph(proto)
+            _leave_out_empty_inputs(proto.graph)
             bound = _fix_shapes(proto, shapes or {})
             _check_types(proto)
             weights = _detach_weights(source, proto, fingerprint)
@@ -127,21 +142,39 @@ def import_onnx(model: str | Path | bytes, shapes: Shapes | None = None) -> Impo
 
     with _located(source.where):
         with clock.phase("convert"):
-            proto = _expand_functions(proto, supported_operators())
-            _check_operators(proto, supported_operators())
-            mod = convert(proto, _opset(proto), _inferred_types(proto))
+            with _onnx_step("shapes and types do not agree"):
+                proto = _expand_functions(proto, supported_operators())
+                _check_operators(proto, supported_operators())
+                types = _inferred_types(proto)
+            mod = convert(proto, _opset(proto), types)
         with clock.phase("graph"):
             graph = _graph(mod, proto, weights)
     return ImportedModel(graph, name, model_hash, clock.phases_s)
 
 
 @contextlib.contextmanager
-def _located(where: str) -> Any:
-    """Put the name of the model before every message about it, and keep it one line whatever names the model has."""
+def _located(where: str) -> Iterator[None]:
+    """Put the name of the model before a message about it, and keep it a short line whatever names the model has."""
     try:
         yield
     except ModelError as error:
-        raise ModelError(f"{where}: {' '.join(str(error).split())}") from error
+        words = (w if len(w) <= _WORD_CHARACTERS else f"{w[:_WORD_CHARACTERS]}..." for w in str(error).split())
+        text = "".join(c if c.isprintable() else "?" for c in " ".join(words))  # a name may hold a terminal's commands
+        raise ModelError(f"{where}: {text}") from error
+
+
+@contextlib.contextmanager
+def _onnx_step(failure: str) -> Iterator[None]:
+    """Translate what ONNX's own library raises; only some of its errors are what they are called."""
+    try:
+        yield
+    except (EncodeError, RuntimeError, ValueError, ConvertError, InferenceError, ValidationError) as error:
+        raise ModelError(f"{failure} ({_first_line(error)}); export it again, or with opset 17") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """Where ONNX says what is wrong; the context follows."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # -- reading ------------------------------------------------------------------------------------------
@@ -149,11 +182,11 @@ def _located(where: str) -> Any:
 
 @dataclass(frozen=True)
 class _Source:
-    """The bytes of a model, what to call it in messages, and the folder of its external data."""
+    """The bytes of a model, what to call it in messages, and its path: its folder holds its external data."""
 
     where: str
     data: bytes
-    folder: Path | None
+    path: Path | None
 
     @classmethod
     def of(cls, model: str | Path | bytes) -> _Source:
@@ -163,7 +196,7 @@ class _Source:
         if path.is_dir():
             raise ModelError(f"{path}: a directory, expected an ONNX file; give the path of the file in it")
         try:
-            return cls(str(path), path.read_bytes(), path.parent)
+            return cls(str(path), path.read_bytes(), path)
         except FileNotFoundError:
             raise ModelError(f"{path}: no such file; give the path of an ONNX file") from None
         except OSError as error:
@@ -218,6 +251,74 @@ def _check_opset(proto: onnx.ModelProto) -> None:
             f"{f'opset {opset}' if opset else 'no opset of the ONNX domain'}, expected {OPSETS[0]} to {OPSETS[-1]}; "
             "export it with opset 17 or convert it with onnx.version_converter"
         )
+    for named in (*proto.opset_import, *proto.graph.node):
+        if named.domain == _ONNX_DOMAINS[1]:
+            named.domain = ""
+
+
+def _check_graph(proto: onnx.ModelProto) -> None:
+    """Refuse what is no graph (names given twice, never or too late) and nodes that break their operator's schema.
+
+    TVM's converter believes all this: it computes something else, or crashes, where it does not hold.
+    """
+    graph = proto.graph
+    if proto.ir_version > onnx.IR_VERSION:
+        raise ModelError(f"IR version {proto.ir_version}, known are those up to {onnx.IR_VERSION}; update onnx")
+    if not all(isinstance(text, str) for text in _texts(proto)):  # what is not UTF-8 comes as bytes
+        raise ModelError("a name is not text in UTF-8: damaged; export or download the model again")
+    context = checker.C.CheckerContext()
+    context.ir_version = proto.ir_version
+    context.opset_imports = {entry.domain: entry.version for entry in proto.opset_import}
+    given = {""}
+
+    def give(name: str, what: str) -> None:
+        if name and name in given:
+            raise ModelError(f"{what}: the name {name!r} is given twice; export the model again")
+        given.add(name)
+
+    for value in graph.input:
+        give(value.name, "input")
+    for tensor in graph.initializer:
+        give(tensor.name, "weight")
+    for node in graph.node:
+        what = f"node {node.name or next(iter(node.output), '')}: operator {node.op_type}"
+        if not any(node.output):
+            raise ModelError(f"{what} gives no result; export the model again")
+        if node.domain not in context.opset_imports:
+            raise ModelError(f"{what} is of domain {node.domain!r}, of which the model names no opset; export it again")
+        absent = next((name for name in node.input if name not in given), None)
+        if absent is not None:
+            raise ModelError(f"{what} reads {absent!r}, which nothing before it gives; export the model again")
+        if not node.domain and onnx.defs.has(node.op_type, _opset(proto), ""):
+            try:
+                checker.check_node(node, context)
+            except ValidationError as error:
+                raise ModelError(f"{what} is not valid ({_first_line(error)}); export the model again") from error
+            _check_variadic(node, what, onnx.defs.get_schema(node.op_type, _opset(proto), ""))
+        for name in node.output:
+            give(name, what)
+    for value in graph.output:
+        if not value.name or value.name not in given:
+            raise ModelError(f"output {value.name!r}: nothing gives it; export the model again")
+
+
+def _check_variadic(node: onnx.NodeProto, what: str, schema: onnx.defs.OpSchema) -> None:
+    """Refuse an input left out of a list of inputs: TVM dies of it, and ONNX's own check lets it pass."""
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    listed = schema.inputs and schema.inputs[-1].option == variadic
+    if listed and "" in node.input[len(schema.inputs) - 1 :]:
+        raise ModelError(f"{what} has an input without a name; export the model again")
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[str]:
+    """Everything in a model that names something."""
+    graph = proto.graph
+    yield from (entry.domain for entry in proto.opset_import)
+    yield from (named.name for named in (*graph.input, *graph.output, *graph.initializer))
+    yield from (dim.dim_param for value in graph.input for dim in value.type.tensor_type.shape.dim)
+    for node in graph.node:
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
 
 
 def _lift_constants(proto: onnx.ModelProto) -> None:
@@ -233,12 +334,16 @@ def _lift_constants(proto: onnx.ModelProto) -> None:
             nodes.append(node)
     _assign(graph.node, nodes)
     constants = {tensor.name for tensor in graph.initializer}
-    empty = {tensor.name for tensor in graph.initializer if 0 in tensor.dims}
-    for node in graph.node:
-        if node.op_type == "Resize":  # an empty tensor is how exporters leave one of its inputs out
-            node.input[:] = ["" if name in empty else name for name in node.input]
     _assign(graph.input, [value for value in graph.input if value.name not in constants])
     proto.ir_version = max(proto.ir_version, 4)
+
+
+def _leave_out_empty_inputs(graph: onnx.GraphProto) -> None:
+    """An empty tensor is how exporters leave an input of Resize out."""
+    empty = {tensor.name for tensor in graph.initializer if 0 in tensor.dims}
+    for node in graph.node:
+        if node.op_type == "Resize":
+            node.input[:] = ["" if name in empty else name for name in node.input]
 
 
 def _assign(field: Any, values: list[Any]) -> None:
@@ -361,16 +466,28 @@ def _check_type(what: str, element_type: int) -> None:
 def _detach_weights(
     source: _Source, proto: onnx.ModelProto, fingerprint: _Fingerprint
 ) -> dict[str, NDArray[np.float32]]:
-    """Take large weights out of the model, which gets inputs of their names, and read external data."""
+    """Take large weights out of the model, which gets inputs of their names; read external data; drop the unread."""
     graph = proto.graph
     weights: dict[str, NDArray[np.float32]] = {}
+    read = {value.name for value in graph.output}
+    for node in graph.node:
+        read.update(node.input, _captured(node))
     kept = []
     for tensor in graph.initializer:
+        if tensor.name not in read:
+            continue
         shape = tuple(tensor.dims)
+        if any(size < 0 for size in shape):
+            raise ModelError(f"weight {tensor.name} {list(shape)}: damaged (negative dimensions); export it again")
         external = tensor.data_location == TensorProto.EXTERNAL
         array = _read_external(source, tensor) if external else None
         if array is not None:
             fingerprint.add(array)
+        elif tensor.HasField("raw_data") and len(tensor.raw_data) != _size_bytes(tensor):
+            raise ModelError(
+                f"weight {tensor.name} {list(shape)}: damaged ({len(tensor.raw_data):,} bytes, expected "
+                f"{_size_bytes(tensor):,}); export it again"
+            )
         if tensor.data_type == TensorProto.FLOAT and math.prod(shape) >= _DETACHED_ELEMENTS:
             try:
                 weights[tensor.name] = (
@@ -391,32 +508,40 @@ def _detach_weights(
     return weights
 
 
+def _size_bytes(tensor: TensorProto) -> int:
+    return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
 def _read_external(source: _Source, tensor: TensorProto) -> NDArray[np.uint8]:
-    """Read the bytes of a tensor that lie in a file of its own."""
+    """Read the bytes of a tensor that lie in a file of its own, in the model's folder or below and nowhere else."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     what = f"weight {tensor.name}"
     location = entries.get("location", "")
-    if source.folder is None:
+    if source.path is None:
         raise ModelError(f"{what} lies in the file {location!r}; give the path of the model, not its bytes")
-    relative = os.path.normpath(location)
-    if not location or os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
-        raise ModelError(f"{what} lies in {location!r}, outside the model's folder; put the file beside the model")
-    size_bytes = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    path = source.folder / relative
+    size_bytes = _size_bytes(tensor)
     try:
+        # Where the model is a link, as in a cache of downloads, its data may lie beside the file it leads to.
+        folders = (source.path.parent.resolve(), source.path.resolve().parent)
+        path = (source.path.parent / location).resolve()
+        inside = bool(location) and not os.path.isabs(location) and any(map(path.is_relative_to, folders))
+        if not inside or os.pardir in Path(location).parts:
+            raise ModelError(f"{what} lies in {location!r}, outside the model's folder; put the file beside the model")
+        if not path.exists():
+            raise ModelError(f"{what} lies in {str(path)!r}, which does not exist; put the file beside the model")
+        if not path.is_file():  # a pipe or a device would be read without end
+            raise ModelError(f"{what} lies in {str(path)!r}, which is not a file; put the file beside the model")
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", size_bytes))
-        data = np.fromfile(path, np.uint8, count=length, offset=offset)
-    except FileNotFoundError:
-        raise ModelError(f"{what} lies in {str(path)!r}, which does not exist; put the file beside the model") from None
-    except (OSError, ValueError) as error:
+        held = max(0, min(path.stat().st_size - offset, length))
+        if offset < 0 or length != size_bytes or held != size_bytes:
+            raise ModelError(
+                f"{what}: {str(path)!r} holds {held:,} of its {size_bytes:,} bytes; copy the model and its data again"
+            )
+        return np.fromfile(path, np.uint8, count=size_bytes, offset=offset)
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links is a RuntimeError
         raise ModelError(
-            f"{what}: {str(path)!r} cannot be read ({reason(error)}); copy the model and its data again"
+            f"{what}: {location!r} cannot be read ({reason(error)}); copy the model and its data again"
         ) from error
-    if len(data) != size_bytes:
-        raise ModelError(
-            f"{what}: {str(path)!r} holds {len(data):,} of its {size_bytes:,} bytes; copy the model and its data again"
-        )
-    return data
 
 
 # -- rewriting ----------------------------------------------------------------------------------------
@@ -424,7 +549,7 @@ def _read_external(source: _Source, tensor: TensorProto) -> NDArray[np.uint8]:
 
 def _modernise(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Inline the model's own functions, and bring it to opset 11 where the converter does not know an older form."""
-    try:
+    with _onnx_step("cannot be converted to opset 11"):
         if proto.functions:
             proto = inliner.inline_local_functions(proto)
         if _opset(proto) < 11 and not _RENEWED.isdisjoint(node.op_type for node in proto.graph.node):
@@ -432,8 +557,6 @@ def _modernise(proto: onnx.ModelProto) -> onnx.ModelProto:
             for node in proto.graph.node:
                 if node.op_type == "Resize":
                     _keep_old_coordinates(node)
-    except (EncodeError, RuntimeError, ValueError) as error:
-        raise ModelError(f"cannot be converted to opset 11 ({reason(error)}); export it with opset 17") from error
     return proto
 
 
@@ -478,7 +601,7 @@ def _slim(proto: onnx.ModelProto) -> onnx.ModelProto:
         before, after = Path(folder, "model.onnx"), Path(folder, "slim.onnx")
         try:
             before.write_bytes(proto.SerializeToString())
-            command = [sys.executable, "-m", "onnxslim", str(before), str(after)]
+            command = [sys.executable, "-c", _SLIM, str(host.memory_bytes()), str(before), str(after)]
             subprocess.run(command, check=True, capture_output=True, timeout=_SLIM_TIMEOUT_S, stdin=subprocess.DEVNULL)
             slimmed = onnx.load(after)
         except subprocess.CalledProcessError as error:
@@ -554,6 +677,7 @@ def _inferred_types(proto: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, .
         ):
             dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
             types[value.name] = dtype, tuple(dim.dim_value for dim in tensor.shape.dim)
+            check_size(value.name, *types[value.name])
     return {node.name: types[node.output[0]] for node in proto.graph.node if node.output and node.output[0] in types}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from calumma.core.errors import ModelError
 from calumma.frontend.graph import CONSTANT, TUPLE_ITEM, Graph, Node, constant
 
 CHANNEL_SHUFFLE = "calumma.channel_shuffle"
@@ -78,6 +79,8 @@ _BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "greater_equal": np.greater_equal,
     "logical_and": np.logical_and,
     "logical_or": np.logical_or,
+    "bitwise_and": np.bitwise_and,
+    "bitwise_or": np.bitwise_or,
 }
 
 
@@ -89,6 +92,16 @@ def _evaluate(node: Node) -> np.ndarray | None:
     if node.op in _BINARY:
         return _BINARY[node.op](values[0], values[1])
     match node.op:
+        case "arange":  # start, end, step
+            return np.arange(*(arg.value for arg in node.args))
+        case "full" if np.prod(node.shape) == 1:
+            return np.full(node.shape, values[0])
+        case "gather_elements":
+            return np.take_along_axis(values[0], values[1], axis=int(node.attrs.axis))
+        case "strided_slice":
+            axes, begin, end, strides = ([int(item.value) for item in arg] for arg in node.args[1:5])
+            ranges = dict(zip(axes, map(slice, begin, end, strides), strict=True))
+            return values[0][tuple(ranges.get(axis, slice(None)) for axis in range(values[0].ndim))]
         case "reshape" | "squeeze" | "expand_dims" | "flatten" if node.shape or values[0].size == 1:
             return values[0].reshape(node.shape)
         case "broadcast_to":
@@ -117,11 +130,21 @@ def fold_constants(graph: Graph) -> None:
         if node.op == "shape_of":
             mapping[node] = constant(np.array(node.args[0].shape, dtype=np.int64), node.name)
             continue
-        if not node.inputs or not all(source.op == CONSTANT for source in node.inputs):
+        if not (node.inputs or node.op == "arange") or not all(source.op == CONSTANT for source in node.inputs):
             continue
         if node.dtype and np.prod(node.shape, dtype=np.int64) * 4 > _MAX_FOLDED_BYTES:
             continue
-        value = _evaluate(node)
+        try:
+            value = _evaluate(node)
+        except (ArithmeticError, IndexError, ValueError) as error:
+            raise ModelError(
+                f"node {node.name}: operator {node.op} of constants cannot be computed ({error})"
+            ) from error
+        if value is not None and value.shape != node.shape:
+            raise ModelError(
+                f"node {node.name}: operator {node.op} was imported with shape {node.shape}, its value has "
+                f"{value.shape}; write it with other operators"
+            )
         if value is not None:
             mapping[node] = constant(np.asarray(value, dtype=node.dtype), node.name)
     graph.replace(mapping)

@@ -134,6 +134,16 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
                 f"node {node.name}: operator {operator_name(node)} is of training; "
                 "call .eval() on the module before exporting it"
             )
+        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise ModelError(
+                f"node {node.name}: operator {operator_name(node)} draws random numbers, and a compiled model "
+                "computes the same at every call; make the numbers an input"
+            )
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is not torch.export.graph_signature.OutputKind.USER_OUTPUT:
+            raise ModelError(
+                f"the model changes {spec.target} in place, and a compiled model cannot; return the new value instead"
+            )
     return program
 
 

@@ -46,7 +46,11 @@ def convert(program: torch.export.ExportedProgram) -> tuple[Any, dict[str, str]]
         raise
     except Exception as error:
         raise ModelError(f"the program cannot be converted ({reason(error)}); export the module to ONNX") from error
-    return mod, {var.name: node.name for node, var in importer.env.items() if isinstance(var, relax.Var)}
+    names: dict[str, str] = {}
+    for node, var in importer.env.items():
+        if isinstance(var, relax.Var):
+            names.setdefault(var.name, node.name)  # later nodes that only hand a value on do not rename it
+    return mod, names
 
 
 class _Importer(ExportedProgramImporter):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from tvm import tirx
 
+from calumma.core.errors import InputError
 from calumma.core.values import Hardware
 from calumma.space import blocks, fallback, generated, injective, reduction, rows
 from calumma.space.alternatives import AlternativesSpace
@@ -20,7 +21,7 @@ from calumma.space.depthwise import DepthwiseSpace
 from calumma.space.matmul import MatmulSpace
 from calumma.space.winograd import WinogradSpace
 
-__all__ = ["Knob", "KnobSpace", "Repacking", "design_space"]
+__all__ = ["Knob", "KnobSpace", "Repacking", "design_space", "register"]
 
 
 def _convolution(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> KnobSpace:
@@ -62,3 +63,17 @@ def design_space(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> KnobS
         if matches(func):
             return space(func, hardware, threads)
     raise AssertionError("the fallback template takes every function")
+
+
+def register(operator: str, make: Callable[[tirx.PrimFunc, Hardware, int], KnobSpace]) -> None:
+    """Let `design_space` call `make` for functions whose anchor is annotated with `operator`, in this process.
+
+    For templates outside of this package. Workers build spaces too: give their runner a `space_entry` in the module
+    that registers the template when it is imported.
+
+    Raises:
+        InputError: the operator has a template already.
+    """
+    if operator in _BY_ANCHOR:
+        raise InputError(f"operator {operator!r} has a template already: change that one, or choose another name")
+    _BY_ANCHOR[operator] = make

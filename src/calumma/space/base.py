@@ -21,6 +21,7 @@ from calumma.core.values import KnobValue
 
 _ENUMERABLE = 1 << 16
 _SAMPLING_ROUNDS = 64
+_FEW_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -109,18 +110,21 @@ class KnobSpace(ABC):
         return grid[self.valid(grid)]
 
     def sample(self, rng: np.random.Generator, n: int) -> Indices:
-        if self.size <= _ENUMERABLE:
-            everything = self.enumerate()
-            return everything[rng.permutation(len(everything))[:n]]
+        enumerable = self.size <= _ENUMERABLE
         found = np.empty((0, len(self.knobs)), dtype=np.int32)
-        for _ in range(_SAMPLING_ROUNDS):
+        # A small space is listed only for a large part of it, or where few of its points are valid.
+        rounds = _SAMPLING_ROUNDS if not enumerable else _FEW_ROUNDS if 8 * n < self.size else 0
+        for _ in range(rounds):
             draws = rng.integers(0, self._counts, size=(max(4 * n, 64), len(self.knobs))).astype(np.int32)
             found = np.concatenate([found, draws[self.valid(draws)]])
             _, first = np.unique(found, axis=0, return_index=True)
             found = found[np.sort(first)]
             if len(found) >= n:
-                break
-        return found[:n]
+                return found[:n]
+        if not enumerable:
+            return found
+        everything = self.enumerate()
+        return everything[rng.permutation(len(everything))[:n]]
 
     def neighbours(self, indices: Indices) -> Indices:
         steps = np.concatenate([np.eye(len(self.knobs)), -np.eye(len(self.knobs))]).astype(np.int32)

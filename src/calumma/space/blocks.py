@@ -53,7 +53,7 @@ def has_block(sch: s_tir.Schedule, name: str) -> bool:
 
 
 def fuse_epilogue(sch: s_tir.Schedule, anchor: Any) -> Any:
-    """Inline every block behind the anchor into the last one and return it; a copy of the accumulator where none is.
+    """Inline every block behind and beside the anchor into the last and return it; a copy of the anchor if it is last.
 
     The anchor's own buffer becomes the accumulator: an intermediate that the caller may keep in registers.
     """
@@ -70,6 +70,8 @@ def fuse_epilogue(sch: s_tir.Schedule, anchor: Any) -> Any:
             pending = list(sch.get_consumers(anchor))
         else:
             last = block
+    while beside := [block for block in sch.get_producers(last) if not sch.get(block).same_as(sch.get(anchor))]:
+        sch.compute_inline(beside[0])  # what is added to the accumulator may be computed here too: relu(residual), say
     return last
 
 

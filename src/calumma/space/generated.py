@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,12 +75,32 @@ class GeneratedSpace(KnobSpace):
     template = "generated"
     version = 1
 
-    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int = 1) -> None:
+    def __init__(
+        self,
+        func: tirx.PrimFunc,
+        hardware: Hardware,
+        threads: int = 1,
+        *,
+        traces: Sequence[Any] | None = None,
+        postprocs: Sequence[Any] = (),
+    ) -> None:
+        """Generate the sketches with the rules of plain LLVM targets, or take them from a tuner that has its own.
+
+        Args:
+            func: the unscheduled function.
+            hardware, threads: what it is compiled for.
+            traces: sketches that a space generator of MetaSchedule made for `func`; None to generate them.
+            postprocs: that generator's postprocessors, initialised; only with `traces`.
+        """
         self.func = func
         self.hardware = hardware
         self.threads = threads
-        self._generator = _generator(func, hardware, threads)
-        self.sketches = tuple(_sketch(s.trace, func) for s in self._generator.generate_design_space(_module(func)))
+        if traces is None:
+            generator = _generator(func, hardware, threads)
+            traces = [sketch.trace for sketch in generator.generate_design_space(_module(func))]
+            postprocs = generator.postprocs
+        self._postprocs = tuple(postprocs)
+        self.sketches = tuple(_sketch(trace, func) for trace in traces)
         named: dict[str, Decision] = {}
         self._names: list[tuple[str, ...]] = []
         """Names of each sketch's knobs, in the order of its decisions."""
@@ -202,7 +222,7 @@ class GeneratedSpace(KnobSpace):
         sch = blocks.schedule_of(self.func)
         _replay(self.sketches[which].trace, sch, decisions)
         sch.enter_postproc()
-        for postproc in self._generator.postprocs:
+        for postproc in self._postprocs:
             if not postproc.apply(sch):
                 raise InputError(f"{type(postproc).__name__} refuses configuration {complete}: choose another one")
         return sch

@@ -104,7 +104,7 @@ class MatmulSpace(blocks.AnchorSpace):
         compute *= np.where(accumulators + k["n_tile"] > self.registers - 1, 0.85, 1.0)
         group = 4.0 * k["n_group"] * self.lanes * self.depth
         rows_group = 4.0 * k["m_tile"] * self.depth
-        spills = (group > 0.5 * self.hardware.l2_bytes) & (k["outer"] == "n,m") & (self.rows > k["m_tile"])
+        spills = (group > 0.6 * self.hardware.l2_bytes) & (k["outer"] == "n,m") & (self.rows > k["m_tile"])
         spills |= (k["outer"] == "m,n") & (
             4.0 * self.col_blocks * self.lanes * self.depth > 0.5 * self.hardware.l2_bytes
         )

@@ -35,7 +35,8 @@ def matches(func: tirx.PrimFunc) -> bool:
     outputs = sum(not sch.get_consumers(block) for block in blocks)
     if kept or outputs != 1 or sum(loops.is_reduction(sch, block) for block in blocks) != 1:
         return False
-    return len(loops.blocks_of(_prepared(func)[0])) == 2
+    sch, reduction, _ = _prepared(func)
+    return len(loops.blocks_of(sch)) == 2 and bool(sch.get(reduction).writes[0].region)  # a scalar has no axis to tile
 
 
 class ReductionSpace(loops.LoopSpace):

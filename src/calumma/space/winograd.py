@@ -188,7 +188,7 @@ class WinogradSpace(blocks.AnchorSpace):
         reread = 4.0 * d["weight"] / blocks.LINE * (passes - 1)
         concurrency = self.threads * d["balance"]
         products = (products + reread) / concurrency
-        memory = blocks.DRAM_COST * d["weight"] / blocks.LINE
+        memory = blocks.DRAM_COST * d["weight"] / blocks.LINE * (1 + 0.1 * (k["oc_tile"] - 1))  # one stream is best
         # Weights that are called for ahead come while the products of others are computed.
         both = np.where(k["prefetch"], blocks.overlapped(products, memory), products + memory)
         return both + scratch / concurrency + np.where(staged, 30_000.0, 10_000.0)

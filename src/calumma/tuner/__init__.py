@@ -3,7 +3,10 @@
 from calumma.tuner.events import (
     Event,
     FinalCheckStarted,
+    Listener,
+    ModelsCompared,
     NewBest,
+    PhaseStarted,
     RoundStarted,
     SessionFinished,
     SessionProgress,
@@ -11,16 +14,23 @@ from calumma.tuner.events import (
     TaskFinished,
     TaskProgress,
     TrialsDone,
+    WinnersMeasured,
+    to_json,
 )
-from calumma.tuner.result import TaskResult, TuningResult
-from calumma.tuner.session import REMEASURED, TuningSession
+from calumma.tuner.result import ModelContest, TaskResult, TuningResult
+from calumma.tuner.session import DEFAULT, REMEASURED, TuningSession
 from calumma.tuner.settings import TuningSettings
 
 __all__ = [
+    "DEFAULT",
     "REMEASURED",
     "Event",
     "FinalCheckStarted",
+    "Listener",
+    "ModelContest",
+    "ModelsCompared",
     "NewBest",
+    "PhaseStarted",
     "RoundStarted",
     "SessionFinished",
     "SessionProgress",
@@ -32,4 +42,6 @@ __all__ = [
     "TuningResult",
     "TuningSession",
     "TuningSettings",
+    "WinnersMeasured",
+    "to_json",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -48,6 +48,8 @@ class TunableModel:
     """Workload hash -> roofline bound of one call in seconds."""
     phases_s: dict[str, float] = field(default_factory=dict)
     """Seconds by phase; later steps add theirs."""
+    on_phase: Callable[[str], None] = lambda name: None
+    """Called with the name of every phase that begins."""
 
     @property
     def import_s(self) -> float:
@@ -62,6 +64,7 @@ class TunableModel:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Charge the seconds inside to a phase."""
+        self.on_phase(name)
         start = time.perf_counter()
         try:
             yield
@@ -79,31 +82,34 @@ class TunableModel:
             configs: schedules to use; a workload that is not named gets its default.
             latencies_s: workload hash -> measured latency, kept in the artifact's metadata.
         """
-        known = latencies_s or {}
-        rows = []
         repacking = {}
         mod = tvm.IRModule(dict(self.parts.mod.functions.items()))
         for task in self.tasks:
-            key = task.workload.hash
-            space, config = self.spaces[key], dict(self.config(key, configs))
+            space, config = self.spaces[task.workload.hash], self.config(task.workload.hash, configs)
             func = space.schedule(config).mod["main"]
             mod.update_func(mod.get_global_var(task.name), func.with_attr("global_symbol", task.name))
             repacking[task.name] = space.repacking(config)
-            rows.append(
-                {
-                    "name": task.name,
-                    "workload": key,
-                    "template": space.template,
-                    "version": space.version,
-                    "config": config,
-                    "weight": task.weight,
-                    "flops": task.flops,
-                    "bytes": task.size_bytes,
-                    "bound_s": self.bounds[key],
-                    "latency_s": known.get(key),
-                }
-            )
-        metadata = {
+        metadata = self.metadata(configs, latencies_s or {})
+        return repack(LoweredModel(mod, self.graph.params, self.graph.inputs, self.graph.outputs, metadata), repacking)
+
+    def metadata(self, configs: Configs, latencies_s: Mapping[str, float]) -> dict[str, Any]:
+        """What an artifact says of itself, as JSON values; arguments as for `lowered`."""
+        rows = [
+            {
+                "name": task.name,
+                "workload": task.workload.hash,
+                "template": self.spaces[task.workload.hash].template,
+                "version": self.spaces[task.workload.hash].version,
+                "config": dict(self.config(task.workload.hash, configs)),
+                "weight": task.weight,
+                "flops": task.flops,
+                "bytes": task.size_bytes,
+                "bound_s": self.bounds[task.workload.hash],
+                "latency_s": latencies_s.get(task.workload.hash),
+            }
+            for task in self.tasks
+        ]
+        return {
             "model": self.name,
             "model_hash": self.model_hash,
             "threads": self.threads,
@@ -113,8 +119,6 @@ class TunableModel:
             "peak_flops": self.limits.peak_flops,
             "tasks": rows,
         }
-        lowered = LoweredModel(mod, self.graph.params, self.graph.inputs, self.graph.outputs, metadata)
-        return repack(lowered, repacking)
 
 
 def prepare(
@@ -124,6 +128,7 @@ def prepare(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     threads: int,
     mcpu: str | None = None,
+    on_phase: Callable[[str], None] = lambda name: None,
 ) -> TunableModel:
     """Import a model and split it into tasks.
 
@@ -131,6 +136,7 @@ def prepare(
         model, example_inputs, shapes: as in `frontend.importer.import_model`.
         threads: threads the model will run on.
         mcpu: LLVM's name of the CPU to compile for; the host by default.
+        on_phase: called with the name of every phase that begins, here and later.
 
     Raises:
         InputError: the model cannot be imported, or the CPU is unknown.
@@ -145,14 +151,19 @@ def prepare(
         phases[phase] = now - start
         start = now
 
+    on_phase("import")
     imported = import_model(model, example_inputs=example_inputs, shapes=shapes)
     lap("import")
+    on_phase("lower")
     graph = lower(simplify(imported.graph), hardware.lanes)
     lap("lower")
+    on_phase("tasks")
     parts = extract(graph.mod, len(graph.inputs))
     lap("tasks")
+    on_phase("spaces")
     spaces = {key: design_space(func, hardware, threads) for key, func in parts.functions.items()}
     lap("spaces")
+    on_phase("roofline")
     limits = machine_limits(hardware, threads)
     resident = sum(p.nbytes for p in graph.params) <= hardware.l3_bytes
     bounds = {
@@ -161,7 +172,18 @@ def prepare(
     lap("roofline")
     tasks = tuple(replace(task, anchor=spaces[task.workload.hash].template) for task in parts.tasks)
     return TunableModel(
-        imported.name, imported.model_hash, hardware, threads, graph, parts, tasks, spaces, limits, bounds, phases
+        imported.name,
+        imported.model_hash,
+        hardware,
+        threads,
+        graph,
+        parts,
+        tasks,
+        spaces,
+        limits,
+        bounds,
+        phases,
+        on_phase,
     )
 
 

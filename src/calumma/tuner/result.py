@@ -44,6 +44,23 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
+class ModelContest:
+    """The tuned model and the one with default schedules, run whole in alternation."""
+
+    tuned_s: float
+    """Median latency of the tuned model."""
+    default_s: float
+    ratio: float
+    """Median over the rounds of tuned / default."""
+    rounds: int
+
+    @property
+    def tuned_wins(self) -> bool:
+        """Whether the tuned model is at least as fast."""
+        return self.ratio <= 1.0
+
+
+@dataclass(frozen=True)
 class TuningResult:
     """What a session decided, and what it spent."""
 
@@ -55,6 +72,8 @@ class TuningResult:
     """Seconds by phase ("build", "run", "verify", "search", "model", "store", "other"); they sum to `seconds`."""
     interrupted: bool
     """Whether Ctrl-C ended it."""
+    contest: ModelContest | None = None
+    """How the tuned model did against the default one; None where nothing was tuned or nobody could run them."""
 
     @property
     def latency_s(self) -> float:

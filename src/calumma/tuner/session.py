@@ -4,36 +4,41 @@
 2. Defaults, the biggest tasks first, so that the share of every task in the model's time is known.
 3. Small rounds, shared out by expected gain per second, until the budget is spent but for the final check.
 4. Final check: winners, their closest rivals and the default in alternation; a schedule stays only where it wins.
+5. The tuned model against the default one, both whole; the faster one stays.
 """
 
 from __future__ import annotations
 
+import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from calumma._version import __version__
 from calumma.core.errors import InputError
 from calumma.core.protocols import DesignSpace, Runner, Store
 from calumma.core.rng import generator
-from calumma.core.values import Budget, Hardware, MeasureRecord, MeasureResult, Status, Task
+from calumma.core.values import Budget, Hardware, KnobValue, MeasureRecord, MeasureResult, Status, Task
 from calumma.cost_model import CostModel, GradientBoostedTrees, SharedTrees
 from calumma.search import make_strategy
 from calumma.tuner import events
 from calumma.tuner.allocation import Allocator
 from calumma.tuner.phases import ChargedModel, PhaseClock
-from calumma.tuner.result import TaskResult, TuningResult
+from calumma.tuner.result import ModelContest, TaskResult, TuningResult
 from calumma.tuner.settings import TuningSettings
 from calumma.tuner.state import VERIFIED, Key, TaskState, distance, key_of
 
 REMEASURED = "remeasure"
 """What stands for the strategy in the record of a configuration that was measured before: nobody proposed it."""
 
-_DEFAULT = "default"
+DEFAULT = "default"
+"""The same for a default: the template's own choice."""
+
 _TRANSFER = "transfer"
 
 
@@ -76,6 +81,7 @@ class TuningSession:
         options: Mapping[str, Any] | None = None,
         progress: Callable[[events.Event], None] | None = None,
         settings: TuningSettings | None = None,
+        contest: Callable[[Mapping[str, Mapping[str, KnobValue]], float], ModelContest] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare a session; nothing is measured before `run`.
@@ -93,9 +99,11 @@ class TuningSession:
             seed: decides everything that is random.
             model: its name, for people.
             model_hash: its identity.
-            options: what the user asked for, a JSON object kept with the session.
+            options: what else the user asked for, a JSON object kept with the session beside strategy and seed.
             progress: called with every event, in the caller's thread.
             settings: how the budget is spent.
+            contest: runs the whole model with the given schedules (workload hash -> config) against the one with
+                defaults, in about the given seconds; without it the tasks alone decide.
             clock: monotonic seconds.
 
         Raises:
@@ -113,9 +121,11 @@ class TuningSession:
         self._toolchain = toolchain
         self._strategy = strategy
         self._seed = seed
-        self._model, self._model_hash, self._options = model, model_hash, dict(options or {})
+        self._model, self._model_hash = model, model_hash
+        self._options = {"strategy": strategy, "seed": seed, **(options or {})}
         self._emit = progress or (lambda event: None)
         self._settings = settings or TuningSettings()
+        self._contest = contest
         self._clock = clock
         self._phases = PhaseClock(clock)
         models = self._cost_models([space for _, space in tasks])
@@ -144,6 +154,7 @@ class TuningSession:
         """Spend the budget; Ctrl-C ends it early with the best so far. Whatever was measured is in the store."""
         self._phases.restart()
         interrupted = False
+        outcome: ModelContest | None = None
         with self._phases.charge("store"):
             self._session = self._store.start_session(self._model, self._model_hash, self._options)
         try:
@@ -154,11 +165,12 @@ class TuningSession:
             while shares := self._shares():
                 self._search(shares)
             self._final_check()
+            outcome = self._compare_models()
         except KeyboardInterrupt:
             interrupted = True
-        result = self._result(interrupted)
+        result = self._result(interrupted, outcome)
         with self._phases.charge("store"):
-            self._store.finish_session(self._session, _summary(result))
+            self._store.finish_session(self._session, _summary(result, self._states))
         self._emit(events.SessionFinished(result, self._progress()))
         return result
 
@@ -201,7 +213,7 @@ class TuningSession:
             if state.latencies:
                 trials.append(_Trial(state, state.ranked()[0], REMEASURED))
             if state.default not in state.seen:
-                trials.append(_Trial(state, state.default, _DEFAULT))
+                trials.append(_Trial(state, state.default, DEFAULT))
         share, limit = self._settings.defaults_share, self._budget
         while trials and (limit.seconds is None or self._phases.elapsed_s < share * limit.seconds):
             room = self._room()
@@ -227,7 +239,7 @@ class TuningSession:
         if self._budget.trials is not None:
             room = min(room, self._budget.trials - self._trials)
         if self._budget.seconds is not None:
-            left = self._budget.seconds - self._reserve_s() - self._phases.elapsed_s
+            left = self._budget.seconds - self._contest_s - self._reserve_s() - self._phases.elapsed_s
             room = min(room, int(left / self._pace_s))
         return max(0, room)
 
@@ -237,6 +249,13 @@ class TuningSession:
             return 0.0
         rivals = sum(len(self._rivals(state)) for state in self._states)
         return min(self._settings.final_share * self._budget.seconds, 2 * rivals * self._pace_s)
+
+    @property
+    def _contest_s(self) -> float:
+        """Seconds kept for the whole models."""
+        if self._contest is None or self._budget.seconds is None:
+            return 0.0
+        return min(self._settings.contest_s, self._settings.contest_share * self._budget.seconds)
 
     def _search(self, shares: Mapping[str, int]) -> None:
         self._announce(shares)
@@ -253,7 +272,7 @@ class TuningSession:
 
     def _propose(self, state: TaskState, n: int) -> list[_Trial]:
         """The default if it is still unknown, a similar task's winner, and the strategy's choice."""
-        trials = [_Trial(state, state.default, _DEFAULT)] if state.default not in state.seen else []
+        trials = [_Trial(state, state.default, DEFAULT)] if state.default not in state.seen else []
         hint = self._hint(state) if len(trials) < n else None
         if hint is not None:
             state.hints += 1
@@ -396,7 +415,7 @@ class TuningSession:
         state.choose_best()
         with self._phases.charge("search"):
             self._tell(state, [trial.key for trial, _ in outcomes])
-        searched = [result for trial, result in outcomes if trial.origin not in (_DEFAULT, REMEASURED)]
+        searched = [result for trial, result in outcomes if trial.origin not in (DEFAULT, REMEASURED)]
         seconds = sum(sum(result.phases_s.values()) for result in searched)
         self._allocator.learn(state, len(searched), before_s, seconds)
         if state.best_s is not None and state.best not in (None, before, state.default):
@@ -449,10 +468,11 @@ class TuningSession:
                     return
                 self._round_start_s = self._phases.elapsed_s
                 results = self._run(trials, None)
-                self._append(trials, results)
+                records = self._append(trials, results)
                 for trial, result in zip(trials, results, strict=True):
                     self._contests[trial.state.hash].latencies[trial.key].append(result.latency_s)
                 self._pace(len(trials))
+                self._emit(events.WinnersMeasured(number, records, self._progress()))
 
     def _rivals(self, state: TaskState) -> list[Key]:
         """The default and the best tuned configurations; none where the default is the best."""
@@ -465,7 +485,9 @@ class TuningSession:
         return rivals if len(rivals) > 1 else []
 
     def _affordable(self, n: int) -> bool:
-        return self._budget.seconds is None or self._phases.elapsed_s + n * self._pace_s <= self._budget.seconds
+        if self._budget.seconds is None:
+            return True
+        return self._phases.elapsed_s + n * self._pace_s <= self._budget.seconds - self._contest_s
 
     def _undecided(self, contest: _Contest) -> bool:
         """Whether the two best rivals, or the best and the default, are closer than the noise."""
@@ -516,10 +538,30 @@ class TuningSession:
                 self._append([trial], [verdict])
         return key in state.verified
 
-    def _result(self, interrupted: bool) -> TuningResult:
+    def _compare_models(self) -> ModelContest | None:
+        """Run the model with the schedules chosen against the one with defaults."""
+        tasks = [self._task_result(state) for state in self._states]
+        if self._contest is None or not any(task.tuned for task in tasks):
+            return None
+        left = np.inf if self._budget.seconds is None else self._budget.seconds - self._phases.elapsed_s
+        seconds = min(self._settings.contest_s, max(left, self._contest_s))
+        with self._phases.charge("contest"):
+            outcome = self._contest({task.workload: task.config for task in tasks}, seconds)
+        self._emit(events.ModelsCompared(outcome.tuned_s, outcome.default_s, outcome.ratio, outcome.tuned_wins))
+        return outcome
+
+    def _result(self, interrupted: bool, contest: ModelContest | None) -> TuningResult:
         tasks = tuple(self._task_result(state) for state in self._states)
+        if contest is not None and not contest.tuned_wins:
+            tasks = tuple(self._by_default(task) for task in tasks)
         phases_s = self._phases.phases_s
-        return TuningResult(self._session, tasks, self._trials, sum(phases_s.values()), phases_s, interrupted)
+        seconds = sum(phases_s.values())
+        return TuningResult(self._session, tasks, self._trials, seconds, phases_s, interrupted, contest)
+
+    def _by_default(self, task: TaskResult) -> TaskResult:
+        state = self._by_hash[task.workload]
+        config = state.space.decode(state.indices(state.default))
+        return replace(task, config=config, tuned=False, latency_s=task.default_latency_s)
 
     def _task_result(self, state: TaskState) -> TaskResult:
         key, checked = self._decide(state)
@@ -569,8 +611,8 @@ def _groups(contests: Iterable[_Contest], size: int) -> list[list[_Contest]]:
     return [group for group in groups if group]
 
 
-def _summary(result: TuningResult) -> dict[str, Any]:
-    """The result as the JSON object kept with the session."""
+def _summary(result: TuningResult, states: Sequence[TaskState]) -> dict[str, Any]:
+    """The result as the JSON object kept with the session, with what a report says about its tasks and this machine."""
     return {
         "trials": result.trials,
         "seconds": result.seconds,
@@ -578,6 +620,12 @@ def _summary(result: TuningResult) -> dict[str, Any]:
         "interrupted": result.interrupted,
         "latency_s": result.latency_s,
         "default_latency_s": result.default_latency_s,
+        "contest": None if result.contest is None else asdict(result.contest),
+        "environment": {
+            "calumma": __version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+        },
         "tasks": [
             {
                 "workload": task.workload,
@@ -585,7 +633,11 @@ def _summary(result: TuningResult) -> dict[str, Any]:
                 "weight": task.weight,
                 "template": task.template,
                 "template_version": task.template_version,
+                "arguments": [[list(shape), dtype] for shape, dtype in state.task.arguments],
+                "flops": state.task.flops,
+                "size_bytes": state.task.size_bytes,
                 "config": dict(task.config),
+                "default_config": state.space.decode(state.indices(state.default)),
                 "tuned": task.tuned,
                 "checked": task.checked,
                 "latency_s": task.latency_s,
@@ -593,7 +645,8 @@ def _summary(result: TuningResult) -> dict[str, Any]:
                 "bound_s": task.bound_s,
                 "trials": task.trials,
                 "failures": {str(status): n for status, n in task.failures.items()},
+                "finished": state.finished,
             }
-            for task in result.tasks
+            for task, state in zip(result.tasks, states, strict=True)
         ],
     }

@@ -19,6 +19,10 @@ class TuningSettings:
     """At most this part of the budget goes to measuring defaults first; the tasks left over, the smallest, wait."""
     final_share: float = 0.15
     """At most this part of the seconds is kept for the final check."""
+    contest_s: float = 4.0
+    """Seconds kept for running the tuned model against the default one, building both included."""
+    contest_share: float = 0.1
+    """At most this part of the seconds is kept for that."""
     near_bound: float = 0.95
     """A task whose roofline bound / latency reaches this is finished."""
     min_gain: float = 0.01

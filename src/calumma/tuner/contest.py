@@ -1,0 +1,76 @@
+"""The tuned model against the model with default schedules, both whole.
+
+Tasks are measured one by one; a model is more than their sum: what one kernel leaves in the caches, the next one finds.
+A set of schedules that wins task by task and loses as a model is not worth having.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+from calumma.artifact import Artifact, Executable, LoweredModel, build
+from calumma.measure import verification
+from calumma.tuner.model import Configs, TunableModel
+from calumma.tuner.result import ModelContest
+
+LEAST_ROUNDS = 5
+MOST_ROUNDS = 41
+ROUND_S = 0.02
+"""Time of one model in one round, at least one call."""
+_SEED = 2
+
+
+class Contest:
+    """Builds the tuned and the default model, runs them in alternation and keeps the faster one.
+
+    Attributes:
+        winner: the faster model, built and lowered; None before a contest.
+    """
+
+    def __init__(self, model: TunableModel) -> None:
+        self._model = model
+        self.winner: tuple[Executable, LoweredModel] | None = None
+
+    def __call__(self, tuned: Configs, seconds: float) -> ModelContest:
+        """Let the model with the schedules `tuned` run against the one with defaults.
+
+        Args:
+            tuned: workload hash -> configuration.
+            seconds: what it may take, building included; more only if the fewest rounds take longer.
+        """
+        start = time.perf_counter()
+        built = [self._build(tuned), self._build({})]
+        artifacts = [Artifact.from_executable(executable, lowered.params, {}) for executable, lowered in built]
+        feeds = {
+            spec.name: verification.random_array(spec.shape, spec.dtype, _SEED, i)
+            for i, spec in enumerate(artifacts[0].inputs)
+        }
+        calls = []
+        for artifact in artifacts:
+            artifact.run(feeds)  # touches every page
+            calls.append(max(1, int(ROUND_S / _call_s(artifact, feeds))))
+        rounds: list[tuple[float, float]] = []
+        while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - start < seconds):
+            tuned_s, default_s = (
+                median(_call_s(artifact, feeds) for _ in range(n)) for artifact, n in zip(artifacts, calls, strict=True)
+            )
+            rounds.append((tuned_s, default_s))
+        outcome = ModelContest(
+            tuned_s=median(tuned_s for tuned_s, _ in rounds),
+            default_s=median(default_s for _, default_s in rounds),
+            ratio=median(tuned_s / default_s for tuned_s, default_s in rounds),
+            rounds=len(rounds),
+        )
+        self.winner = built[0 if outcome.tuned_wins else 1]
+        return outcome
+
+    def _build(self, configs: Configs) -> tuple[Executable, LoweredModel]:
+        lowered = self._model.lowered(configs)
+        return build(lowered, self._model.hardware, self._model.threads), lowered
+
+
+def _call_s(artifact: Artifact, feeds: dict) -> float:
+    start = time.perf_counter()
+    artifact.run(feeds)
+    return time.perf_counter() - start
