@@ -8,6 +8,7 @@ memory: the tile is then only columns, and k is unrolled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,11 @@ from calumma.space.base import Knob
 
 _MAX_M_TILE = 16
 _MAX_N_TILE = 8
+
+_L1_WAY = 4096
+"""Bytes of one way of an L1 data cache: 64 sets of 64 bytes on every x86 CPU of the last years."""
+_L1_LINES = 6
+"""Rows that fit one set beside the other streams."""
 
 
 class MatmulSpace(blocks.AnchorSpace):
@@ -111,6 +117,9 @@ class MatmulSpace(blocks.AnchorSpace):
         cost = 1 / (compute * blocks.balance(self._chunks(k), self.threads))
         cost *= np.where(spills & (self.rows > k["m_tile"]), 1.3, 1.0)
         cost *= 1 + 0.02 * (rows_group > 0.5 * self.hardware.l1_bytes)
+        # Rows that start a multiple of 4 KB apart share a set of L1, which holds eight to twelve lines.
+        places = _L1_WAY // math.gcd(4 * self.depth, _L1_WAY)
+        cost *= np.where(k["m_tile"] > _L1_LINES * places, 1.3, 1.0)
         cost *= 1 + 0.01 * np.abs(np.log2(k["k_unroll"]) - (2 if self.rows == 1 else 0)) + 0.001 * np.log2(k["n_group"])
         cost *= 1 + 0.02 * (k["outer"] == "m,n")
         return grid[int(np.argmin(cost))]

@@ -213,8 +213,9 @@ class WinogradSpace(blocks.AnchorSpace):
     # -- applying a configuration -----------------------------------------------------------------
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
-        code = _Code(self, config)
-        return blocks.schedule_of(code.function())
+        # The epilogue is written out once per pixel of a tile, and may bind variables (tanh, erf): each wants its own.
+        module = tvm.IRModule({"main": _Code(self, config).function()})
+        return blocks.schedule_of(tirx.transform.ConvertSSA()(module)["main"])
 
 
 class _Code:
