@@ -62,3 +62,41 @@ def test_calls_per_repetition() -> None:
     assert timing.calls_per_repetition(5e-6, "cold") == 1
     assert timing.calls_per_repetition(5e-6, "hot") == 200
     assert timing.calls_per_repetition(0.1, "hot") == 1
+
+
+class SharedCore(SimulatedKernel):
+    """Another process takes the core during every call whose number `takes` says so: that call takes twice as long."""
+
+    def __init__(self, takes) -> None:
+        super().__init__(1e-3, 0.001)
+        self._takes, self.calls, self.preemptions = takes, 0, 0
+
+    def sample(self, n: int) -> Sequence[float]:
+        latencies = super().sample(n)
+        self.calls += 1
+        if not self._takes(self.calls):
+            return latencies
+        self.preemptions += 1
+        self.now_s += sum(latencies)
+        return [2 * latency for latency in latencies]
+
+    def measure(self, best_s: float | None = None) -> tuple[float, ...]:
+        return timing.repeat_adaptively(self.sample, best_s, lambda: self.now_s, lambda: self.preemptions)
+
+
+def test_repetitions_that_another_process_disturbed_do_not_count() -> None:
+    kernel = SharedCore(lambda call: call % 2)
+    latencies = kernel.measure()
+    assert len(latencies) >= timing.LEAST and max(latencies) < 1.1e-3
+
+
+def test_a_machine_that_is_never_quiet_is_measured_all_the_same() -> None:
+    kernel = SharedCore(lambda call: True)
+    latencies = kernel.measure()
+    assert len(latencies) >= timing.LEAST and min(latencies) > 1.9e-3
+    assert timing.LIMIT_S < kernel.now_s <= timing.PATIENCE_S + 2 * timing.MOST * 2e-3
+
+
+def test_a_candidate_that_lost_on_a_busy_machine_stops_early() -> None:
+    kernel = SharedCore(lambda call: True)
+    assert len(kernel.measure(best_s=1e-3)) == timing.FIRST

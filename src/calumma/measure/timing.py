@@ -26,6 +26,8 @@ LIMIT_S = 0.1
 """Seconds spent on one candidate, unless the first repetitions alone take longer."""
 CHUNK_S = 0.02
 """Seconds between two looks at the spread."""
+PATIENCE_S = 0.4
+"""The same while other processes take the cores: repetitions they disturbed do not count if enough others are found."""
 HOT_REPETITION_S = 1e-3
 """A repetition of a hot kernel lasts this long at least: the clock's resolution (some 30 ns) does not matter."""
 
@@ -48,7 +50,10 @@ def standard_error(latencies_s: Sequence[float]) -> float:
 
 
 def repeat_adaptively(
-    sample: Callable[[int], Sequence[float]], best_s: float | None, clock: Callable[[], float] = time.perf_counter
+    sample: Callable[[int], Sequence[float]],
+    best_s: float | None,
+    clock: Callable[[], float] = time.perf_counter,
+    preemptions: Callable[[], int] = lambda: 0,
 ) -> tuple[float, ...]:
     """Time a kernel until its median is known well enough.
 
@@ -56,23 +61,37 @@ def repeat_adaptively(
         sample: times the kernel n times, seconds per repetition.
         best_s: b, None when nothing is known of the workload.
         clock: seconds, for the limit on the whole.
+        preemptions: how often another process has taken a core from this one so far. Repetitions during which that
+            happened are left out, unless hardly any others were found in `PATIENCE_S`.
 
     Returns:
-        All repetitions in seconds, in order.
+        Repetitions in seconds, in order.
     """
     start = clock()
-    latencies = list(sample(1))
-    if best_s is None or latencies[0] < SLOWER * best_s or clock() - start < LIMIT_S / FIRST:
-        latencies += sample(FIRST - 1)
-    while len(latencies) < MOST:
+    clean: list[float] = []
+    disturbed: list[float] = []
+
+    def take(n: int) -> None:
+        before = preemptions()
+        values = sample(n)
+        (clean if preemptions() == before else disturbed).extend(values)
+
+    def known() -> list[float]:
+        return clean if len(clean) >= FIRST else [*clean, *disturbed]
+
+    take(1)
+    if best_s is None or known()[0] < SLOWER * best_s or clock() - start < LIMIT_S / FIRST:
+        take(FIRST - 1)
+    while len(clean) < MOST:
         elapsed = clock() - start
-        if elapsed >= LIMIT_S or (best_s is not None and min(latencies) > SLOWER * best_s):
+        limit = PATIENCE_S if disturbed and len(clean) < LEAST else LIMIT_S
+        if elapsed >= limit or (best_s is not None and min(known()) > SLOWER * best_s):
             break
-        wanted = NEAR_ERROR if best_s is None or median(latencies) < NEAR * best_s else FAR_ERROR
-        if len(latencies) >= LEAST and standard_error(latencies) <= wanted:
+        wanted = NEAR_ERROR if best_s is None or median(known()) < NEAR * best_s else FAR_ERROR
+        if len(clean) >= LEAST and standard_error(clean) <= wanted:
             break
-        each = elapsed / len(latencies)
-        chunk = LEAST - len(latencies) if len(latencies) < LEAST else int(CHUNK_S / each)
-        affordable = int((LIMIT_S - elapsed) / each)
-        latencies += sample(max(1, min(chunk, affordable, MOST - len(latencies))))
-    return tuple(latencies)
+        each = elapsed / (len(clean) + len(disturbed))
+        chunk = LEAST - len(clean) if len(clean) < LEAST else int(CHUNK_S / each)
+        affordable = int((limit - elapsed) / each)
+        take(max(1, min(chunk, affordable, MOST - len(clean))))
+    return tuple(known())

@@ -170,7 +170,7 @@ class Worker:
             )
             return tuple(evaluator(*arguments).results)
 
-        latencies = timing.repeat_adaptively(sample, request["best_s"])
+        latencies = timing.repeat_adaptively(sample, request["best_s"], preemptions=_preemptions)
         self._evicted = []
         return {"latencies_s": latencies}
 
@@ -297,6 +297,11 @@ def _cores_beside_pool() -> set[int]:
     mine = os.sched_getaffinity(0)
     threads = {int(entry.name) for entry in Path("/proc/self/task").iterdir()} - {os.getpid()}
     return mine.difference(*(os.sched_getaffinity(thread) for thread in threads)) or mine
+
+
+def _preemptions() -> int:
+    """How often a thread of this process has lost its core to another process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _resolve(entry: str) -> Any:
