@@ -1,6 +1,8 @@
 # make env    the environment in .venv, with what tests, benchmarks and peers need
 # make demo   tune the light ResNet-50 for 60 s and print its latency beside ONNX Runtime's
-# make test   lint, types, import layers, tests
+# make test   lint, security, types, import layers, documentation, tests
+# make audit  known vulnerabilities of the pinned packages (needs the network)
+# make docs   the documentation as a site in build/docs
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +12,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for python in python3 python3.11 python3.12; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: env demo test lint types layers unit
+.PHONY: env demo test lint security audit types layers docs chromium unit
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -19,17 +21,32 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "calumma needs Python 3.11 or 3.12: none found; make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[torch,bench,dev]'
+		--editable '.[torch,bench,report,docs,dev]'
 	touch $@
 
 demo: env
 	$(BIN)/python -m benchmarks.demo
 
-test: lint types layers unit
+test: lint security types layers docs unit
 
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# What data from elsewhere must not reach: pickle, eval, shells, predictable names. Exceptions carry their reason.
+security: env
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml src benchmarks
+
+# Known vulnerabilities of the pinned packages. Needs the network, so it is no part of `make test`.
+audit: env
+	@log=$$(mktemp) && status=0 && \
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt >$$log 2>&1 || status=$$?; \
+	cat $$log; \
+	if grep -qE 'ConnectionError|Max retries|Read timed out|Name or service|not found on PyPI' $$log; then \
+		echo 'make audit: the list of vulnerabilities cannot be reached: not everything, or nothing, was audited; run it where PyPI answers' >&2; \
+		status=2; \
+	fi; \
+	rm -f $$log; exit $$status
 
 types: env
 	$(BIN)/mypy
@@ -37,5 +54,17 @@ types: env
 layers: env
 	$(BIN)/lint-imports --no-logo
 
-unit: env
+# Built anew each time (-E), so that a warning is not hidden by what was built before.
+docs: env
+	$(BIN)/python -m sphinx -b html -E -W --keep-going --quiet docs build/docs
+
+# The browser in which the report is tested; quick where it is installed.
+chromium:
+	@command -v chromium >/dev/null || { \
+		as_root=$$(test "$$(id -u)" = 0 || echo "sudo -n"); \
+		$$as_root apt-get update -qq && \
+		$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	} || { echo "the tests of the report need Chromium and it could not be installed: install the system's package chromium" >&2; exit 1; }
+
+unit: env chromium
 	$(BIN)/python -m pytest

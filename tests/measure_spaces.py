@@ -23,7 +23,7 @@ TEMPLATE, VERSION = "toy", 1
 
 
 def workload_of(function: Any) -> Workload:
-    text = tvm.ir.save_json(function)
+    text = str(tvm.ir.save_json(function))
     return Workload(hashlib.sha256(text.encode()).hexdigest()[:16], text)
 
 
@@ -111,6 +111,13 @@ def _unwritten(
             C[v_i, v_j] = A[v_i, v_j] * B[v_j] + T.float32(1.0)
 
 
+def _hungry() -> Any:
+    """`scale` through 2 GB of memory that it asks for while it runs."""
+    a, b = te.placeholder((32, 64), name="A"), te.placeholder((64,), name="B")
+    wide = te.compute((32, 1 << 18, 64), lambda i, r, j: a[i, j] * b[j] + tvm.tirx.Cast("float32", r), name="wide")
+    return te.create_prim_func([a, b, te.compute(a.shape, lambda i, j: wide[i, 0, j] + 1.0, name="C")])
+
+
 def _extern(name: str, argument: int) -> Callable[[Any], Any]:
     return lambda i: tvm.tirx.call_extern("int32", name, tvm.tirx.IntImm("int32", argument) + 0 * i)
 
@@ -125,6 +132,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "run_crash": lambda: scale(extern=_extern("raise", signal.SIGSEGV)),
     "run_hang": lambda: scale(extern=_extern("sleep", 60)),
     "run_error": lambda: scale(extern=lambda i: tvm.tirx.call_packed("tests.no_such_function", i)),
+    "run_memory": lambda: _hungry(),
     "wrong": lambda: scale(offset=1.01),
     "unwritten": lambda: _unwritten,
 }

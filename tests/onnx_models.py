@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -95,6 +94,8 @@ class Model:
 
 def reference(model: bytes, feeds: dict[str, NDArray]) -> list[NDArray]:
     """ONNX Runtime's outputs."""
+    import onnxruntime  # starts a thread, and some users of these models fork
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

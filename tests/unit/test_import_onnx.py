@@ -214,7 +214,10 @@ def test_half_precision_inside_names_the_node() -> None:
         (node("NonZero", name="odd"), "node odd: operator NonZero gives a shape that depends on values"),
         (node("LSTM", ("x", "w", "w"), name="odd", hidden_size=3), "node odd: operator LSTM is recurrent"),
         (node("QuantizeLinear", ("x", "s"), name="odd"), "node odd: operator QuantizeLinear is quantised arithmetic"),
-        (node("Relu", ("nothing",), name="odd"), "cannot be converted"),
+        (
+            node("Relu", ("nothing",), name="odd"),
+            "node odd: operator Relu reads 'nothing', which",
+        ),
         (node("Gemm", ("x", "s"), name="odd"), "node odd: operator Gemm cannot be converted"),
         (node("Add", ("x", "w"), name="odd"), "node odd: operator Add cannot be converted"),
     ],
