@@ -13,7 +13,7 @@ serves all its pixels, and the accumulators of the whole step live in memory, lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue
-from calumma.space import blocks, prefetch
+from calumma.space import blocks
 from calumma.space.base import Knob
+from calumma.tvm_compat import prefetch
 
 _ORDERS = ("ic,kh,kw", "kh,ic,kw", "kh,kw,ic", "ic,kh,lane,kw")
 _OUTER = ("oc,oh,ow", "oh,oc,ow", "oh,ow,oc")
@@ -239,23 +240,30 @@ class Conv2dSpace(blocks.AnchorSpace):
             sch.unroll(order[-1] if config["order"] == "ic,kh,lane,kw" else kw)
         sch.decompose_reduction(anchor, ic_o if plane else order[0])
         sch.vectorize(sch.get_loops(out)[-1])
-        if not config["prefetch"]:
-            return sch
-        sch.annotate(ic_o, prefetch.MARK, True)
-        return blocks.schedule_of(prefetch.insert(sch.mod["main"], lambda at: self._ahead(weight, config, at)))
+        if config["prefetch"]:
+            weight_position = next(i for i, param in enumerate(self.func.params) if param.same_as(weight))
+            sch.annotate(ic_o, prefetch.MARK, self._ahead(weight_position, config).text)
+        return sch
 
-    def _ahead(self, weight: Any, config: Mapping[str, KnobValue], at: Sequence[Any]) -> list[Any]:
-        """Weights of the next tile's channels to call for, from the place of the block (loops as in the anchor)."""
-        _, oc, oh, ow, _, icb = at[:6]
+    def _ahead(self, argument: int, config: Mapping[str, KnobValue]) -> prefetch.Ahead:
+        """Weights of the next tile's channels to call for; positions are the anchor's loops."""
         oc_tile, oh_tile, ow_tile = (int(config[name]) for name in ("oc_tile", "oh_tile", "ow_tile"))
         rows, columns = self.out_h // oh_tile, self.out_w // ow_tile
+        oh, ow, icb = 2, 3, 5
         turn, turns = {
-            "oc,oh,ow": (oh // oh_tile * columns + ow // ow_tile, rows * columns),
-            "oh,oc,ow": (ow // ow_tile, columns),
-            "oh,ow,oc": (0, 1),
+            "oc,oh,ow": (((oh, oh_tile, columns), (ow, ow_tile, 1)), rows * columns),
+            "oh,oc,ow": (((ow, ow_tile, 1),), columns),
+            "oh,ow,oc": ((), 1),
         }[str(config["outer"])]
-        lines = prefetch.share(turn, turns, int(config["ic_chunk"]) * self.kernel_h * self.kernel_w * self.in_lanes)
-        return [weight[oc + oc_tile + o, icb, 0, 0, i, 0] for i in lines for o in range(oc_tile)]
+        return prefetch.Ahead(
+            argument=argument,
+            place=((1, oc_tile), (icb, 0), (None, 0), (None, 0), (None, 0), (None, 0)),
+            rows=oc_tile,
+            along=4,
+            lines=int(config["ic_chunk"]) * self.kernel_h * self.kernel_w * self.in_lanes,
+            turn=turn,
+            turns=turns,
+        )
 
     def _place_padding(self, sch: s_tir.Schedule, where: str, parallel: Any, tile: Any) -> None:
         if not self.has_pad:

@@ -9,7 +9,7 @@ memory: the tile is then only columns, and k is unrolled.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue
-from calumma.space import blocks, prefetch
+from calumma.space import blocks
 from calumma.space.base import Knob
+from calumma.tvm_compat import prefetch
 
 _MAX_M_TILE = 16
 _MAX_N_TILE = 8
@@ -149,19 +150,25 @@ class MatmulSpace(blocks.AnchorSpace):
         sch.vectorize(lane)
         sch.decompose_reduction(anchor, k_o)
         self._vectorize_out(sch, out)
-        if not config["prefetch"]:
-            return sch
-        sch.annotate(k_o, prefetch.MARK, True)
-        return blocks.schedule_of(prefetch.insert(sch.mod["main"], lambda at: self._ahead(weight, config, at)))
+        if config["prefetch"]:
+            weight_position = next(i for i, param in enumerate(self.func.params) if param.same_as(weight))
+            sch.annotate(k_o, prefetch.MARK, self._ahead(weight_position, config).text)
+        return sch
 
-    def _ahead(self, weight: Any, config: Mapping[str, KnobValue], at: Sequence[Any]) -> list[Any]:
-        """Weights of the next column group to call for, from the place of the block (loops as in the anchor)."""
-        *_, m, n, _, k = at
+    def _ahead(self, argument: int, config: Mapping[str, KnobValue]) -> prefetch.Ahead:
+        """Weights of the next column group to call for; positions are the anchor's loops (batch, m, n, lane, k)."""
+        m, n, k = (self.batch_axes + i for i in (0, 1, 3))
         m_tile = int(config["m_tile"])
-        turn, turns = (m // m_tile, self.rows // m_tile) if config["outer"] == "n,m" else (0, 1)
-        lines = prefetch.share(turn, turns, int(config["k_unroll"]))
-        columns = [n + int(config["n_group"]) + j for j in range(int(config["n_tile"]))]
-        return [weight[column, k + i, 0] for i in lines for column in columns]
+        n_first = config["outer"] == "n,m"
+        return prefetch.Ahead(
+            argument=argument,
+            place=((n, int(config["n_group"])), (k, 0), (None, 0)),
+            rows=int(config["n_tile"]),
+            along=1,
+            lines=int(config["k_unroll"]),
+            turn=((m, m_tile, 1),) if n_first else (),
+            turns=self.rows // m_tile if n_first else 1,
+        )
 
     def _place_packing(self, sch: s_tir.Schedule, where: str, parallel: Any) -> None:
         packed = sch.get_sblock("packed")

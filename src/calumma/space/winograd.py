@@ -30,8 +30,9 @@ from tvm import ir, s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue
-from calumma.space import blocks, prefetch
+from calumma.space import blocks
 from calumma.space.base import Knob, Repacking
+from calumma.tvm_compat import prefetch
 
 Matrix = tuple[tuple[float, ...], ...]
 
