@@ -86,7 +86,8 @@ def _measured(model: TunableModel) -> list[MeasureRecord]:
     records = []
     for task in model.tasks:
         space = model.spaces[task.workload.hash]
-        rows = [space.default(), *space.sample(rng, 2)]
+        drawn = [space.default(), *space.sample(rng, 32)]
+        rows = [row for row in drawn if not space.repacking(space.decode(row))][:3]
         records += [_record(task.workload, space, space.decode(row), 1e-3 / (i + 1)) for i, row in enumerate(rows)]
     return records
 
@@ -110,6 +111,16 @@ def test_our_records_come_back(model, tmp_path):
         (r.candidate, r.result, r.cache_state) for r in records
     ]
     assert {r.strategy for r in back.records} == {metaschedule.STRATEGY}
+
+
+def test_what_wants_other_weights_is_left_out(model, tmp_path):
+    """A Winograd convolution takes transformed weights: TVM would hand its kernel the model's own."""
+    (task,) = [task for task in model.tasks if "conv2d" in task.name]
+    space = model.spaces[task.workload.hash]
+    rows = [row for row in space.sample(np.random.default_rng(0), 32) if space.repacking(space.decode(row))]
+    record = _record(task.workload, space, space.decode(rows[0]), 1e-3)
+    exported = export_database([record], model.parts.functions, HARDWARE, THREADS, tmp_path / "db")
+    assert exported.skipped == {"of an algorithm that takes its weights in another form": 1}
 
 
 def test_tvm_applies_what_we_export(model, tmp_path):

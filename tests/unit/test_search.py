@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from calumma.core.errors import InternalError
+from calumma.core.protocols import Indices
 from calumma.cost_model import ConstantModel, CostModel, GradientBoostedTrees, SharedTrees
-from calumma.search import History
+from calumma.search import Explored, History, SearchStats
 from calumma.search.evolution import EvolutionaryExplorer
 from calumma.search.samplers import EpsilonGreedySampler
 from tests.conformance.test_design_space_contract import ToySpace
 
 LARGE = ToySpace(width=56, extra=12)
+
+
+def no_score(indices: Indices) -> NDArray[np.float64]:
+    raise AssertionError("this sampler makes nothing up")
 
 
 def test_history_keeps_the_last_outcome_and_the_order() -> None:
@@ -60,7 +66,7 @@ def test_exploration_is_distinct_valid_and_finds_what_the_model_likes(space: Toy
         columns = space.columns(indices)
         return -np.abs(columns["tile_x"] * columns["tile_c"] - 28.0) - np.abs(columns["split_k"] - 8.0)
 
-    found = EvolutionaryExplorer(space, rng).explore(history, score)
+    found = EvolutionaryExplorer(space, rng).explore(history, score, SearchStats()).indices
     assert space.valid(found).all() and len(np.unique(found, axis=0)) == len(found)
     assert score(found).max() == 0
 
@@ -71,7 +77,7 @@ def test_sampler_takes_the_best_and_breaks_ties_at_random() -> None:
     candidates = space.sample(rng, 50)
     predicted = np.zeros(50)
     predicted[[7, 11]] = 1.0
-    chosen = EpsilonGreedySampler(rng, epsilon=0.0).choose(candidates, predicted, History(space), 4)
+    chosen = EpsilonGreedySampler(rng, epsilon=0.0).choose(Explored(candidates, predicted), no_score, History(space), 4)
     assert {row.tobytes() for row in chosen[:2]} == {candidates[7].tobytes(), candidates[11].tobytes()}
     assert not np.array_equal(chosen[2:], candidates[:2])
 
@@ -80,7 +86,7 @@ def test_sampler_with_epsilon_one_draws_from_the_whole_space() -> None:
     space = ToySpace()
     candidates = space.sample(np.random.default_rng(0), 2)
     sampler = EpsilonGreedySampler(np.random.default_rng(1), epsilon=1.0)
-    chosen = sampler.choose(candidates, np.zeros(2), History(space), 20)
+    chosen = sampler.choose(Explored(candidates, np.zeros(2)), no_score, History(space), 20)
     assert len(chosen) == 20 and len(np.unique(chosen, axis=0)) == 20
 
 

@@ -2,5 +2,14 @@
 
 from calumma.cost_model.base import ConstantModel, CostModel
 from calumma.cost_model.trees import GradientBoostedTrees, SharedTrees, TreeSettings
+from calumma.cost_model.xgb_rank import RankedTrees, RankedTreesSettings
 
-__all__ = ["ConstantModel", "CostModel", "GradientBoostedTrees", "SharedTrees", "TreeSettings"]
+__all__ = [
+    "ConstantModel",
+    "CostModel",
+    "GradientBoostedTrees",
+    "RankedTrees",
+    "RankedTreesSettings",
+    "SharedTrees",
+    "TreeSettings",
+]

@@ -8,8 +8,6 @@ from types import TracebackType
 from calumma.core.errors import InputError
 from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status
 
-_CHARGED = ("build", "run")
-
 
 class ReplayRunner:
     """A `Runner` over a recording: strategies are compared, and tested, without measuring anything again.
@@ -43,12 +41,17 @@ class ReplayRunner:
         best_s: Mapping[str, float] | None = None,
         on_result: Callable[[int, MeasureResult], None] | None = None,
     ) -> list[MeasureResult]:
-        """Look the candidates up; `best_s` changes nothing, since the recording has stopped where it has stopped."""
+        """Look the candidates up; `best_s` changes nothing, since the recording has stopped where it has stopped.
+
+        `charged_s` grows as time passes in a batch of `LocalRunner`: all builds first, then one run after the other, so
+        that `on_result` finds in it when the result would have been known.
+        """
         results = [self._result(candidate) for candidate in candidates]
+        self.charged_s += sum(result.phases_s.get("build", 0.0) for result in results)
         for index, result in enumerate(results):
+            self.charged_s += result.phases_s.get("run", 0.0)
             if on_result is not None:
                 on_result(index, result)
-        self.charged_s += sum(result.phases_s.get(phase, 0.0) for result in results for phase in _CHARGED)
         return results
 
     def verify(self, candidates: Sequence[Candidate]) -> list[MeasureResult]:

@@ -5,14 +5,26 @@ strategy = explorer (proposes many) + sampler (chooses few of them) + cost model
 
 from calumma.search.history import History
 from calumma.search.presets import make_strategy, strategy_names
-from calumma.search.strategy import Explorer, GuidedStrategy, RandomStrategy, Sampler
+from calumma.search.stats import PolicyUpdate, SearchStats
+from calumma.search.strategy import (
+    Explored,
+    Explorer,
+    GuidedStrategy,
+    RandomStrategy,
+    Sampler,
+    SearchStrategy,
+)
 
 __all__ = [
+    "Explored",
     "Explorer",
     "GuidedStrategy",
     "History",
+    "PolicyUpdate",
     "RandomStrategy",
     "Sampler",
+    "SearchStats",
+    "SearchStrategy",
     "make_strategy",
     "strategy_names",
 ]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from calumma.core.protocols import DesignSpace, Indices
 from calumma.search.history import History
-from calumma.search.strategy import Score
+from calumma.search.stats import SearchStats
+from calumma.search.strategy import Explored, Score
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,25 @@ class EvolutionaryExplorer:
         self._settings = settings or EvolutionSettings()
         self._counts = np.array([len(knob.values) for knob in space.knobs], dtype=np.int64)
 
-    def explore(self, history: History, score: Score) -> Indices:
+    def explore(self, history: History, score: Score, stats: SearchStats) -> Explored:
         settings = self._settings
         if self._space.size <= settings.exhaustive:
-            return self._space.sample(self._rng, settings.exhaustive)
+            everything = self._space.sample(self._rng, settings.exhaustive)
+            return Explored(everything, score(everything))
         elites = history.best(settings.elites)
-        population = _distinct(
-            np.concatenate([elites, self._space.sample(self._rng, settings.population - len(elites))])
+        population = np.unique(
+            np.concatenate([elites, self._space.sample(self._rng, settings.population - len(elites))]), axis=0
         )
         scores = score(population)
-        everything = [population]
+        seen = [(population, scores)]
         for _ in range(settings.generations):
             children = self._children(population, scores)
-            everything.append(children)
+            seen.append((children, score(children)))
             population, first = np.unique(np.concatenate([population, children]), axis=0, return_index=True)
-            scores = np.concatenate([scores, score(children)])[first]
+            scores = np.concatenate([scores, seen[-1][1]])[first]
             survivors = np.argsort(-scores, kind="stable")[: settings.population]
             population, scores = population[survivors], scores[survivors]
-        return _distinct(np.concatenate(everything))
+        return Explored.distinct(np.concatenate([x for x, _ in seen]), np.concatenate([y for _, y in seen]))
 
     def _children(self, population: Indices, scores: NDArray[np.float64]) -> Indices:
         """Return the valid children (at most P, D) of a population."""
@@ -84,9 +86,3 @@ class EvolutionaryExplorer:
         left, right = pairs.T
         winners: NDArray[np.int64] = np.where(scores[left] >= scores[right], left, right)
         return winners
-
-
-def _distinct(indices: Indices) -> Indices:
-    """Drop repeated rows; the order of the first occurrences stays."""
-    _, first = np.unique(indices, axis=0, return_index=True)
-    return indices[np.sort(first)]

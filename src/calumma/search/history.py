@@ -49,15 +49,19 @@ class History:
         """Mark configurations as proposed."""
         self._taken.update(_keys(indices))
 
-    def fresh(self, indices: Indices) -> Indices:
-        """Return the distinct ones among `indices` that were neither proposed nor told, in their order."""
+    def is_fresh(self, indices: Indices) -> NDArray[np.bool_]:
+        """(N, D) -> (N,): neither proposed nor told, and no repetition of an earlier row."""
         seen: set[bytes] = set()
-        keep = []
+        fresh = np.zeros(len(indices), dtype=bool)
         for position, key in enumerate(_keys(indices)):
             if key not in self._taken and key not in seen:
                 seen.add(key)
-                keep.append(position)
-        return indices[keep]
+                fresh[position] = True
+        return fresh
+
+    def fresh(self, indices: Indices) -> Indices:
+        """Return the distinct ones among `indices` that were neither proposed nor told, in their order."""
+        return indices[self.is_fresh(indices)]
 
     def draw(self, rng: np.random.Generator, n: int) -> Indices:
         """Return up to `n` random valid configurations that are fresh; fewer only when no more could be found."""

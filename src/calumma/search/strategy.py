@@ -3,35 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calumma.core.protocols import DesignSpace, Indices
+from calumma.core.protocols import DesignSpace, Indices, Strategy
 from calumma.cost_model import CostModel
 from calumma.search.history import History
+from calumma.search.stats import SearchStats
 
 Score = Callable[[Indices], NDArray[np.float64]]
-"""Configurations (N, D) -> predicted scores (N,), higher is better; thousands within milliseconds."""
+"""Configurations (N, D) -> predicted scores (N,), higher is better; thousands within milliseconds. Every row counts as
+one step."""
 
 _DRAWS = 128
+
+
+@dataclass(frozen=True)
+class Explored:
+    """Distinct valid configurations (m, D) and what the cost model predicts of them (m,)."""
+
+    indices: Indices
+    scores: NDArray[np.float64]
+
+    @staticmethod
+    def distinct(indices: Indices, scores: NDArray[np.float64]) -> Explored:
+        """Leave repeated rows out; the order of the first occurrences stays."""
+        _, first = np.unique(indices, axis=0, return_index=True)
+        first.sort()
+        return Explored(indices[first], scores[first])
 
 
 class Explorer(Protocol):
     """Walks a design space with the cost model as its map; nothing is measured."""
 
-    def explore(self, history: History, score: Score) -> Indices:
-        """Return distinct valid configurations (m, D) that look good; some may have been measured before."""
+    def explore(self, history: History, score: Score, stats: SearchStats) -> Explored:
+        """Return configurations that look good; some may have been measured before."""
         ...
 
 
 class Sampler(Protocol):
     """Chooses what to measure among what an explorer found."""
 
-    def choose(self, candidates: Indices, predicted: NDArray[np.float64], history: History, n: int) -> Indices:
-        """Fresh candidates (m, D) and their predicted scores (m,) -> up to `n` valid configurations, best first."""
+    def choose(self, explored: Explored, score: Score, history: History, n: int) -> Indices:
+        """Candidates that are all fresh -> distinct, valid, fresh configurations to measure, in this order.
+
+        At least `n` of them where the space has as many; more from a sampler that plans ahead. What it makes up beyond
+        the candidates it can have scored.
+        """
         ...
+
+
+class SearchStrategy(Strategy, Protocol):
+    """A strategy that says what it has cost."""
+
+    stats: SearchStats
 
 
 class RandomStrategy:
@@ -40,19 +68,25 @@ class RandomStrategy:
     name = "random"
 
     def __init__(self, space: DesignSpace, rng: np.random.Generator) -> None:
+        self.stats = SearchStats()
         self._history = History(space)
         self._default = space.default()
         self._rng = rng
 
     def ask(self, n: int) -> Indices:
-        return self._history.complete(self._history.fresh(self._default[None, :])[:n], self._rng, n)
+        with self.stats.charge("explore"):
+            return self._history.complete(self._history.fresh(self._default[None, :])[:n], self._rng, n)
 
     def tell(self, indices: Indices, scores: NDArray[np.float64]) -> None:
         self._history.tell(indices, scores)
 
 
 class GuidedStrategy:
-    """An explorer proposes, a sampler chooses, a cost model that learns from every outcome guides both."""
+    """An explorer proposes, a sampler chooses, a cost model that learns from every outcome guides both.
+
+    What the sampler chooses beyond what was asked for is the plan of the next asks; only then is the cost model fitted
+    again and the space explored anew.
+    """
 
     def __init__(
         self,
@@ -63,10 +97,23 @@ class GuidedStrategy:
         explorer: Explorer,
         sampler: Sampler,
         model: CostModel,
-        warm_up: int = 4,
+        warm_up: int = 0,
+        draws: int = 1024,
     ) -> None:
-        """Wire the parts; until `warm_up` outcomes are known it asks neighbours of the best and random draws."""
+        """Wire the parts.
+
+        Args:
+            name: what it is called.
+            space: the design space.
+            rng: source of its own randomness.
+            explorer: proposes.
+            sampler: chooses.
+            model: guides.
+            warm_up: until so many outcomes are known it asks neighbours of the best and random draws.
+            draws: before anything has worked, the sampler chooses among so many random draws instead.
+        """
         self.name = name
+        self.stats = SearchStats()
         self._history = History(space)
         self._default = space.default()
         self._rng = rng
@@ -74,17 +121,61 @@ class GuidedStrategy:
         self._sampler = sampler
         self._model = model
         self._warm_up = warm_up
+        self._draws = draws
+        self._plan = np.empty((0, len(space.knobs)), dtype=np.int32)
+        self._stale = False
 
     def ask(self, n: int) -> Indices:
-        chosen = self._first(n) if len(self._history.scores) < self._warm_up else self._next(n)
-        return self._history.complete(chosen, self._rng, n)
+        with self.stats.charge("explore"):
+            if len(self._history.scores) < self._warm_up:
+                return self._history.complete(self._first(n), self._rng, n)
+            chosen = self._planned(n)
+            if len(chosen) < n:
+                self._plan = self._next(n - len(chosen))
+                chosen = np.concatenate([chosen, self._planned(n - len(chosen))])
+            return self._history.complete(chosen, self._rng, n)
 
     def tell(self, indices: Indices, scores: NDArray[np.float64]) -> None:
         self._history.tell(indices, scores)
-        self._model.fit(self._history.features, self._history.scores)
+        self._stale = True
+        if len(self._plan) == 0:
+            self._fit()
+
+    def _fit(self) -> None:
+        if self._stale:
+            with self.stats.charge("fit"):
+                self._model.fit(self._history.features, self._history.scores)
+            self._stale = False
 
     def _score(self, indices: Indices) -> NDArray[np.float64]:
-        return self._model.predict(self._history.space.features(indices))
+        self.stats.steps += len(indices)
+        with self.stats.charge("score"):
+            return self._model.predict(self._history.space.features(indices))
+
+    def _planned(self, n: int) -> Indices:
+        """Take up to `n` of the plan, as far as nobody has told or asked them meanwhile."""
+        plan = self._history.fresh(self._plan)
+        chosen, self._plan = plan[:n], plan[n:]
+        self._history.take(chosen)
+        return chosen
+
+    def _next(self, n: int) -> Indices:
+        """A new plan of at least `n`, as far as there are any."""
+        self._fit()
+        history = self._history
+        if history.scores.any():
+            explored = self._explorer.explore(history, self._score, self.stats)
+        else:
+            drawn = history.draw(self._rng, max(n, self._draws))
+            explored = Explored(drawn, self._score(drawn))
+        self.stats.plans += 1
+        default = history.fresh(self._default[None, :])
+        keep = history.is_fresh(explored.indices)
+        if not keep.any():
+            return default
+        explored = Explored(explored.indices[keep], explored.scores[keep])
+        with self.stats.charge("sampling"):
+            return np.concatenate([default, self._sampler.choose(explored, self._score, history, n)])
 
     def _first(self, n: int) -> Indices:
         """The default, then the best-looking neighbours of the best so far and the best-looking random draws."""
@@ -94,12 +185,6 @@ class GuidedStrategy:
         near = self._ranked(history.fresh(history.space.neighbours(start)))[: (n - len(chosen) + 1) // 2]
         far = self._ranked(history.draw(self._rng, _DRAWS))
         return history.fresh(np.concatenate([chosen, near, far]))[:n]
-
-    def _next(self, n: int) -> Indices:
-        candidates = self._history.fresh(self._explorer.explore(self._history, self._score))
-        if len(candidates) == 0:
-            return candidates
-        return self._history.fresh(self._sampler.choose(candidates, self._score(candidates), self._history, n))[:n]
 
     def _ranked(self, indices: Indices) -> Indices:
         """Best predicted first, equals in random order."""

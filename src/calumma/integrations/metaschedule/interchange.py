@@ -243,6 +243,8 @@ class _Traces:
             raise _Skip(_NOT_HERE)
         space = self._spaces.of(key, candidate.template, candidate.template_version)
         try:
+            if space.repacking(candidate.config):
+                raise _Skip("of an algorithm that takes its weights in another form")
             sch = space.schedule(candidate.config)
             note = {
                 "workload": key,

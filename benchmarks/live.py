@@ -1,0 +1,328 @@
+"""The live comparison of `python -m benchmarks.search --live`: strategies tune tasks of real models on this machine.
+
+Tasks: of AlexNet, VGG-19 and ResNet-18 each the two convolutions with the most work (calls x operations), in their full
+spaces. Strategies: AutoTVM's, its annealing with few measurements, Chameleon, and TVM's MetaSchedule, unmodified:
+
+    metaschedule         `ms.tune_tir` in its own space: evolutionary search, XGBoost, its own builder and runner
+    metaschedule-ours    the same search over a sample of our template's schedules, given as a schedule function
+                         (our knobs decide how a function is taken apart, so a trace has no decisions that MetaSchedule
+                         could mutate: it gets `POOL` drawn schedules as design spaces and ranks those)
+
+Every run is a line of a log when it ends, every measurement of ours is in a database when its batch ends; a session
+that was stopped goes on with the first run that is missing. The order is tasks, seeds, strategies: what drifts, drifts
+for all. When a task has all its runs, whatever was ever the best of one of them is verified and measured again, in
+turns, with cold weights: the latencies that count are the medians of that race, whoever measured them first and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import output, sessions, suite
+from benchmarks.curves import Improvement, Recorder, Run
+from benchmarks.sessions import RunLog, WallClock
+from calumma import tvm_compat
+from calumma.core.errors import EnvironmentFault, InputError
+from calumma.core.protocols import Runner
+from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Status, Workload
+from calumma.database import SqlStore
+from calumma.measure import LocalRunner
+from calumma.search import strategy_names
+from calumma.space import KnobSpace, design_space
+
+MODELS = ("bvlc_alexnet", "vgg19", "resnet18")
+TASKS_PER_MODEL = 2
+STRATEGIES = ("autotvm", "sa+topk", "chameleon", "metaschedule")
+QUICK_STRATEGIES = STRATEGIES[:3]
+"""Without MetaSchedule, which takes minutes for one run."""
+METASCHEDULE = {"metaschedule": "own", "metaschedule-ours": "ours"}
+"""Name of a strategy -> the space that MetaSchedule searches."""
+METASCHEDULE_BATCH = 64
+"""Its own default."""
+PASSES = 3
+CACHE_STATE = "cold"
+TRACED = "metaschedule"
+"""Template of candidates that are a trace of MetaSchedule's."""
+_TIMEOUT_S = 4 * 3600
+
+
+@dataclass(frozen=True)
+class Task:
+    """A workload to tune, by name."""
+
+    name: str
+    workload: Workload
+    space: KnobSpace
+
+
+class TracedSpace:
+    """Schedules that MetaSchedule found, by their traces, for workers to measure."""
+
+    template = TRACED
+    version = 1
+
+    def __init__(self, func: Any) -> None:
+        self._func = func
+
+    def schedule(self, config: Mapping[str, KnobValue]) -> Any:
+        from tvm import s_tir
+
+        schedule = s_tir.Schedule(self._func)
+        s_tir.schedule.Trace.apply_json_to_schedule(json.loads(str(config["trace"])), schedule)
+        return schedule
+
+
+def traced_space(func: Any, hardware: Hardware, threads: int) -> TracedSpace:
+    """Entry of a runner's workers for candidates of MetaSchedule's."""
+    return TracedSpace(func)
+
+
+def tasks(hardware: Hardware, threads: int) -> list[Task]:
+    """The tasks of the comparison, by the rule above."""
+    from calumma.frontend.importer import import_model
+    from calumma.frontend.lowering import lower
+    from calumma.frontend.simplify import simplify
+    from calumma.tasks import extract
+
+    chosen = []
+    for model in MODELS:
+        graph = lower(simplify(import_model(suite.path(model)).graph), hardware.lanes)
+        found = extract(graph.mod, len(graph.inputs))
+        spaces = {
+            task.workload.hash: design_space(found.functions[task.workload.hash], hardware, threads)
+            for task in found.tasks
+            if "conv2d" in task.name and "depthwise" not in task.name
+        }
+        ranked = sorted(
+            (task for task in found.tasks if task.workload.hash in spaces),
+            key=lambda task: (-task.weight * task.flops, task.name),
+        )
+        chosen += [
+            Task(f"{model}/{task.name}", task.workload, spaces[task.workload.hash]) for task in ranked[:TASKS_PER_MODEL]
+        ]
+    return chosen
+
+
+def run(options: argparse.Namespace) -> list[Run]:
+    """Make the runs that the log lacks; returns all of them with the latencies of the race."""
+    threads = tvm_compat.set_threads(options.threads)
+    hardware = tvm_compat.hardware_for()
+    strategies = options.strategies or (QUICK_STRATEGIES if options.quick else STRATEGIES)
+    unknown = set(strategies) - {*strategy_names(), *METASCHEDULE}
+    if unknown:
+        known = ", ".join((*strategy_names(), *METASCHEDULE))
+        raise InputError(f"no strategy is called {sorted(unknown)[0]!r}: choose of {known}")
+    chosen = _chosen(tasks(hardware, threads), options)
+    settings = {
+        "trials": options.trials,
+        "batch": options.batch,
+        "threads": threads,
+        "hardware": hardware.fingerprint,
+        "toolchain": tvm_compat.toolchain(),
+        "policy": None if options.policy is None else options.policy.name,
+        "cold_start": options.cold_start,
+    }
+    log = RunLog(options.runs, settings)
+    runs: list[Run] = []
+    with SqlStore.open(options.database) as store:
+        for task in chosen:
+            done = _tune(task, strategies, options, log, store, hardware, threads)
+            runs += _raced(task, done, log, hardware, threads)
+    return runs
+
+
+def _chosen(found: Sequence[Task], options: argparse.Namespace) -> list[Task]:
+    names = [task.name for task in found]
+    wanted = options.workloads or (names[-1:] if options.quick else names)
+    unknown = set(wanted) - set(names)
+    if unknown:
+        raise InputError(f"no task is called {sorted(unknown)[0]!r}: choose of {', '.join(names)}")
+    return [task for task in found if task.name in wanted]
+
+
+def _tune(
+    task: Task,
+    strategies: Sequence[str],
+    options: argparse.Namespace,
+    log: RunLog,
+    store: SqlStore,
+    hardware: Hardware,
+    threads: int,
+) -> list[tuple[Run, list[Candidate]]]:
+    """All runs of one task with what was ever the best in each, those of the log first."""
+    done: dict[tuple[str, str, int], tuple[Run, list[Candidate]]] = {}
+    for entry in log.entries:
+        if "run" in entry and entry["run"]["workload"] == task.name:
+            finished = Run.from_json(entry["run"])
+            done[finished.key] = finished, [_restored(task, candidate) for candidate in entry["candidates"]]
+    wanted = [(task.name, strategy, seed) for seed in range(options.seeds) for strategy in strategies]
+    for key in wanted:
+        if key in done:
+            continue
+        _, strategy, seed = key
+        if strategy in METASCHEDULE:
+            finished, best = _metaschedule(task, strategy, seed, options, threads)
+        else:
+            finished, best = _ours(task, strategy, seed, options, store, hardware, threads)
+        documents = [{"template": c.template, "version": c.template_version, "config": dict(c.config)} for c in best]
+        log.add({"run": finished.to_json(), "candidates": documents, "commit": output.commit()})
+        done[key] = finished, best
+        print(
+            f"{task.name}, {strategy}, seed {seed}: {finished.seconds:.1f} s, {finished.trials} trials, "
+            f"{finished.failed} failed, best {1e6 / max(finished.throughput, 1e-9):.1f} us",
+            flush=True,
+        )
+    return [done[key] for key in wanted]
+
+
+def _restored(task: Task, document: Mapping[str, Any]) -> Candidate:
+    return Candidate(task.workload, document["template"], document["version"], document["config"])
+
+
+def _ours(
+    task: Task,
+    strategy: str,
+    seed: int,
+    options: argparse.Namespace,
+    store: SqlStore,
+    hardware: Hardware,
+    threads: int,
+) -> tuple[Run, list[Candidate]]:
+    best: list[Candidate] = []
+
+    def candidate(config: Mapping[str, KnobValue]) -> Candidate:
+        return Candidate(task.workload, task.space.template, task.space.version, config)
+
+    def keep(candidates: Sequence[Candidate], results: Sequence[MeasureResult]) -> None:
+        conditions = (hardware, threads, CACHE_STATE, tvm_compat.toolchain())
+        pairs = zip(candidates, results, strict=True)
+        store.append([MeasureRecord(c, r, *conditions, strategy=strategy, seed=seed) for c, r in pairs])
+
+    with LocalRunner(hardware, threads, cache_state=CACHE_STATE) as runner:
+        runner.measure(
+            [candidate(task.space.decode(task.space.default()))]
+        )  # the workers' start is no matter of search
+        finished = sessions.search(
+            strategy,
+            task.space,
+            candidate,
+            runner,
+            WallClock(),
+            workload=task.name,
+            seed=seed,
+            budget=options.trials,
+            batch=options.batch,
+            policy=options.policy,
+            cold_start=options.cold_start,
+            on_improvement=best.append,
+            on_batch=keep,
+        )
+    return finished, best
+
+
+def _metaschedule(
+    task: Task, strategy: str, seed: int, options: argparse.Namespace, threads: int
+) -> tuple[Run, list[Candidate]]:
+    """A run of MetaSchedule in a process of its own.
+
+    Raises:
+        EnvironmentFault: it ended without a result.
+    """
+    with tempfile.TemporaryDirectory(prefix="calumma-metaschedule-") as folder:
+        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
+        order = {
+            "workload": task.workload.text,
+            "space": METASCHEDULE[strategy],
+            "trials": options.trials,
+            "batch": METASCHEDULE_BATCH,
+            "seed": seed,
+            "threads": threads,
+        }
+        request.write_text(json.dumps(order))
+        command = [sys.executable, "-m", "benchmarks.metaschedule_baseline", str(request), str(answer)]
+        log = Path(folder) / "log"
+        with log.open("wb") as stream:
+            status = subprocess.run(
+                command, cwd=output.ROOT, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, timeout=_TIMEOUT_S
+            ).returncode
+        if status or not answer.exists():
+            lines = log.read_text(errors="replace").strip().splitlines() or ["nothing said"]
+            raise EnvironmentFault(
+                f"MetaSchedule on {task.name}, seed {seed}, ended with status {status}: {lines[-1]}; "
+                "run the command again, it goes on from here"
+            )
+        document = json.loads(answer.read_text())
+    recorder = Recorder(task.name, strategy, seed, options.trials)
+    best = []
+    for latency_s, seconds, trace in document["trials"]:
+        known = len(recorder.improvements)
+        recorder.add(float("inf") if latency_s is None else latency_s, seconds, 0)
+        if len(recorder.improvements) > known:
+            best.append(Candidate(task.workload, TRACED, TracedSpace.version, {"trace": trace}))
+    return recorder.finish(document["seconds"], 0, document["phases_s"]), best
+
+
+def _raced(
+    task: Task, done: Sequence[tuple[Run, list[Candidate]]], log: RunLog, hardware: Hardware, threads: int
+) -> list[Run]:
+    """The runs with every latency replaced by that of one race; who failed there is as slow as what was best before."""
+    candidates = {candidate.key: candidate for _, best in done for candidate in best}
+    wanted = set(candidates)
+    latencies: dict[str, float] = {}
+    for entry in log.entries:
+        # A race compares only what took part in it: one that lacks a candidate is of no use.
+        if "race" in entry and entry["race"]["workload"] == task.name and wanted <= entry["race"]["latencies"].keys():
+            latencies = {key: entry["race"]["latencies"][key] for key in wanted}
+    if not latencies:
+        latencies = race(list(candidates.values()), hardware, threads)
+        log.add({"race": {"workload": task.name, "latencies": latencies}})
+    return [with_latencies(finished, [latencies[candidate.key] for candidate in best]) for finished, best in done]
+
+
+def race(candidates: Sequence[Candidate], hardware: Hardware, threads: int) -> dict[str, float]:
+    """Measure candidates in turns, every second pass in reverse; key -> median latency, 0 for one that failed.
+
+    One that computes something else than its unscheduled function has failed, too.
+    """
+    passes: dict[str, list[float]] = {candidate.key: [] for candidate in candidates}
+    start = functools.partial(LocalRunner, hardware, threads, cache_state=CACHE_STATE)
+    with start() as ours, start(space_entry="benchmarks.live:traced_space") as theirs:
+        parts = [
+            (ours, [candidate for candidate in candidates if candidate.template != TRACED]),
+            (theirs, [candidate for candidate in candidates if candidate.template == TRACED]),
+        ]
+        right = [(runner, _verified(runner, part)) for runner, part in parts]
+        for turn in range(PASSES):
+            for runner, part in right:
+                _measure(runner, part if turn % 2 == 0 else part[::-1], passes)
+    return {key: median(found) if found else 0.0 for key, found in passes.items()}
+
+
+def _verified(runner: Runner, candidates: Sequence[Candidate]) -> list[Candidate]:
+    verdicts = runner.verify(candidates)
+    return [c for c, verdict in zip(candidates, verdicts, strict=True) if verdict.status is not Status.WRONG_OUTPUT]
+
+
+def _measure(runner: Runner, candidates: Sequence[Candidate], passes: Mapping[str, list[float]]) -> None:
+    for candidate, result in zip(candidates, runner.measure(candidates), strict=True):
+        if result.status is Status.OK:
+            passes[candidate.key].append(result.latency_s)
+
+
+def with_latencies(finished: Run, latencies_s: Sequence[float]) -> Run:
+    """The run with its improvements measured again, 0 for one that failed; what turns out to be none is left out."""
+    kept: list[Improvement] = []
+    for found, latency_s in zip(finished.improvements, latencies_s, strict=True):
+        if latency_s > 0 and (not kept or latency_s < kept[-1].latency_s):
+            kept.append(replace(found, latency_s=latency_s))
+    return replace(finished, improvements=tuple(kept))
