@@ -6,36 +6,47 @@ state dictionary. Attention is torch's fused one, as in torchvision and transfor
 
 from __future__ import annotations
 
-import onnx
+from collections.abc import Callable
+
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
-
-from benchmarks import networks, suite
 
 
 def resnet18() -> nn.Module:
     """ResNet-18 with the weights of `networks.resnet18`."""
-    return _load(_ResNet18(), "resnet18")
+    return _load("resnet18")
 
 
 def mobilenet_v2() -> nn.Module:
     """MobileNetV2 with the weights of `networks.mobilenet_v2`."""
-    return _load(_MobileNetV2(), "mobilenet_v2")
+    return _load("mobilenet_v2")
 
 
 def bert() -> nn.Module:
     """The BERT encoder with the weights of `networks.bert`."""
-    return _load(_Bert(layers=4, width=512, heads=8, tokens=128, vocabulary=30522), "bert")
+    return _load("bert")
 
 
 def vit_b_16() -> nn.Module:
     """ViT-B/16 with the weights of `networks.vit_b_16`."""
-    return _load(_VisionTransformer(layers=12, width=768, heads=12, patch=16, size=224), "vit_b_16")
+    return _load("vit_b_16")
 
 
-def _load(module: nn.Module, name: str) -> nn.Module:
+def skeleton(name: str) -> nn.Module:
+    """A model whose weights have shapes and no memory; `load_state_dict(..., assign=True)` gives them some."""
+    with torch.device("meta"):
+        return _ARCHITECTURES[name]().eval()
+
+
+def _load(name: str) -> nn.Module:
+    # A process that brings its own weights is spared these imports.
+    import onnx
+    from onnx import numpy_helper
+
+    from benchmarks import suite
+
+    module = _ARCHITECTURES[name]()
     graph = onnx.load(suite.path(name)).graph
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
@@ -107,6 +118,8 @@ class _InvertedResidual(nn.Module):
 
 class _MobileNetV2(nn.Module):
     def __init__(self) -> None:
+        from benchmarks import networks
+
         super().__init__()
         features: list[nn.Module] = [_unit(3, 32, 3, stride=2)]
         inside = 32
@@ -218,3 +231,11 @@ class _VisionTransformer(nn.Module):
         for layer in self.encoder["layer"]:
             x = layer(x)
         return self.classifier(self.layernorm(x)[:, 0])
+
+
+_ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": _ResNet18,
+    "mobilenet_v2": _MobileNetV2,
+    "bert": lambda: _Bert(layers=4, width=512, heads=8, tokens=128, vocabulary=30522),
+    "vit_b_16": lambda: _VisionTransformer(layers=12, width=768, heads=12, patch=16, size=224),
+}

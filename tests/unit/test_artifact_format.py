@@ -158,7 +158,7 @@ def test_a_chain_needs_two_buffers() -> None:
 def test_plan_survives_json() -> None:
     spec = TensorSpec("x", (2, 3), "float32")
     slots = (Slot("arena", 0, (2, 3), "float32"), Slot("weights", 64, (3,), "bfloat16"))
-    plan = Plan((spec,), (spec,), (0,), (0,), (1,), slots, (Step("kernel", (0, 1, 0)),), 64, 128)
+    plan = Plan((spec,), (spec,), (0,), (0,), (1,), slots, (Step("kernel", (0, 1, 0)),), 64, 128, ((),), ((0,),))
     assert Plan.from_json(plan.to_json()) == plan
 
 

@@ -24,6 +24,7 @@ from calumma.peers import protocol
 
 LOAD_TIMEOUT_S = 600.0
 TURN_TIMEOUT_S = 300.0
+_REFERENCES = ("onnxruntime", "torch-eager")
 _WARMUP_S = 0.05
 _MIN_WARMUP, _MIN_RUNS, _MAX_RUNS = 2, 5, 500
 
@@ -159,7 +160,8 @@ def race(
     A contestant that cannot load or run, dies or hangs leaves the race; its row says why.
 
     Args:
-        contestants: the first is the one that ratios are about; the first that runs onnxruntime is the reference.
+        contestants: the first is the one that ratios are about. The reference is the first that runs onnxruntime, or,
+            where there is none, torch as it is.
         inputs: one or more, each name -> array in the model's order.
         threads: of every runtime.
         rounds: turns of each contestant.
@@ -188,7 +190,9 @@ def race(
     finally:
         for lane in lanes:
             lane.close()
-    reference = next((lane for lane in lanes if lane.contestant.runtime == "onnxruntime" and not lane.reason), None)
+    ran = [lane for lane in lanes if not lane.reason]
+    references = (lane for runtime in _REFERENCES for lane in ran if lane.contestant.runtime == runtime)
+    reference = next(references, None)
     return RaceResult(
         threads=threads,
         rows=tuple(lane.row(reference.outputs if reference else None) for lane in lanes),

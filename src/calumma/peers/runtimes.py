@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -144,12 +145,22 @@ class TorchCompiled(TorchEager):
         self._call = self._torch.compile(self._call, backend="inductor")
 
 
+class TorchCalumma(TorchEager):
+    """The same module under `torch.compile` with calumma's backend; a model of which it leaves parts to torch fails."""
+
+    def __init__(self, source: str, shapes: Shapes, threads: int) -> None:
+        super().__init__(source, shapes, threads)
+        warnings.filterwarnings("error", "calumma leaves")
+        self._call = self._torch.compile(self._call, backend="calumma", options={"threads": threads})
+
+
 RUNTIMES: dict[str, type[Runtime]] = {
     "calumma": Calumma,
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
     "torch-eager": TorchEager,
     "torch-compile": TorchCompiled,
+    "torch-calumma": TorchCalumma,
 }
 """Runtime name -> class; every constructor takes (source, shapes, threads)."""
 

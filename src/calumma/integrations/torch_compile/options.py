@@ -1,0 +1,49 @@
+"""What `torch.compile(..., options={...})` may say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from calumma.core.durations import seconds
+from calumma.core.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of the backend; those of tuning are those of `calumma.tune`."""
+
+    budget: float = 0.0
+    """Seconds of tuning for each region, as a number or text ("30s", "2m"); 0 compiles without measuring anything."""
+    trials: int | None = None
+    """Most kernels to measure for each region; None sets no limit. With a budget of 0, alone limits the tuning."""
+    strategy: str | None = None
+    """How candidates are proposed; None takes the default."""
+    seed: int = 0
+    """Decides everything random in tuning."""
+    database: str | None = None
+    """Records to use and add to, a path or URL; None takes the user's own."""
+    threads: int | None = None
+    """Threads of a region; None takes as many as torch uses when the region is compiled."""
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any] | None) -> Options:
+        """Check what a user gave. Raises InputError."""
+        given = dict(given or {})
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in given:
+            if name not in known:
+                raise InputError(f"option {name!r}: there is no such option; the backend has {', '.join(known)}")
+        for name, least in (("trials", 1), ("threads", 1), ("seed", 0)):
+            value = given.get(name)
+            if value is not None and (type(value) is not int or value < least):
+                raise InputError(f"option {name}={value!r}: give a whole number of {least} or more")
+        given["budget"] = seconds(given.get("budget", 0))
+        return cls(**given)
+
+    @property
+    def measures(self) -> bool:
+        """Whether regions are tuned."""
+        return self.budget > 0 or self.trials is not None

@@ -1,0 +1,243 @@
+"""The backend that Dynamo calls, and the compiled region that it puts in the place of a graph.
+
+A region is compiled at its first call, when Dynamo is done and the arguments are known: one version for the tensors it
+folds and, where Dynamo leaves sizes open, for the sizes of the call. Another call may need another version.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from calumma.artifact import Artifact, load, save
+from calumma.artifact.plan import ALIGNMENT
+from calumma.core import hardware
+from calumma.core.errors import ArtifactError, EnvironmentFault, InputError, InternalError, ModelError
+from calumma.integrations.torch_compile import cache
+from calumma.integrations.torch_compile.graph import Output, RegionGraph, lines
+from calumma.integrations.torch_compile.options import Options
+
+MOST_VERSIONS = 8
+"""Of one region: as many as Dynamo itself makes of one function."""
+
+
+class FallbackWarning(UserWarning):
+    """A region that runs as torch would run it; the message says why."""
+
+
+def backend(
+    module: torch.fx.GraphModule, example_inputs: Sequence[Any], options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """Compile a graph of Dynamo's: `torch.compile(model, backend="calumma", options={...})`.
+
+    Args:
+        module: the graph.
+        example_inputs: its arguments; what matters of them is in the graph.
+        options: see `Options`.
+
+    Returns:
+        What to call in place of the graph: a `Region`, or, after a warning, the graph itself.
+
+    Raises:
+        InputError: an option is unknown or has no sense.
+    """
+    settings = Options.parse(options)
+    try:
+        if torch.is_autocast_enabled("cpu"):
+            raise ModelError("autocast is on, and calumma computes in float32; leave torch.autocast")
+        return Region(module, RegionGraph(module), settings)
+    except ModelError as error:
+        _warn(error)
+        return module.forward
+
+
+class Region:
+    """A graph with the versions of it that have been compiled."""
+
+    def __init__(self, module: torch.fx.GraphModule, graph: RegionGraph, options: Options) -> None:
+        self._module = module
+        self._graph = graph
+        self._options = options
+        self._versions: list[_Version] = []
+        self._is_given_up = False
+        self._lock = threading.Lock()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run on the arguments of the graph; the same results, and results that are the caller's."""
+        version = self._find(arguments)
+        if version is None and not self._is_given_up:
+            version = self._add(arguments)
+        return self._module.forward(*arguments) if version is None else version(arguments)
+
+    def _find(self, arguments: Sequence[Any]) -> _Version | None:
+        return next((version for version in self._versions if version.fits(arguments)), None)
+
+    def _add(self, arguments: Sequence[Any]) -> _Version | None:
+        """Compile for these arguments; None, after a warning, where that is not possible."""
+        with self._lock:
+            found = self._find(arguments)  # another thread may have been faster
+            if found is not None or self._is_given_up:
+                return found
+            self._versions = [version for version in self._versions if version.is_alive]
+            try:
+                if len(self._versions) == MOST_VERSIONS:
+                    raise ModelError(
+                        f"a region was called with more than {MOST_VERSIONS} combinations of shapes and weights; "
+                        "fewer, or a model compiled for each, would all be compiled"
+                    )
+                version = _compile(self._graph, arguments, self._options)
+            except Exception as error:  # noqa: BLE001 -- whatever it is, the model can run without us
+                _warn(error)
+                self._is_given_up = True  # to try again would cost seconds at every call
+                return None
+            self._versions.append(version)
+            return version
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A tensor that is compiled in, and how to tell that it still has the contents it had then."""
+
+    argument: int
+    reference: weakref.ref[torch.Tensor]
+    version: int
+    address: int
+
+    @classmethod
+    def of(cls, argument: int, tensor: torch.Tensor) -> _Folded:
+        if tensor.is_inference():
+            raise ModelError(
+                "a parameter or buffer was made under torch.inference_mode(), which does not count changes; "
+                "make the model outside of it"
+            )
+        return cls(argument, weakref.ref(tensor), tensor._version, tensor.data_ptr())
+
+    def holds(self, tensor: Any) -> bool:
+        alive = self.reference()
+        return (
+            alive is not None
+            and alive is tensor
+            and alive._version == self.version
+            and alive.data_ptr() == self.address
+        )
+
+
+class _Version:
+    """A region compiled for the tensors it folds and, where sizes are open, one set of sizes."""
+
+    def __init__(
+        self, graph: RegionGraph, arguments: Sequence[Any], folded: Sequence[_Folded], artifact: Artifact
+    ) -> None:
+        self._graph = graph
+        self._folded = folded
+        self._open = (*graph.sizes, *graph.inputs) if graph.is_open else ()
+        self._sizes = [_size(arguments[i]) for i in self._open]
+        self._artifact = artifact
+        # Inputs that turned out to decide nothing are not the artifact's.
+        self._inputs = [graph.inputs[int(spec.name.removeprefix("input_"))] for spec in artifact.inputs]
+        self._outputs = list(zip(graph.outputs, [spec.shape for spec in artifact.outputs], strict=True))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there may be another call that it fits."""
+        return all(folded.holds(folded.reference()) for folded in self._folded)
+
+    def fits(self, arguments: Sequence[Any]) -> bool:
+        return all(folded.holds(arguments[folded.argument]) for folded in self._folded) and (
+            [_size(arguments[i]) for i in self._open] == self._sizes
+        )
+
+    def __call__(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        # New memory for every call: what a caller got stays as it is.
+        results = [torch.empty(shape, dtype=output.dtype) for output, shape in self._outputs]
+        self._artifact.run_into([_usable(arguments[i]) for i in self._inputs], results)
+        laid_out = [_laid_out(result, output) for result, (output, _) in zip(results, self._outputs, strict=True)]
+        return self._graph.returned(laid_out, arguments)
+
+
+def _size(argument: Any) -> Any:
+    return argument.shape if isinstance(argument, torch.Tensor) else argument
+
+
+def _usable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy where kernels cannot read it as it lies."""
+    tensor = tensor.detach().resolve_neg().contiguous()
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+
+
+def _laid_out(result: torch.Tensor, output: Output) -> torch.Tensor:
+    if output.stride is None or output.stride == result.stride():
+        return result
+    return torch.empty_strided(result.shape, output.stride, dtype=output.dtype).copy_(result)
+
+
+def _compile(graph: RegionGraph, arguments: Sequence[Any], options: Options) -> _Version:
+    """Take a version from the cache, or compile it and put it there. Raises CalummaError."""
+    folded = [_Folded.of(i, arguments[i]) for i in graph.folded]
+    threads = options.threads or min(torch.get_num_threads(), hardware.physical_cores())
+    # Tensors of inference mode cannot be exported.
+    with torch.inference_mode(False), torch.no_grad():
+        bound = graph.bind(arguments)
+        inputs = [torch.zeros(arguments[i].shape, dtype=arguments[i].dtype) for i in graph.inputs]
+        digests = cache.digests({**dict(bound.named_parameters()), **dict(bound.named_buffers())})
+        settings = {**asdict(options), "threads": threads, "default dtype": torch.get_default_dtype()}
+        key = cache.key(lines(bound, inputs, digests), settings)
+        artifact = cache.read(key, threads)
+        if artifact is None:
+            artifact = _build(bound, inputs, options, threads, key)
+    expected = [str(output.dtype).removeprefix("torch.") for output in graph.outputs]
+    if [spec.dtype for spec in artifact.outputs] != expected:
+        raise InternalError(f"compiled outputs are {list(artifact.outputs)}, torch's have types {expected}")
+    return _Version(graph, arguments, folded, artifact)
+
+
+def _build(
+    bound: torch.fx.GraphModule, inputs: Sequence[torch.Tensor], options: Options, threads: int, key: str
+) -> Artifact:
+    """Compile or tune, keep the result in the cache, and make it ready to run."""
+    from calumma import api
+    from calumma.core.values import Budget
+
+    result: api.CompileResult | api.TuneResult
+    with warnings.catch_warnings():
+        # torch.export copies a class of its own that warns when it is looked at.
+        warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated", FutureWarning)
+        if options.measures:
+            result = api.tune(
+                bound,
+                example_inputs=inputs,
+                budget=Budget(options.budget or None, options.trials),
+                strategy=options.strategy or api.DEFAULT_STRATEGY,
+                seed=options.seed,
+                threads=threads,
+                database=options.database,
+            )
+        else:
+            result = api.compile(bound, example_inputs=inputs, threads=threads, database=options.database)
+    file = cache.path(key)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save(result.executable, result.lowered.params, result.lowered.metadata, file)
+        return load(file, threads)
+    except (ArtifactError, EnvironmentFault, OSError) as error:
+        message = f"a compiled region is not kept: {error}; the next process compiles it again"
+        warnings.warn(message, cache.CacheWarning, stacklevel=2)
+        return result.artifact
+
+
+_warned: set[str] = set()
+
+
+def _warn(error: Exception) -> None:
+    """Say why a region is left to torch, once in a process for each reason."""
+    reason = str(error) if isinstance(error, InputError) else f"a fault of calumma's: {type(error).__name__}: {error}"
+    message = f"calumma leaves a part of the model to torch: {reason}"
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, FallbackWarning, stacklevel=2)

@@ -1,0 +1,106 @@
+"""The `torch.compile` backend without compiling: options, and the canonical text of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is an extra")
+
+from torch import nn  # noqa: E402
+
+from calumma.core.errors import InputError, ModelError  # noqa: E402
+from calumma.integrations.torch_compile import Options, cache  # noqa: E402
+from calumma.integrations.torch_compile.graph import RegionGraph, lines  # noqa: E402
+
+
+def test_options() -> None:
+    assert not Options.parse(None).measures
+    options = Options.parse({"budget": "1.5m", "threads": 2})
+    assert (options.budget, options.threads, options.measures) == (90.0, 2, True)
+    assert Options.parse({"trials": 5}).measures
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"speed": 1}, "no such option; the backend has budget, trials"),
+        ({"threads": 0}, "threads=0: give a whole number of 1 or more"),
+        ({"threads": True}, "threads=True"),
+        ({"budget": -1}, "not a length of time"),
+        ({"budget": "soon"}, "not a length of time"),
+    ],
+)
+def test_wrong_options(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Options.parse(given)
+
+
+def text(function: Callable[..., Any], *arguments: Any) -> str:
+    """The canonical text of what Dynamo makes of a function."""
+    seen: list[str] = []
+
+    def look(module: Any, example_inputs: Any, **_: Any) -> Any:
+        graph = RegionGraph(module)
+
+        def run(*given: Any) -> Any:
+            bound = graph.bind(given)
+            owned = {**dict(bound.named_parameters()), **dict(bound.named_buffers())}
+            inputs = [given[i] for i in graph.inputs]
+            seen.append("\n".join(lines(bound, inputs, cache.digests(owned))))
+            return graph.returned(bound(*inputs), given)
+
+        return run
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        found = torch.compile(function, backend=look)(*arguments)
+        torch.testing.assert_close(found, function(*arguments))
+    (only,) = seen
+    return only
+
+
+def linear(bias: float) -> nn.Module:
+    module = nn.Linear(3, 2)
+    nn.init.constant_(module.weight, 0.5)
+    nn.init.constant_(module.bias, bias)
+    return module
+
+
+def test_text_depends_on_what_is_computed_not_on_names() -> None:
+    x = torch.ones(4, 3)
+    first, same, other = linear(1.0), linear(1.0), linear(2.0)
+    assert text(lambda x: first(x).relu(), x) == text(lambda y: same(y).relu(), x)
+    assert text(lambda x: first(x).relu(), x) != text(lambda x: other(x).relu(), x)
+    assert text(lambda x: x * 2, x) != text(lambda x: x * 2.0, x)
+    assert text(lambda x: x[:, 1:] + 0, x) != text(lambda x: x[:, 2:] + 0, x)
+    assert text(lambda x: x + 1, x) != text(lambda x: x + 1, x.double())
+
+
+def test_an_open_size_gives_the_text_of_its_value() -> None:
+    x, is_open = torch.ones(4, 3), torch.ones(4, 3)
+    torch._dynamo.mark_dynamic(is_open, 0)
+    assert text(lambda x: x.view(x.shape[0], 3, 1) + 1, x) == text(lambda x: x.view(x.shape[0], 3, 1) + 1, is_open)
+
+
+def test_a_key_depends_on_settings() -> None:
+    assert cache.key(["a"], {"threads": 1}) == cache.key(["a"], {"threads": 1})
+    assert (
+        len({cache.key(["a"], {"threads": 1}), cache.key(["a"], {"threads": 2}), cache.key(["b"], {"threads": 1})}) == 3
+    )
+
+
+def test_digests_tell_contents_of_every_kind_apart() -> None:
+    kinds = [torch.zeros(0), torch.tensor(1.0), torch.tensor([True]), torch.arange(3), torch.ones(2, 3).T]
+    assert len(set(cache.digests({str(i): tensor for i, tensor in enumerate(kinds)}).values())) == len(kinds)
+    assert cache.digests({"a": torch.arange(6).view(2, 3).T}) == cache.digests({"a": torch.tensor([0, 3, 1, 4, 2, 5])})
+
+
+def test_functions_of_others_are_refused() -> None:
+    module = torch.fx.symbolic_trace(lambda x: x + 1)
+    node = next(node for node in module.graph.nodes if node.op == "call_function")
+    node.target = text
+    with pytest.raises(ModelError, match=r"test_torch_compile\.text is not an operator of torch"):
+        list(lines(module, [torch.ones(1)], {}))
