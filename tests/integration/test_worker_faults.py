@@ -46,6 +46,7 @@ def runner() -> Iterator[LocalRunner]:
         ("run_crash", Status.WORKER_LOST, "SIGSEGV during run"),
         ("run_hang", Status.RUN_TIMEOUT, "run took longer than 3 s"),
         ("run_error", Status.RUN_ERROR, "tests.no_such_function"),
+        ("run_memory", Status.RUN_ERROR, "bad_alloc"),
     ],
 )
 def test_only_the_guilty_candidate_fails(runner: LocalRunner, fault: str, status: Status, reason: str) -> None:

@@ -82,8 +82,8 @@ class _Lowering:
         self.param_vars: list[relax.Var] = []
         self.transforms = 0
         self._packed: dict[tuple, relax.Var] = {}
-        self._plain: dict[relax.Expr, Value] = {}
-        self._blocked: dict[tuple[relax.Expr, bytes], Value] = {}
+        self._plain: dict[tuple[relax.Expr, bytes], Value] = {}
+        self._blocked: dict[tuple[relax.Expr, bytes, bytes], Value] = {}
         self._unplaced: set[relax.Expr] = set()
 
     # -- the walk ---------------------------------------------------------------------------------
@@ -121,8 +121,6 @@ class _Lowering:
     def _legalized(self, mod: tvm.IRModule) -> tvm.IRModule:
         """Let TVM lower the operators left to it; a constant among their arguments becomes a parameter."""
         with tvm.transform.PassContext(opt_level=3):
-            with tvm.target.Target("llvm"):
-                mod = relax.backend.DispatchSortScan()(mod)
             try:
                 mod = _legalize(mod)
             except Exception as error:  # TVM raises whatever its rules throw
@@ -284,7 +282,8 @@ class _Lowering:
     def to_plain(self, value: Value) -> Value:
         if value.slots is None:
             return value
-        if value.expr not in self._plain:
+        key = value.expr, value.slots.tobytes()  # a shuffle of channels is the same tensor in another order
+        if key not in self._plain:
             channels = value.shape[1]
             place = _places(value.slots, channels)
             if np.array_equal(place, np.arange(channels)):
@@ -296,8 +295,8 @@ class _Lowering:
                     layout.gather_channels, value.expr, self._table(place), kind=_INJECTIVE, name="unblock"
                 )
             self.transforms += 1
-            self._plain[value.expr] = Value(expr, value.shape)
-        return self._plain[value.expr]
+            self._plain[key] = Value(expr, value.shape)
+        return self._plain[key]
 
     def identity_slots(self, channels: int) -> Slots:
         slots = np.full(-(-channels // self.lanes) * self.lanes, -1, np.int64)
@@ -310,7 +309,7 @@ class _Lowering:
         if value.slots is not None and (slots is None or np.array_equal(value.slots, slots)):
             return value
         slots = self.identity_slots(channels) if slots is None else slots
-        key = (value.expr, slots.tobytes())
+        key = (value.expr, b"" if value.slots is None else value.slots.tobytes(), slots.tobytes())
         if key in self._blocked:
             return self._blocked[key]
         if value.slots is None and np.array_equal(slots, self.identity_slots(channels)):
@@ -701,6 +700,8 @@ def register_rule(operator: str, rule: Callable[[_Lowering, Node], Value | None]
 
 
 def _legalize(mod: tvm.IRModule) -> tvm.IRModule:
+    with tvm.target.Target("llvm"):
+        mod = relax.backend.DispatchSortScan()(mod)
     return relax.transform.LegalizeOps(skip_ops=list(_KEPT))(mod)
 
 

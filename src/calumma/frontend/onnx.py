@@ -128,6 +128,8 @@ def import_onnx(model: str | Path | bytes, shapes: Shapes | None = None) -> Impo
             weights = _detach_weights(source, proto, fingerprint)
             proto = _modernise(proto)
             _prune(proto)
+            with _onnx_step("shapes and types do not agree"):
+                _inferred_types(proto)  # checks sizes, which onnxslim would compute with
         fingerprint.add(repr(sorted(bound.items())).encode())
         model_hash = fingerprint.hexdigest()
     with clock.phase("slim"):
@@ -608,7 +610,10 @@ def _slim(proto: onnx.ModelProto) -> onnx.ModelProto:
             lines = error.stderr.decode(errors="replace").strip().splitlines()
             _log.warning("onnxslim failed, the model is taken as it is: %s", lines[-1] if lines else error)
             return proto
-        except (subprocess.TimeoutExpired, OSError, DecodeError, EncodeError, ValueError) as error:
+        except subprocess.TimeoutExpired:
+            _log.warning("onnxslim failed, the model is taken as it is: it took longer than %g s", _SLIM_TIMEOUT_S)
+            return proto
+        except (OSError, DecodeError, EncodeError, ValueError) as error:
             _log.warning("onnxslim failed, the model is taken as it is: %s", reason(error))
             return proto
     for field in ("input", "output"):

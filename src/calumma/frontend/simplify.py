@@ -99,7 +99,8 @@ def _evaluate(node: Node) -> np.ndarray | None:
         case "gather_elements":
             return np.take_along_axis(values[0], values[1], axis=int(node.attrs.axis))
         case "strided_slice":
-            axes, begin, end, strides = ([int(item.value) for item in arg] for arg in node.args[1:5])
+            axes, begin, end, *rest = ([int(item.value) for item in arg] for arg in node.args[1:5])
+            strides = rest[0] if rest else [1] * len(axes)
             ranges = dict(zip(axes, map(slice, begin, end, strides), strict=True))
             return values[0][tuple(ranges.get(axis, slice(None)) for axis in range(values[0].ndim))]
         case "reshape" | "squeeze" | "expand_dims" | "flatten" if node.shape or values[0].size == 1:
