@@ -47,17 +47,21 @@ class AlternativesSpace(KnobSpace):
         return sum(space.size for space in self._spaces.values())
 
     def decode(self, indices: Indices) -> dict[str, KnobValue]:
-        """Knob values by name; those of algorithms that are not used are left out."""
+        """Knob values by name; those of algorithms that are not used are left out.
+
+        So is the name of the first algorithm: its configurations are those of its own space.
+        """
         name, own = self._own(indices)
         config = self._spaces[name].decode(own)
-        return {ALGORITHM: name, **{self._prefix(name) + knob: value for knob, value in config.items()}}
+        chosen = {} if name == self._names[0] else {ALGORITHM: name}
+        return {**chosen, **{self._prefix(name) + knob: value for knob, value in config.items()}}
 
     def canonical(self, indices: Indices) -> Indices:
         result = np.zeros_like(indices)
         result[:, 0] = indices[:, 0]
-        for algorithm, segment in enumerate(self._segments):
+        for algorithm, (space, segment) in enumerate(zip(self._spaces.values(), self._segments, strict=True)):
             rows = indices[:, 0] == algorithm
-            result[rows, segment] = indices[rows, segment]
+            result[rows, segment] = space.canonical(indices[rows, segment])
         return result
 
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:

@@ -32,6 +32,7 @@ _PAD = ("apart", "parallel", "tile")
 _ACCUMULATE = ("tile", "plane")
 _CHUNK_STEPS = 256
 """Multiply-adds per accumulator that make loading and storing it once per chunk of channels negligible."""
+_MOST_PASSES = 4
 _MAX_ROWS = 8
 _MOST_CHUNK = 32
 
@@ -152,9 +153,8 @@ class Conv2dSpace(blocks.AnchorSpace):
         candidates = self.grid(fixed=("ic_chunk", "order", "unroll", "prefetch"))  # decided apart, or hardly matter
         k = self.columns(candidates)
         d = self._derived(k)
-        compute = np.minimum(1.0, d["accumulators"] / 12) / (1 + 0.2 * np.maximum(0, d["loads"] - 0.65))
-        # LLVM keeps about two vectors in flight per weight vector; a tile that leaves no room for them spills.
-        compute *= np.where(d["accumulators"] + 2 * k["oc_tile"] > self.registers - 2, 0.6, 1.0)
+        compute = blocks.issue_rate(d["accumulators"], k["oc_tile"], self.registers)
+        compute /= 1 + 0.2 * np.maximum(0, d["loads"] - 0.65)
         # Traffic from beyond L2, in vector loads per multiply-add, for the operand that the loop order streams.
         l2 = 0.75 * self.hardware.l2_bytes
         flops = 2.0 * self.batch * self.oc_blocks * self.out_h * self.out_w * self.lanes
@@ -180,8 +180,10 @@ class Conv2dSpace(blocks.AnchorSpace):
         best = self.decode(candidates[int(np.argmin(seconds))])
         if best["accumulate"] == "plane":
             best["ic_chunk"] = self._least_chunk()
-        elif not self.plain and weights > self.hardware.l1_bytes:
-            best["prefetch"] = True
+        elif not self.plain and weights > self.hardware.l1_bytes and int(best["oc_tile"]) < self.oc_blocks:
+            # Calling for weights again with every row of tiles costs more than their first time saves.
+            passes = 1 if best["outer"] == "oc,oh,ow" else self.out_h // int(best["oh_tile"])
+            best["prefetch"] = passes <= _MOST_PASSES
         return self.encode(best)
 
     def best_case(self) -> float:

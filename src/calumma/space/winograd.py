@@ -83,6 +83,7 @@ class WinogradSpace(blocks.AnchorSpace):
 
     template = "winograd"
     version = 1
+    """Not in any record: as an algorithm of the convolutions' space it goes under that one's version."""
 
     def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int, m: int) -> None:
         self.m = m
@@ -100,7 +101,7 @@ class WinogradSpace(blocks.AnchorSpace):
         source = _source(sch, anchor)
         if extents[6:8] != [_KERNEL, _KERNEL] or int(weight.shape[1]) != int(source.shape[1]):
             return False
-        return _window(sch, anchor) is not None
+        return _window(sch, anchor) is not None and _epilogue_fits(sch, anchor)
 
     def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
         anchor = blocks.anchor_of(sch)
@@ -127,13 +128,21 @@ class WinogradSpace(blocks.AnchorSpace):
             Knob("prefetch", (False, True)),
         )
 
+    def canonical(self, indices: Indices) -> Indices:
+        """ "stages" has one block and one order, and no use for the knobs that choose them."""
+        result = indices.copy()
+        staged = indices[:, 3] == _PARALLEL.index("stages")
+        result[np.ix_(staged, [2, 4])] = 0
+        return result
+
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:
         k = self.columns(indices)
         accumulators = k["oc_tile"] * k["t_tile"]
         fits = (accumulators + k["oc_tile"] <= self.registers) & (accumulators >= min(4, self.tiles))
         staged = k["parallel"] == "stages"
-        # A block is a whole number of register tiles; "stages" has one block, one order and no use for the knobs.
-        return fits & np.where(staged, (indices[:, 2] == 0) & (indices[:, 4] == 0), k["tiles"] % k["t_tile"] == 0)
+        idle_at_rest = (self.canonical(indices) == indices).all(axis=1)
+        whole = k["tiles"] % k["t_tile"] == 0  # a block is a whole number of register tiles
+        return fits & idle_at_rest & (staged | whole)
 
     # -- knowledge about a configuration ----------------------------------------------------------
 
@@ -178,9 +187,8 @@ class WinogradSpace(blocks.AnchorSpace):
         d = self._derived(k)
         staged = k["parallel"] == "stages"
         accumulators = k["oc_tile"] * k["t_tile"]
-        compute = blocks.TYPICAL_SHARE * np.minimum(1.0, accumulators / 12)
+        compute = blocks.TYPICAL_SHARE * blocks.issue_rate(accumulators, k["oc_tile"], self.registers)
         compute /= 1 + 0.2 * np.maximum(0, d["loads"] - 0.65)
-        compute *= np.where(accumulators + 2 * k["oc_tile"] > self.registers - 2, 0.6, 1.0)
         products = self.points * d["computed"] * self.oc_blocks * self.in_blocks * self.lanes / compute
         scratch = self.points * d["computed"] * (self.in_blocks + self.oc_blocks)  # vectors written, then read
         share = d["scratch"] / np.where(staged, self.threads, 1)
@@ -487,6 +495,19 @@ def _source(sch: s_tir.Schedule, anchor: Any) -> Any:
     if blocks.has_block(sch, "data_pad"):
         return sch.get(sch.get_sblock("data_pad")).reads[0].source
     return sch.get(anchor).reads[0].source
+
+
+def _epilogue_fits(sch: s_tir.Schedule, anchor: Any) -> bool:
+    """Whether the function's result has one element per element of the convolution, columns cropped at most."""
+    computed = [int(extent) for extent in sch.get(anchor).writes[0].source.shape]
+    scratch = sch.copy()
+    last = blocks.fuse_epilogue(scratch, blocks.anchor_of(scratch))
+    result = [int(extent) for extent in scratch.get(last).writes[0].source.shape]
+    return (
+        len(result) == len(computed)
+        and result[3] <= computed[3]
+        and result[:3] + result[4:] == computed[:3] + computed[4:]
+    )
 
 
 def _window(sch: s_tir.Schedule, anchor: Any) -> tuple[int, int] | None:

@@ -81,7 +81,7 @@ def share(turn: Any, turns: int, lines: int) -> list[Any]:
 
 
 def line(element: Any) -> Any:
-    """A statement that calls for the cache line of a buffer's element, to be read. Beyond the end it does nothing."""
+    """A statement that calls for the cache line of a buffer's element, to be read; beyond the end, in vain."""
     arguments = (tirx.IntImm("int32", value) for value in (_READ, _INTO_L2, _DATA))
     return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(element), *arguments))
 
