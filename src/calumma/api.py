@@ -166,16 +166,14 @@ def compile(
     from calumma.tuner.model import recorded_configs
 
     with prepared.phase("records"), _store(database) as store:
-        configs = recorded_configs(
-            prepared,
-            store.records(
-                workloads=[task.workload.hash for task in prepared.tasks],
-                hardware=prepared.hardware.fingerprint,
-                threads=prepared.threads,
-                cache_state=CACHE_STATE,
-                toolchain=tvm_compat.toolchain(),
-            ),
+        records = store.records(
+            workloads=[task.workload.hash for task in prepared.tasks],
+            hardware=prepared.hardware.fingerprint,
+            threads=prepared.threads,
+            cache_state=CACHE_STATE,
+            toolchain=tvm_compat.toolchain(),
         )
+        configs = {} if _tuned_lost(prepared, store) else recorded_configs(prepared, records)
     executable, lowered = _build(prepared, configs, {}, destination)
     return CompileResult(
         path=destination,
@@ -267,7 +265,7 @@ def tune(
     configs = {task.workload: task.config for task in result.tasks}
     latencies_s = {task.workload: task.latency_s for task in result.tasks if task.latency_s is not None}
     executable, lowered = _build(
-        prepared, configs, latencies_s, destination, None if result.interrupted else contest.winner
+        prepared, configs, latencies_s, destination, contest.winner if result.contest is not None else None
     )
     phases = dict(prepared.phases_s)
     for name, seconds in result.phases_s.items():
@@ -375,6 +373,18 @@ def _rows(prepared: TunableModel) -> tuple[TaskRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def _tuned_lost(prepared: TunableModel, store: Store) -> bool:
+    """Whether the tuned model lost against the default one when it was last tuned for so many threads on this CPU."""
+    from calumma.tuner import ModelContest
+
+    for session in reversed(store.sessions()):
+        summary, options = session.summary or {}, session.options
+        same = (options.get("threads"), options.get("mcpu")) == (prepared.threads, prepared.hardware.mcpu)
+        if session.model_hash == prepared.model_hash and same and summary.get("contest") is not None:
+            return not ModelContest(**summary["contest"]).tuned_wins
+    return False
 
 
 def _destination(output: str | PathLike[str] | None) -> Path | None:

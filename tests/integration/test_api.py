@@ -8,7 +8,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -19,7 +21,8 @@ import calumma
 from calumma import api
 from calumma.artifact import Artifact
 from calumma.core.values import Budget
-from calumma.database import SqlStore
+from calumma.database import MemoryStore, SqlStore
+from calumma.tuner import ModelContest
 from calumma.tuner.events import PhaseStarted, SessionFinished, SessionStarted, TrialsDone
 from calumma.tuner.session import REMEASURED
 from tests.onnx_models import Model, assert_close, reference
@@ -269,7 +272,8 @@ def test_tuned_model_computes_the_same_and_its_records_serve_the_next_compile(tm
     assert sum(_proposed(database).values()) == 5
     first, last = ([type(e) for e in seen].index(kind) for kind in (SessionStarted, SessionFinished))
     before, after = ([event.phase for event in part] for part in (seen[:first], seen[last + 1 :]))
-    assert before[:2] == ["load", "import"] and after == ["schedule", "build", "save"]
+    assert before[:2] == ["load", "import"]
+    assert after == (["schedule", "build", "save"] if tuned.contest is None else ["save"])
     assert not any(isinstance(event, PhaseStarted) for event in seen[first:last])
     feeds = model.feeds()
     expected = reference(data, feeds)
@@ -280,6 +284,26 @@ def test_tuned_model_computes_the_same_and_its_records_serve_the_next_compile(tm
     assert untuned.recorded == 0
     configs = {row["workload"]: row["config"] for row in tuned.lowered.metadata["tasks"]}
     assert configs == {task.workload: dict(task.config) for task in tuned.tasks}
+
+
+def test_records_of_schedules_that_lost_as_a_model_are_left_alone():
+    store = MemoryStore()
+    prepared = SimpleNamespace(model_hash="m", threads=2, hardware=SimpleNamespace(mcpu="znver5"))
+
+    def tuned(ratio, model_hash="m", threads=2):
+        session = store.start_session("network", model_hash, {"threads": threads, "mcpu": "znver5"})
+        contest = None if ratio is None else asdict(ModelContest(tuned_s=ratio, default_s=1.0, ratio=ratio, rounds=5))
+        store.finish_session(session, {"contest": contest})
+
+    assert not api._tuned_lost(prepared, store)
+    tuned(1.1)
+    assert api._tuned_lost(prepared, store)
+    tuned(None)
+    tuned(0.9, threads=4)
+    tuned(0.9, model_hash="another")
+    assert api._tuned_lost(prepared, store)
+    tuned(0.9)
+    assert not api._tuned_lost(prepared, store)
 
 
 def test_what_a_listener_raises_ends_the_session_and_keeps_its_records(tmp_path):

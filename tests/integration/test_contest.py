@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calumma.artifact import Artifact
+from calumma.artifact import Artifact, build
 from calumma.tuner.contest import LEAST_ROUNDS, Contest
 from calumma.tuner.model import prepare
 from tests import onnx_models
@@ -34,3 +34,23 @@ def test_the_winner_is_built_and_computes_what_the_model_says(network: Model, se
     artifact = Artifact.from_executable(executable, lowered.params, lowered.metadata)
     feeds = network.feeds()
     onnx_models.assert_close(artifact.run(feeds), onnx_models.reference(source, feeds))
+
+
+def test_a_weight_that_only_a_reshape_reads_survives_repacked_convolutions() -> None:
+    """3x3 convolutions take transformed weights; the constant of the product is reshaped, not read by a kernel."""
+    model = Model()
+    x = model.op("Relu", model.conv(model.input(1, 16, 14, 14), (16, 32)))
+    batched = model.op("Reshape", x, np.array([4, 56, 28], np.int64))
+    product = model.op("MatMul", model.random(24, 56, scale=0.1), batched)
+    source = model.bytes(product)
+    prepared = prepare(source, threads=2)
+    spaces = {key: space for key, space in prepared.spaces.items() if "algorithm" in {k.name for k in space.knobs}}
+    winograd = {}
+    for key, space in spaces.items():
+        rows = space.sample(np.random.default_rng(0), 32)
+        winograd[key] = next(c for c in map(space.decode, rows) if c.get("algorithm") == "winograd4")
+    assert winograd
+    lowered = prepared.lowered(winograd)
+    artifact = Artifact.from_executable(build(lowered, prepared.hardware, 2), lowered.params, {})
+    feeds = model.feeds()
+    onnx_models.assert_close(artifact.run(feeds), onnx_models.reference(source, feeds), tolerance=1e-3)

@@ -506,3 +506,17 @@ def test_models_are_not_compared_where_nothing_was_tuned() -> None:
     world = three()
     result = world.run(Budget(trials=1), contest=lambda configs, seconds: pytest.fail("nothing to compare"))
     assert result.contest is None and not any(task.tuned for task in result.tasks)
+
+
+def test_models_are_not_compared_where_a_default_does_not_work() -> None:
+    world = three()
+    broken = world.tasks[0][1].decode(world.tasks[0][1].default())
+
+    def fail(candidate: Candidate, result: MeasureResult) -> MeasureResult:
+        if candidate.workload.hash == world.tasks[0][0].workload.hash and dict(candidate.config) == broken:
+            return MeasureResult(Status.RUN_ERROR, reason="out of luck", phases_s=result.phases_s)
+        return result
+
+    world.runner.fault = fail
+    result = world.run(Budget(seconds=60), contest=lambda configs, seconds: pytest.fail("the default cannot run"))
+    assert result.contest is None and result.tasks[0].tuned

@@ -24,22 +24,17 @@ def repack(lowered: LoweredModel, wanted: Mapping[str, Mapping[int, Repacking]])
     inputs, held = list(main.params[: len(lowered.inputs)]), list(main.params[len(lowered.inputs) :])
     arrays = dict(zip(held, lowered.params, strict=True))
     params: dict[tuple[relax.Var, str], relax.Var] = {}
-    used: dict[relax.Var, None] = {}
 
     def argument(kernel: str, position: int, value: relax.Expr) -> relax.Expr:
         repacking = wanted.get(kernel, {}).get(position)
-        if repacking is not None:
-            key = (value, repacking.name)
-            if key not in params:
-                array = repacking.apply(arrays[value])
-                params[key] = relax.Var(
-                    f"{value.name}_{repacking.name}", relax.TensorType(array.shape, str(array.dtype))
-                )
-                arrays[params[key]] = array
-            value = params[key]
-        if value in arrays:
-            used[value] = None
-        return value
+        if repacking is None:
+            return value
+        key = (value, repacking.name)
+        if key not in params:
+            array = repacking.apply(arrays[value])
+            params[key] = relax.Var(f"{value.name}_{repacking.name}", relax.TensorType(array.shape, str(array.dtype)))
+            arrays[params[key]] = array
+        return params[key]
 
     @relax.expr_functor.mutator
     class Repack(relax.PyExprMutator):
@@ -53,5 +48,7 @@ def repack(lowered: LoweredModel, wanted: Mapping[str, Mapping[int, Repacking]])
     mutator = Repack(lowered.mod)
     body = mutator.visit_expr(main).body
     mod = mutator.builder_.get()
+    free = set(relax.analysis.free_vars(body))
+    used = [var for var in arrays if var in free]
     mod["main"] = relax.Function([*inputs, *used], body, main.ret_ty, main.is_pure, main.attrs)
     return replace(lowered, mod=mod, params=tuple(arrays[var] for var in used))

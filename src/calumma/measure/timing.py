@@ -28,6 +28,8 @@ CHUNK_S = 0.02
 """Seconds between two looks at the spread."""
 PATIENCE_S = 0.4
 """The same while other processes take the cores: repetitions they disturbed do not count if enough others are found."""
+SMALL_CHUNK = 4
+"""Repetitions of a chunk once one was disturbed."""
 HOT_REPETITION_S = 1e-3
 """A repetition of a hot kernel lasts this long at least: the clock's resolution (some 30 ns) does not matter."""
 
@@ -61,8 +63,8 @@ def repeat_adaptively(
         sample: times the kernel n times, seconds per repetition.
         best_s: b, None when nothing is known of the workload.
         clock: seconds, for the limit on the whole.
-        preemptions: how often another process has taken a core from this one so far. Repetitions during which that
-            happened are left out, unless hardly any others were found in `PATIENCE_S`.
+        preemptions: how often another process has taken a core from this one so far. A chunk of
+            repetitions during which that happened is left out, unless too few others were found in `PATIENCE_S`.
 
     Returns:
         Repetitions in seconds, in order.
@@ -77,7 +79,8 @@ def repeat_adaptively(
         (clean if preemptions() == before else disturbed).extend(values)
 
     def known() -> list[float]:
-        return clean if len(clean) >= FIRST else [*clean, *disturbed]
+        enough = len(clean) >= (LEAST if disturbed else FIRST) or len(clean) > len(disturbed)
+        return clean if clean and enough else [*clean, *disturbed]
 
     take(1)
     if best_s is None or known()[0] < SLOWER * best_s or clock() - start < LIMIT_S / FIRST:
@@ -93,5 +96,6 @@ def repeat_adaptively(
         each = elapsed / (len(clean) + len(disturbed))
         chunk = LEAST - len(clean) if len(clean) < LEAST else int(CHUNK_S / each)
         affordable = int((limit - elapsed) / each)
-        take(max(1, min(chunk, affordable, MOST - len(clean))))
+        most = SMALL_CHUNK if disturbed else MOST  # one disturbance costs the whole chunk
+        take(max(1, min(chunk, affordable, most, MOST - len(clean))))
     return tuple(known())

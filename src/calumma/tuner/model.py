@@ -202,12 +202,16 @@ def recorded_configs(model: TunableModel, records: Iterable[MeasureRecord]) -> d
 
     Records of another hardware, thread count, toolchain or template version must have been left out by the caller
     or are skipped here where they would not fit the space. A schedule is used only if its latency is clearly below the
-    default's, where that was recorded too.
+    default's, where that was recorded too. A record from before some knob existed says nothing of today's default, and
+    is used only where that was recorded.
     """
-    median: dict[tuple[str, str], list[float]] = {}
-    verified: set[tuple[str, str]] = set()
-    wrong: set[tuple[str, str]] = set()
-    configs: dict[tuple[str, str], Mapping[str, KnobValue]] = {}
+    Place = tuple[str, bytes]  # workload hash, indices
+    median: dict[Place, list[float]] = {}
+    verified: set[Place] = set()
+    wrong: set[Place] = set()
+    configs: dict[Place, Mapping[str, KnobValue]] = {}
+    older: set[Place] = set()
+    default_known: set[str] = set()
     for record in records:
         candidate = record.candidate
         space = model.spaces.get(candidate.workload.hash)
@@ -219,8 +223,12 @@ def recorded_configs(model: TunableModel, records: Iterable[MeasureRecord]) -> d
             continue
         if not space.valid(indices[None, :])[0]:
             continue
-        place = (candidate.workload.hash, candidate.key)
+        place = (candidate.workload.hash, indices.tobytes())
         configs[place] = space.decode(indices)
+        if not configs[place].keys() <= candidate.config.keys():
+            older.add(place)
+        if configs[place] == model.defaults[place[0]]:
+            default_known.add(place[0])
         if record.result.status is Status.OK:
             median.setdefault(place, []).append(record.result.latency_s)
             if "verify" in record.result.phases_s:
@@ -233,6 +241,8 @@ def recorded_configs(model: TunableModel, records: Iterable[MeasureRecord]) -> d
         key, latency = place[0], min(latencies)
         if configs[place] == model.defaults[key]:
             default_s[key] = latency
+        elif place in older and key not in default_known:
+            continue
         elif place in verified - wrong and latency < best.get(key, (float("inf"),))[0]:
             best[key] = (latency, configs[place])
     return {

@@ -69,7 +69,8 @@ class TuningResult:
     trials: int
     seconds: float
     phases_s: Mapping[str, float]
-    """Seconds by phase ("build", "run", "verify", "search", "model", "store", "other"); they sum to `seconds`."""
+    """Seconds by phase ("build", "run", "verify", "search", "model", "contest", "store", "other"); they sum to
+    `seconds`."""
     interrupted: bool
     """Whether Ctrl-C ended it."""
     contest: ModelContest | None = None

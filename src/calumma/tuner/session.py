@@ -126,6 +126,7 @@ class TuningSession:
         self._emit = progress or (lambda event: None)
         self._settings = settings or TuningSettings()
         self._contest = contest
+        self._outcome: ModelContest | None = None
         self._clock = clock
         self._phases = PhaseClock(clock)
         models = self._cost_models([space for _, space in tasks])
@@ -154,7 +155,6 @@ class TuningSession:
         """Spend the budget; Ctrl-C ends it early with the best so far. Whatever was measured is in the store."""
         self._phases.restart()
         interrupted = False
-        outcome: ModelContest | None = None
         with self._phases.charge("store"):
             self._session = self._store.start_session(self._model, self._model_hash, self._options)
         try:
@@ -165,10 +165,15 @@ class TuningSession:
             while shares := self._shares():
                 self._search(shares)
             self._final_check()
-            outcome = self._compare_models()
         except KeyboardInterrupt:
             interrupted = True
-        result = self._result(interrupted, outcome)
+        tasks = tuple(self._task_result(state) for state in self._states)
+        try:
+            if not interrupted:
+                self._compare_models(tasks)
+        except KeyboardInterrupt:
+            interrupted = True
+        result = self._result(tasks, interrupted)
         with self._phases.charge("store"):
             self._store.finish_session(self._session, _summary(result, self._states))
         self._emit(events.SessionFinished(result, self._progress()))
@@ -535,28 +540,27 @@ class TuningSession:
             trial = _Trial(state, key, REMEASURED)
             verdict = self._verify([trial])[0]
             if verdict.status is not Status.OK:
+                state.note(key, verdict)
                 self._append([trial], [verdict])
         return key in state.verified
 
-    def _compare_models(self) -> ModelContest | None:
-        """Run the model with the schedules chosen against the one with defaults."""
-        tasks = [self._task_result(state) for state in self._states]
-        if self._contest is None or not any(task.tuned for task in tasks):
-            return None
+    def _compare_models(self, tasks: Sequence[TaskResult]) -> None:
+        """Run the model with the schedules chosen against the one with defaults, where all of these work."""
+        defaults_work = all(state.default_s is not None or state.default not in state.seen for state in self._states)
+        if self._contest is None or not defaults_work or not any(task.tuned for task in tasks):
+            return
         left = np.inf if self._budget.seconds is None else self._budget.seconds - self._phases.elapsed_s
         seconds = min(self._settings.contest_s, max(left, self._contest_s))
         with self._phases.charge("contest"):
-            outcome = self._contest({task.workload: task.config for task in tasks}, seconds)
+            outcome = self._outcome = self._contest({task.workload: task.config for task in tasks}, seconds)
         self._emit(events.ModelsCompared(outcome.tuned_s, outcome.default_s, outcome.ratio, outcome.tuned_wins))
-        return outcome
 
-    def _result(self, interrupted: bool, contest: ModelContest | None) -> TuningResult:
-        tasks = tuple(self._task_result(state) for state in self._states)
-        if contest is not None and not contest.tuned_wins:
+    def _result(self, tasks: tuple[TaskResult, ...], interrupted: bool) -> TuningResult:
+        if self._outcome is not None and not self._outcome.tuned_wins:
             tasks = tuple(self._by_default(task) for task in tasks)
         phases_s = self._phases.phases_s
         seconds = sum(phases_s.values())
-        return TuningResult(self._session, tasks, self._trials, seconds, phases_s, interrupted, contest)
+        return TuningResult(self._session, tasks, self._trials, seconds, phases_s, interrupted, self._outcome)
 
     def _by_default(self, task: TaskResult) -> TaskResult:
         state = self._by_hash[task.workload]

@@ -20,7 +20,8 @@ class TuningSettings:
     final_share: float = 0.15
     """At most this part of the seconds is kept for the final check."""
     contest_s: float = 4.0
-    """Seconds kept for running the tuned model against the default one, building both included."""
+    """Seconds kept for running the tuned model against the default one; building both comes on top, as it would at the
+    end."""
     contest_share: float = 0.1
     """At most this part of the seconds is kept for that."""
     near_bound: float = 0.95
