@@ -11,7 +11,8 @@ Metrics (those of tuned artifacts are missing after --untuned-only):
     worst_tuned_vs_untuned: tuned over untuned latency
     geomean_speedup_vs_best, worst_speedup_vs_best: the fastest peer's latency over ours
     import_s_resnet50: seconds from file to fused tasks, without Python's and TVM's imports
-    conv_share_of_peak: ResNet-50's convolutions inside the model: flops / seconds / peak
+    conv_share_of_peak: ResNet-50's convolutions inside the model: flops / seconds / peak; the flops are those of the
+        direct algorithm, of which Winograd's needs a part
     worst_default_vs_tuned: default over tuned latency, of the worst task that takes more than 1 % of its model's time
     sum_of_tasks_vs_model: the model's sum of task times over its latency, of the model farthest from 1
     models, models_failed, models_wrong, max_relative_difference: how many, and the worst error of our outputs

@@ -14,6 +14,7 @@ def compiled(imported: ImportedModel) -> Artifact:
     """Simplify, lower, schedule by default and build."""
     tvm_compat.set_threads(THREADS)
     tvm = tvm_compat.load()
+    from calumma.artifact.repacking import repack
     from calumma.frontend.lowering import lower
     from calumma.frontend.simplify import simplify
     from calumma.space import design_space
@@ -21,13 +22,16 @@ def compiled(imported: ImportedModel) -> Artifact:
     hardware = tvm_compat.hardware_for()
     lowered = lower(simplify(imported.graph), lanes=hardware.vector_bits // 32)
     mod = lowered.mod
+    repacking = {}
     for variable, function in list(mod.functions_items()):
         if isinstance(function, tvm.tirx.PrimFunc):
             space = design_space(function, hardware, THREADS)
-            scheduled = space.schedule(space.decode(space.default())).mod["main"]
+            config = space.decode(space.default())
+            scheduled = space.schedule(config).mod["main"]
+            repacking[variable.name_hint] = space.repacking(config)
             mod[variable] = scheduled.with_attr("global_symbol", variable.name_hint)
     inputs, outputs = (
         tuple(TensorSpec(s.name, s.shape, s.dtype) for s in specs) for specs in (lowered.inputs, lowered.outputs)
     )
-    model = LoweredModel(mod, lowered.params, inputs, outputs)
+    model = repack(LoweredModel(mod, lowered.params, inputs, outputs), repacking)
     return Artifact.from_executable(build(model, hardware, THREADS), model.params, {})

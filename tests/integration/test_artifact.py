@@ -413,6 +413,22 @@ def test_inference_session_of_a_loaded_artifact(path: Path, artifact: Artifact) 
         InferenceSession(path, providers=["CUDAExecutionProvider"])
 
 
+def test_inference_session_takes_onnx_runtimes_arguments_in_their_places(path: Path, artifact: Artifact) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    providers = ["CUDAExecutionProvider", ("CPUExecutionProvider", {})]
+    assert InferenceSession(artifact, options, providers).artifact is artifact
+    with pytest.raises(InputError, match="artifacts run on the CPU"):
+        InferenceSession(path, options, [("CUDAExecutionProvider", {})])
+    options.intra_op_num_threads = 1
+    session = InferenceSession(path, options, ["CPUExecutionProvider"])
+    assert session.artifact.threads == 1
+    feeds = {"data:0": inputs()}
+    check(session.run(None, feeds, onnxruntime.RunOptions()), session.run(None, feeds))
+    with pytest.raises(InputError, match=r"sess_options=4: expected onnxruntime\.SessionOptions; .* threads=4"):
+        InferenceSession(path, 4)
+
+
 @pytest.mark.parametrize(
     ("names", "feeds", "message"),
     [

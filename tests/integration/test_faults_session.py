@@ -155,28 +155,34 @@ def _kill_and_resume(folder: Path, kills: int) -> None:
     moments = random.Random(1)
     acknowledged: Counter[str] = Counter()
     survivors = 0
+    interrupted = 0  # killed after the first record
     life_s = 8.0
     for number in range(kills):
         start = time.monotonic()
         process = _tuning(folder, 4, seed=number)
         assert process.stdout is not None
         # Half of them anywhere, imports included; the others while they measure, build and save.
+        first = ""
         if number % 2:
-            process.stdout.readline()
-            time.sleep(0.2 * life_s)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=moments.uniform(0.0, life_s))
+            first = next((line for line in process.stdout if len(line.split()) == 2), "")
+            time.sleep(moments.uniform(0.0, 0.5))
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=moments.uniform(0.0, life_s))
         process.kill()
         printed, complaint = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), complaint
+        reported = [line.split()[1] for line in (first + printed).splitlines() if len(line.split()) == 2]
         if process.returncode == 0:
             survivors += 1
             life_s = max(1.0, 0.9 * (time.monotonic() - start))
         else:
+            interrupted += bool(reported)
             life_s *= 1.1
-        acknowledged.update(line.split()[1] for line in printed.splitlines() if len(line.split()) == 2)
+        acknowledged.update(reported)
         _assert_sound(folder, acknowledged)
     assert survivors < kills, "no session was killed"
+    assert interrupted, "no session was killed that had reported a record"
     last = _tuning(folder, 4, seed=kills)
     printed, complaint = last.communicate(timeout=300)
     assert last.returncode == 0, complaint

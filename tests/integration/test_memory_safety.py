@@ -97,7 +97,9 @@ def main(mcpu: str) -> None:
         shape = [int(d) for d in func.params[-1].ty.shape]
         for indices in [space.default(), *space.sample(np.random.default_rng(0), 2)]:
             library = codegen.build(space.schedule(space.decode(indices)).mod, tvm_compat.target(hardware, 2))
-            arguments = [tvm.runtime.from_dlpack(_guarded(array)) for array in inputs]
+            repacking = space.repacking(space.decode(indices))
+            packed = [repacking[i].apply(array) if i in repacking else array for i, array in enumerate(inputs)]
+            arguments = [tvm.runtime.from_dlpack(_guarded(array)) for array in packed]
             sys.stdout.write(f"{name} {space.decode(indices)}\n")
             sys.stdout.flush()
             library["main"](*arguments, tvm.runtime.tensor(np.zeros(shape, "float32"), tvm.cpu()))

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -190,11 +189,9 @@ def test_the_command_line_refuses_data_outside(folder: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out.so").exists()
 
 
-def test_onnx_itself_would_have_followed(folder: Path) -> None:
-    """The tests above would prove nothing if the file could not be read anyway."""
-    data = np.fromfile(folder / "link.bin", np.float32)
-    assert data.shape == (512,)
-    assert onnx.load(_model(folder, "weights.bin")).graph.initializer[0].name == "w"
+def test_what_was_refused_could_have_been_read(folder: Path) -> None:
+    """The tests above would prove nothing if the file outside were not there, or too small."""
+    assert np.fromfile(folder / "link.bin", np.float32).shape == (512,)
 
 
 # -- temporary files ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,47 @@ def test_fine_tuned_copies_and_changed_weights_never_share_results(cache_root: P
     assert len(cached(cache_root) - before) == 2
     model.linear.bias.data = torch.ones(4)
     close(functions[0](x), model(x))
+
+
+def test_weights_cast_there_and_back_are_noticed() -> None:
+    model, x = nn.Linear(512, 512, bias=False), torch.randn(3, 512)
+    function = compiled(model)
+    with torch.no_grad():
+        before = function(x)
+        model.half().float()  # the same parameter, uncounted, perhaps at the address that it had
+        torch.testing.assert_close(function(x), model(x), rtol=1e-5, atol=1e-5)
+        assert (before - model(x)).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_every_module_of_a_class_is_compiled(cache_root: Path) -> None:
+    blocks = [Head(lambda self, x: self.linear(x).abs()) for _ in range(12)]
+    for number, block in enumerate(blocks):
+        block.linear.bias.fill_(number)
+    before = cached(cache_root)
+    functions, x = [compiled(block) for block in blocks], torch.randn(3, 8)
+    for _ in range(2):
+        for function, block in zip(functions, blocks, strict=True):
+            close(function(x), block(x))
+    assert len(cached(cache_root) - before) == len(blocks)
+
+
+@torch.no_grad()
+def test_more_sizes_than_are_kept_run_in_torch(monkeypatch: pytest.MonkeyPatch, cache_root: Path) -> None:
+    monkeypatch.setattr("calumma.integrations.torch_compile.regions.MOST_SIZES", 2)
+    models = [Head(lambda self, x: self.linear(x).cos()) for _ in range(2)]
+    models[1].linear.bias.fill_(1)
+    before = cached(cache_root)
+    functions = [torch.compile(model, backend="calumma", options={"threads": 2}, dynamic=True) for model in models]
+    for function, model in zip(functions, models, strict=True):
+        for batch in (3, 5):
+            x = torch.randn(batch, 8)
+            close(function(x), model(x))
+    for batch in (7, 9):
+        x = torch.randn(batch, 8)
+        with pytest.warns(FallbackWarning, match="more than 2 combinations of sizes") if batch == 7 else nullcontext():
+            close(functions[0](x), models[0](x))
+    assert len(cached(cache_root) - before) == 4
 
 
 @torch.no_grad()
@@ -263,6 +305,43 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path: Path, monkeypa
     close(found, model(x))
 
 
+@pytest.mark.parametrize("exposed", ["folder", "file"])
+@torch.no_grad()
+def test_what_others_can_write_is_not_loaded(exposed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALUMMA_CACHE", str(tmp_path / "cache"))
+    model, x = Head(lambda self, x: self.linear(x).exp()), torch.randn(3, 8)
+    umask = os.umask(0)
+    try:
+        expected = compiled(model)(x)
+    finally:
+        os.umask(umask)
+    folder = tmp_path / "cache" / "torch_compile"
+    (file,) = folder.iterdir()
+    assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
+    (folder if exposed == "folder" else file).chmod(0o720)
+    torch._dynamo.reset()
+    with pytest.warns(CacheWarning, match=r"can be written by others \(mode 720\)") as caught:
+        close(compiled(model)(x), expected)
+    messages = [str(entry.message) for entry in caught if entry.category is CacheWarning]
+    kept = ["a compiled region is not kept"] if exposed == "folder" else []
+    assert [message.split(":")[0] for message in messages] == ["a cached region is not used", *kept]
+    if exposed == "file":  # it has been replaced
+        assert file.stat().st_mode & 0o777 == 0o600
+        torch._dynamo.reset()
+        close(compiled(model)(x), expected)
+
+
+@torch.no_grad()
+def test_a_cache_that_cannot_be_read_costs_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALUMMA_CACHE", "n" * 5000)  # an error for every user, root included
+    model, x = Head(lambda self, x: self.linear(x).exp()), torch.randn(3, 8)
+    with pytest.warns(CacheWarning) as caught:
+        found = compiled(model)(x)
+    close(found, model(x))
+    messages = [str(entry.message) for entry in caught if entry.category is CacheWarning]
+    assert ["not used" in messages[0], "not kept" in messages[1]] == [True, True]
+
+
 @torch.no_grad()
 def test_a_budget_tunes(tmp_path: Path) -> None:
     from calumma.database import SqlStore
@@ -281,6 +360,47 @@ def test_a_wrong_option_is_an_error() -> None:
         compiled(model, speed="high")(x)
     with pytest.raises(Exception, match="not a length of time"):
         compiled(model, budget="soon")(x)
+    with pytest.raises(Exception, match="there is no such strategy; choose one of random"):
+        compiled(model, strategy="luck")(x)
+
+
+_MORE_THREADS = """
+import warnings
+import torch
+from calumma.integrations.torch_compile import FallbackWarning
+from tests.integration.test_torch_compile import Convolutions
+
+first, second, third = (Convolutions(seed) for seed in range(3))
+x = torch.randn(1, 3, 16, 16)
+with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for model, threads in ((first, 1), (second, 2), (second, 2), (third, 2), (first, 1)):
+        compiled = torch.compile(model, backend="calumma", options={"threads": threads})
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-3, atol=1e-3)
+        print(threads, sum(entry.category is FallbackWarning for entry in caught))
+(warning,) = [entry for entry in caught if entry.category is FallbackWarning]
+print(warning.message)
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a second core")
+def test_more_threads_than_the_pool_has_are_left_to_torch(cache_root: Path) -> None:
+    done = _python(_MORE_THREADS)
+    assert done.returncode == 0, done.stderr
+    *counts, message = done.stdout.splitlines()
+    assert counts == ["1 0", "2 1", "2 1", "2 1", "1 1"]
+    assert "to torch: this Python thread already runs a TVM pool of 1 threads, 2 were asked for" in message
+
+
+def _python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": "src:."},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 _SECOND = """
@@ -302,14 +422,7 @@ def test_the_second_process_takes_the_region_from_the_cache(cache_root: Path) ->
     x = torch.ones(1, 3, 16, 16)
     close(compiled(model)(x), model(x))
     before = {file: file.stat().st_mtime_ns for file in cached(cache_root)}
-    done = subprocess.run(
-        [sys.executable, "-c", _SECOND],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": "."},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = _python(_SECOND)
     assert done.returncode == 0, done.stderr
     close(torch.tensor([[float(value) for value in done.stdout.strip("[]\n").split(",")]]), model(x))
     assert {file: file.stat().st_mtime_ns for file in cached(cache_root)} == before

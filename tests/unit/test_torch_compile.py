@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is an extra")
@@ -14,6 +17,7 @@ from torch import nn  # noqa: E402
 from calumma.core.errors import InputError, ModelError  # noqa: E402
 from calumma.integrations.torch_compile import Options, cache  # noqa: E402
 from calumma.integrations.torch_compile.graph import RegionGraph, lines  # noqa: E402
+from calumma.integrations.torch_compile.regions import _Folded  # noqa: E402
 
 
 def test_options() -> None:
@@ -29,8 +33,10 @@ def test_options() -> None:
         ({"speed": 1}, "no such option; the backend has budget, trials"),
         ({"threads": 0}, "threads=0: give a whole number of 1 or more"),
         ({"threads": True}, "threads=True"),
-        ({"budget": -1}, "not a length of time"),
-        ({"budget": "soon"}, "not a length of time"),
+        ({"threads": 1 << 20}, r"option threads=1048576: this machine has \d+ logical cores"),
+        ({"budget": -1}, "option budget: '?-1'? is not a length of time"),
+        ({"budget": "soon"}, "option budget: 'soon' is not a length of time"),
+        ({"strategy": "luck"}, "option strategy='luck': there is no such strategy; choose one of random, "),
     ],
 )
 def test_wrong_options(given: dict[str, Any], message: str) -> None:
@@ -96,6 +102,28 @@ def test_digests_tell_contents_of_every_kind_apart() -> None:
     kinds = [torch.zeros(0), torch.tensor(1.0), torch.tensor([True]), torch.arange(3), torch.ones(2, 3).T]
     assert len(set(cache.digests({str(i): tensor for i, tensor in enumerate(kinds)}).values())) == len(kinds)
     assert cache.digests({"a": torch.arange(6).view(2, 3).T}) == cache.digests({"a": torch.tensor([0, 3, 1, 4, 2, 5])})
+
+
+def test_other_memory_at_the_same_address_is_noticed() -> None:
+    memory = np.zeros(4, np.float32)
+    parameter = nn.Parameter(torch.from_numpy(memory))
+    folded = _Folded.of(parameter)
+    assert folded.holds
+    memory[:] = 1
+    parameter.data = torch.from_numpy(memory)
+    assert (parameter.data_ptr(), parameter._version) == (folded.address, folded.version)
+    assert not folded.holds
+
+
+def test_regions_of_another_user_are_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALUMMA_CACHE", str(tmp_path))
+    assert cache.read("key", 1) is None
+    cache.folder().mkdir(0o700)
+    assert cache.read("key", 1) is None
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    with pytest.warns(cache.CacheWarning, match=rf"belongs to user {user}, expected {user + 1}"):
+        assert cache.read("key", 1) is None
 
 
 def test_functions_of_others_are_refused() -> None:

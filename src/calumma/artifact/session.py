@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -33,30 +34,43 @@ class InferenceSession:
         session = calumma.InferenceSession("resnet50.so")
         (scores,) = session.run(None, {"input": x})
 
-    Unlike there, an input that does not fit is an `InputError` whatever is wrong with it.
+    Unlike there, the first argument is an artifact, not an ONNX file; an input that does not fit is an `InputError`
+    whatever is wrong with it; and of session and run options the number of threads alone has an effect.
     """
 
     def __init__(
         self,
         artifact: str | PathLike[str] | Artifact,
-        threads: int | None = None,
+        sess_options: Any = None,
+        providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
         *,
-        providers: Sequence[str] | None = None,
+        threads: int | None = None,
     ) -> None:
         """Load an artifact.
 
         Args:
             artifact: path of a file that `compile` or `tune` wrote, or an artifact loaded already.
+            sess_options: an `onnxruntime.SessionOptions`, of which `intra_op_num_threads` is used where it is set and
+                `threads` is not given. The rest says how to optimise and schedule a graph, which is done here already.
+            providers: ONNX Runtime's names of devices, alone or each with its options, in order of preference; the CPU
+                has to be one of them. The options are not used.
             threads: threads a call uses; None takes what the model was built for. Not for a loaded artifact, which has
                 its own.
-            providers: ONNX Runtime's names of devices, in order of preference; the CPU has to be one of them.
 
         Raises:
             ArtifactError: as in `load`.
-            InputError: no provider is the CPU, or threads are given for a loaded artifact.
+            InputError: no provider is the CPU, threads are given for a loaded artifact, or `sess_options` are none.
         """
-        if providers is not None and _PROVIDER not in providers:
-            raise InputError(f"providers={list(providers)}: artifacts run on the CPU; name {_PROVIDER} or leave it out")
+        names = [entry if isinstance(entry, str) else entry[0] for entry in providers or [_PROVIDER]]
+        if _PROVIDER not in names:
+            raise InputError(f"providers={names}: artifacts run on the CPU; name {_PROVIDER} or leave it out")
+        if sess_options is not None:
+            if not hasattr(sess_options, "intra_op_num_threads"):
+                raise InputError(
+                    f"sess_options={sess_options!r}: expected onnxruntime.SessionOptions; "
+                    "a number of threads is given by name, as in threads=4"
+                )
+            threads = threads or sess_options.intra_op_num_threads or None  # 0 leaves it to the runtime
         if not isinstance(artifact, Artifact):
             artifact = load(artifact, threads)
         elif threads is not None:
@@ -77,12 +91,16 @@ class InferenceSession:
         """The devices in use, by ONNX Runtime's names: the CPU."""
         return [_PROVIDER]
 
-    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, ArrayLike]) -> list[NDArray]:
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, ArrayLike], run_options: Any = None
+    ) -> list[NDArray]:
         """Run the model.
 
         Args:
             output_names: outputs to return, in this order; None or none of them for all.
             input_feed: name -> array for every input, of exactly its shape and type.
+            run_options: an `onnxruntime.RunOptions`, without effect: what it sets (logging, memory of single runs) is
+                not there.
 
         Returns:
             One array per output, the caller's own.

@@ -6,26 +6,28 @@ import functools
 import hashlib
 import os
 import platform
+import stat
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 import torch
 
 import calumma
 from calumma import tvm_compat
-from calumma.artifact import Artifact, load
+from calumma.artifact import Artifact, load, save
 from calumma.core import hardware
 from calumma.core.errors import ArtifactError
 
-_ROOMS = ("artifact", "core", "frontend", "integrations/torch_compile", "space", "tasks", "tuner", "tvm_compat")
-"""Where the code is that decides what a region becomes: a changed template makes other kernels of the same version."""
+if TYPE_CHECKING:
+    from calumma.api import CompileResult, TuneResult
 
 
 class CacheWarning(UserWarning):
-    """A file of the cache that cannot be read or written; the region is compiled all the same."""
+    """A file of the cache that cannot be read, trusted or written; the region is compiled all the same."""
 
 
 def folder() -> Path:
@@ -60,19 +62,52 @@ def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def read(key: str, threads: int) -> Artifact | None:
-    """Load a region; None if it is not there, or, with a warning, if its file is damaged.
+    """Load a region; None if it is not there, or, with a warning, if its file is damaged or not to be trusted.
 
     Raises:
         EnvironmentFault: TVM is missing or not the pinned version.
     """
     file = path(key)
-    if not file.exists():
-        return None
     try:
+        _check_private(file.parent)
+        _check_private(file)
         return load(file, threads)
-    except ArtifactError as error:
-        warnings.warn(f"{error} (done now: the file is replaced)", CacheWarning, stacklevel=2)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (ArtifactError, OSError) as error:
+        warnings.warn(f"a cached region is not used: {error} (compiled anew now)", CacheWarning, stacklevel=2)
+        return None
+
+
+def write(key: str, result: CompileResult | TuneResult) -> Path:
+    """Keep a region where its owner alone can write, and return its file.
+
+    Raises:
+        ArtifactError: there is no room for it.
+        EnvironmentFault: there is no C compiler to link with, or it fails.
+        OSError: the folder cannot be made or written, or is not to be trusted.
+    """
+    file = path(key)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(file.parent)
+    save(result.executable, result.lowered.params, result.lowered.metadata, file)
+    file.chmod(0o600)  # under a umask that gives to the group, it would not be trusted by the next process
+    return file
+
+
+def _check_private(path: Path) -> None:
+    """Raise PermissionError where others can write, for loading a region runs it; OSError where nothing is known."""
+    status = path.stat()
+    if status.st_uid != os.geteuid():
+        raise PermissionError(
+            f"{path} belongs to user {status.st_uid}, expected {os.geteuid()}, who runs this; "
+            "set CALUMMA_CACHE to a folder of your own"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(
+            f"{path} can be written by others (mode {stat.S_IMODE(status.st_mode):o}), and loading it runs it; "
+            "remove it, or, if you trust its contents, chmod go-w"
+        )
 
 
 def _digest(tensor: torch.Tensor) -> str:
@@ -83,12 +118,12 @@ def _digest(tensor: torch.Tensor) -> str:
 @functools.cache
 def _surroundings() -> tuple[str, ...]:
     """What beside graph and settings decides a region: toolchain, CPU, and the code of calumma itself."""
+    # All of it: a changed template makes other kernels of the same version, a changed strategy finds others.
     code = hashlib.sha256()
     package = Path(calumma.__file__).parent
-    for room in _ROOMS:
-        for source in sorted((package / room).rglob("*.py")):
-            code.update(str(source.relative_to(package)).encode())
-            code.update(source.read_bytes())
+    for source in sorted(package.rglob("*.py")):
+        code.update(str(source.relative_to(package)).encode())
+        code.update(source.read_bytes())
     cpu = hardware.cpu_info()
     return (
         f"calumma {calumma.__version__} {code.hexdigest()}",

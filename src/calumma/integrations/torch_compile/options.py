@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ class Options:
         """Check what a user gave. Raises InputError."""
         given = dict(given or {})
         known = [field.name for field in dataclasses.fields(cls)]
+        cores = os.cpu_count() or 1
         for name in given:
             if name not in known:
                 raise InputError(f"option {name!r}: there is no such option; the backend has {', '.join(known)}")
@@ -40,7 +42,22 @@ class Options:
             value = given.get(name)
             if value is not None and (type(value) is not int or value < least):
                 raise InputError(f"option {name}={value!r}: give a whole number of {least} or more")
-        given["budget"] = seconds(given.get("budget", 0))
+        if (given.get("threads") or 1) > cores:
+            raise InputError(
+                f"option threads={given['threads']}: this machine has {cores} logical cores; give 1 to {cores}"
+            )
+        if given.get("strategy") is not None:
+            from calumma.search import strategy_names  # loads what learns, which few need
+
+            if given["strategy"] not in strategy_names():
+                raise InputError(
+                    f"option strategy={given['strategy']!r}: there is no such strategy; "
+                    f"choose one of {', '.join(strategy_names())}"
+                )
+        try:
+            given["budget"] = seconds(given.get("budget", 0))
+        except InputError as error:
+            raise InputError(f"option budget: {error}") from None
         return cls(**given)
 
     @property

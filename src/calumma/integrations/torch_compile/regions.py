@@ -1,11 +1,13 @@
 """The backend that Dynamo calls, and the compiled region that it puts in the place of a graph.
 
 A region is compiled at its first call, when Dynamo is done and the arguments are known: one version for the tensors it
-folds and, where Dynamo leaves sizes open, for the sizes of the call. Another call may need another version.
+folds and, where Dynamo leaves sizes open, for the sizes of the call. Another call may need another version. Modules
+of one class share a region, each with versions of its own.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 import weakref
@@ -14,8 +16,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from calumma.artifact import Artifact, load, save
+from calumma.artifact import Artifact, load
 from calumma.artifact.plan import ALIGNMENT
 from calumma.core import hardware
 from calumma.core.errors import ArtifactError, EnvironmentFault, InputError, InternalError, ModelError
@@ -23,8 +26,8 @@ from calumma.integrations.torch_compile import cache
 from calumma.integrations.torch_compile.graph import Output, RegionGraph, lines
 from calumma.integrations.torch_compile.options import Options
 
-MOST_VERSIONS = 8
-"""Of one region: as many as Dynamo itself makes of one function."""
+MOST_SIZES = 8
+"""Combinations of sizes that a region is compiled for with the same weights: as many as Dynamo itself tries."""
 
 
 class FallbackWarning(UserWarning):
@@ -65,79 +68,117 @@ class Region:
         self._graph = graph
         self._options = options
         self._versions: list[_Version] = []
-        self._is_given_up = False
+        self._refused: list[_Call] = []
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> Any:
         """Run on the arguments of the graph; the same results, and results that are the caller's."""
         version = self._find(arguments)
-        if version is None and not self._is_given_up:
+        if version is None and not self._is_refused(arguments):
             version = self._add(arguments)
-        return self._module.forward(*arguments) if version is None else version(arguments)
+        if version is not None:
+            try:
+                return version(arguments)
+            except EnvironmentFault as error:  # of this Python thread: another one may have threads enough
+                _warn(error)
+        return self._module.forward(*arguments)
 
     def _find(self, arguments: Sequence[Any]) -> _Version | None:
         return next((version for version in self._versions if version.fits(arguments)), None)
+
+    def _is_refused(self, arguments: Sequence[Any]) -> bool:
+        return any(call.fits(arguments) for call in self._refused)
 
     def _add(self, arguments: Sequence[Any]) -> _Version | None:
         """Compile for these arguments; None, after a warning, where that is not possible."""
         with self._lock:
             found = self._find(arguments)  # another thread may have been faster
-            if found is not None or self._is_given_up:
+            if found is not None or self._is_refused(arguments):
                 return found
             self._versions = [version for version in self._versions if version.is_alive]
+            self._refused = [call for call in self._refused if call.is_alive]
+            call = _Call(self._graph, arguments)
+            known = [*(version.call for version in self._versions), *self._refused]
             try:
-                if len(self._versions) == MOST_VERSIONS:
+                if sum(other.has_tensors_of(arguments) for other in known) >= MOST_SIZES:
+                    call = call.of_any_size()
                     raise ModelError(
-                        f"a region was called with more than {MOST_VERSIONS} combinations of shapes and weights; "
-                        "fewer, or a model compiled for each, would all be compiled"
+                        f"a region was called with more than {MOST_SIZES} combinations of sizes for the same weights; "
+                        "to have all of them compiled, pad the inputs to fewer"
                     )
-                version = _compile(self._graph, arguments, self._options)
+                version = _compile(self._graph, arguments, self._options, call)
             except Exception as error:  # noqa: BLE001 -- whatever it is, the model can run without us
                 _warn(error)
-                self._is_given_up = True  # to try again would cost seconds at every call
+                self._refused.append(call)  # to try again would cost seconds at every call
                 return None
             self._versions.append(version)
             return version
+
+
+class _Call:
+    """What tells calls of a region apart: the tensors it folds, whatever their contents, and sizes that are open."""
+
+    def __init__(self, graph: RegionGraph, arguments: Sequence[Any]) -> None:
+        self._tensors = [(i, weakref.ref(arguments[i])) for i in graph.folded]
+        self._sizes = [(i, _size(arguments[i])) for i in (*graph.sizes, *graph.inputs)] if graph.is_open else []
+
+    def of_any_size(self) -> _Call:
+        """The calls with the same tensors."""
+        call = copy.copy(self)
+        call._sizes = []
+        return call
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there may be another call that it fits."""
+        return all(tensor() is not None for _, tensor in self._tensors)
+
+    def has_tensors_of(self, arguments: Sequence[Any]) -> bool:
+        return all(tensor() is arguments[i] for i, tensor in self._tensors)
+
+    def fits(self, arguments: Sequence[Any]) -> bool:
+        return self.has_tensors_of(arguments) and all(_size(arguments[i]) == size for i, size in self._sizes)
 
 
 @dataclass(frozen=True)
 class _Folded:
     """A tensor that is compiled in, and how to tell that it still has the contents it had then."""
 
-    argument: int
     reference: weakref.ref[torch.Tensor]
     version: int
     address: int
+    storage: StorageWeakRef
+    """An address can be given to another tensor once it is free; while this refers to a storage, no other is taken for
+    it."""
 
     @classmethod
-    def of(cls, argument: int, tensor: torch.Tensor) -> _Folded:
+    def of(cls, tensor: torch.Tensor) -> _Folded:
         if tensor.is_inference():
             raise ModelError(
                 "a parameter or buffer was made under torch.inference_mode(), which does not count changes; "
                 "make the model outside of it"
             )
-        return cls(argument, weakref.ref(tensor), tensor._version, tensor.data_ptr())
+        storage = StorageWeakRef(tensor.untyped_storage())
+        return cls(weakref.ref(tensor), tensor._version, tensor.data_ptr(), storage)
 
-    def holds(self, tensor: Any) -> bool:
-        alive = self.reference()
+    @property
+    def holds(self) -> bool:
+        tensor = self.reference()
         return (
-            alive is not None
-            and alive is tensor
-            and alive._version == self.version
-            and alive.data_ptr() == self.address
+            tensor is not None
+            and tensor._version == self.version
+            and tensor.data_ptr() == self.address
+            and tensor.untyped_storage()._cdata == self.storage.cdata
         )
 
 
 class _Version:
-    """A region compiled for the tensors it folds and, where sizes are open, one set of sizes."""
+    """A region compiled for calls of one kind, and for the contents that the folded tensors had then."""
 
-    def __init__(
-        self, graph: RegionGraph, arguments: Sequence[Any], folded: Sequence[_Folded], artifact: Artifact
-    ) -> None:
+    def __init__(self, graph: RegionGraph, call: _Call, folded: Sequence[_Folded], artifact: Artifact) -> None:
+        self.call = call
         self._graph = graph
         self._folded = folded
-        self._open = (*graph.sizes, *graph.inputs) if graph.is_open else ()
-        self._sizes = [_size(arguments[i]) for i in self._open]
         self._artifact = artifact
         # Inputs that turned out to decide nothing are not the artifact's.
         self._inputs = [graph.inputs[int(spec.name.removeprefix("input_"))] for spec in artifact.inputs]
@@ -146,12 +187,10 @@ class _Version:
     @property
     def is_alive(self) -> bool:
         """Whether there may be another call that it fits."""
-        return all(folded.holds(folded.reference()) for folded in self._folded)
+        return all(folded.holds for folded in self._folded)
 
     def fits(self, arguments: Sequence[Any]) -> bool:
-        return all(folded.holds(arguments[folded.argument]) for folded in self._folded) and (
-            [_size(arguments[i]) for i in self._open] == self._sizes
-        )
+        return self.call.fits(arguments) and self.is_alive
 
     def __call__(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
         # New memory for every call: what a caller got stays as it is.
@@ -177,9 +216,9 @@ def _laid_out(result: torch.Tensor, output: Output) -> torch.Tensor:
     return torch.empty_strided(result.shape, output.stride, dtype=output.dtype).copy_(result)
 
 
-def _compile(graph: RegionGraph, arguments: Sequence[Any], options: Options) -> _Version:
+def _compile(graph: RegionGraph, arguments: Sequence[Any], options: Options, call: _Call) -> _Version:
     """Take a version from the cache, or compile it and put it there. Raises CalummaError."""
-    folded = [_Folded.of(i, arguments[i]) for i in graph.folded]
+    folded = [_Folded.of(arguments[i]) for i in graph.folded]
     threads = options.threads or min(torch.get_num_threads(), hardware.physical_cores())
     # Tensors of inference mode cannot be exported.
     with torch.inference_mode(False), torch.no_grad():
@@ -194,7 +233,7 @@ def _compile(graph: RegionGraph, arguments: Sequence[Any], options: Options) -> 
     expected = [str(output.dtype).removeprefix("torch.") for output in graph.outputs]
     if [spec.dtype for spec in artifact.outputs] != expected:
         raise InternalError(f"compiled outputs are {list(artifact.outputs)}, torch's have types {expected}")
-    return _Version(graph, arguments, folded, artifact)
+    return _Version(graph, call, folded, artifact)
 
 
 def _build(
@@ -220,11 +259,8 @@ def _build(
             )
         else:
             result = api.compile(bound, example_inputs=inputs, threads=threads, database=options.database)
-    file = cache.path(key)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save(result.executable, result.lowered.params, result.lowered.metadata, file)
-        return load(file, threads)
+        return load(cache.write(key, result), threads)
     except (ArtifactError, EnvironmentFault, OSError) as error:
         message = f"a compiled region is not kept: {error}; the next process compiles it again"
         warnings.warn(message, cache.CacheWarning, stacklevel=2)
