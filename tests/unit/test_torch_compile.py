@@ -132,3 +132,7 @@ def test_functions_of_others_are_refused() -> None:
     node.target = text
     with pytest.raises(ModelError, match=r"test_torch_compile\.text is not an operator of torch"):
         list(lines(module, [torch.ones(1)], {}))
+
+
+def test_functions_that_torch_makes_by_a_closure_have_their_public_name() -> None:
+    assert "torch.nn.functional.max_pool2d" in text(lambda x: nn.functional.max_pool2d(x, 2), torch.ones(1, 1, 4, 4))

@@ -7,6 +7,7 @@ these tensors with these contents alone. What else is a tensor among the argumen
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -208,6 +209,9 @@ def _target(node: torch.fx.Node) -> str:
         return str(target)
     module = getattr(target, "__module__", None) or "torch"  # functions of torch's C++ part name no module
     name = getattr(target, "__qualname__", "")
+    public = getattr(target, "__name__", "")
+    if "<" in name and getattr(sys.modules.get(module), public, None) is target:
+        name = public  # max_pool2d and its like are closures that torch gives the name of what they are
     if module.split(".")[0] not in _SOURCES or not name or "<" in name:
         raise ModelError(f"node {node.name}: {module}.{name or target} is not an operator of torch")
     return f"{module}.{name}"
