@@ -48,6 +48,11 @@ def anchor_extents(sch: s_tir.Schedule) -> list[int]:
     return loops.extents(sch, sch.get_loops(anchor_of(sch)))
 
 
+def argument_of(func: tirx.PrimFunc, buffer: Any) -> int:
+    """Position of a buffer among the arguments of the function it comes from."""
+    return next(i for i, param in enumerate(func.params) if param.same_as(buffer))
+
+
 def has_block(sch: s_tir.Schedule, name: str) -> bool:
     return any(sch.get(block).name_hint == name for block in loops.blocks_of(sch))
 

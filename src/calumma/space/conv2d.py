@@ -243,8 +243,8 @@ class Conv2dSpace(blocks.AnchorSpace):
         sch.decompose_reduction(anchor, ic_o if plane else order[0])
         sch.vectorize(sch.get_loops(out)[-1])
         if config["prefetch"]:
-            weight_position = next(i for i, param in enumerate(self.func.params) if param.same_as(weight))
-            sch.annotate(ic_o, prefetch.MARK, self._ahead(weight_position, config).text)
+            argument = blocks.argument_of(self.func, weight)
+            sch.annotate(ic_o, prefetch.MARK, self._ahead(argument, config).text)
         return sch
 
     def _ahead(self, argument: int, config: Mapping[str, KnobValue]) -> prefetch.Ahead:

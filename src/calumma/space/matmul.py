@@ -151,8 +151,8 @@ class MatmulSpace(blocks.AnchorSpace):
         sch.decompose_reduction(anchor, k_o)
         self._vectorize_out(sch, out)
         if config["prefetch"]:
-            weight_position = next(i for i, param in enumerate(self.func.params) if param.same_as(weight))
-            sch.annotate(k_o, prefetch.MARK, self._ahead(weight_position, config).text)
+            argument = blocks.argument_of(self.func, weight)
+            sch.annotate(k_o, prefetch.MARK, self._ahead(argument, config).text)
         return sch
 
     def _ahead(self, argument: int, config: Mapping[str, KnobValue]) -> prefetch.Ahead:

@@ -109,8 +109,7 @@ class WinogradSpace(blocks.AnchorSpace):
         window = _window(sch, anchor)
         assert window is not None, "matches() was not asked"
         self.pad_top, self.pad_left = window
-        weight = sch.get(anchor).reads[1].source
-        self.weight_position = next(i for i, param in enumerate(self.func.params) if param.same_as(weight))
+        self.weight_position = blocks.argument_of(self.func, sch.get(anchor).reads[1].source)
         source = _source(sch, anchor)
         self.in_h, self.in_w = int(source.shape[2]), int(source.shape[3])
         self.rows, self.columns_of_tiles = -(-self.out_h // self.m), -(-self.out_w // self.m)
