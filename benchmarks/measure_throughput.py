@@ -66,8 +66,15 @@ def batches(hardware: Hardware, threads: int, n: int, seed: int) -> list[Batch]:
         rows = space.sample(generator(seed, "measure_throughput", task.workload.hash), BATCH)
         configs = [space.decode(row) for row in rows]
         candidates = tuple(Candidate(task.workload, space.template, space.version, config) for config in configs)
-        drawn.append(Batch(task, candidates, tuple(space.schedule(config).mod for config in configs)))
+        drawn.append(Batch(task, candidates, tuple(_prefetching(space, config) for config in configs)))
     return drawn
+
+
+def _prefetching(space: Any, config: Any) -> Any:
+    """A scheduled module with the prefetches that our build puts in, so that both measure the same kernel."""
+    from calumma.tvm_compat import prefetch
+
+    return prefetch.insert(space.schedule(config).mod)
 
 
 class MetaSchedule:

@@ -42,8 +42,6 @@ __all__ = [
 Shapes = Mapping[str, tuple[int, ...]]
 DEFAULT_BUDGET = Budget(seconds=60.0)
 DEFAULT_STRATEGY = "evolutionary"
-CACHE_STATE = "cold"
-"""In which tasks are measured: a model's weights have usually left the caches when a kernel's turn comes again."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def compile(
             workloads=[task.workload.hash for task in prepared.tasks],
             hardware=prepared.hardware.fingerprint,
             threads=prepared.threads,
-            cache_state=CACHE_STATE,
+            cache_state=prepared.cache_state,
             toolchain=tvm_compat.toolchain(),
         )
         configs = {} if _tuned_lost(prepared, store) else recorded_configs(prepared, records)
@@ -235,8 +233,9 @@ def tune(
     hardware = tvm_compat.hardware_for(mcpu)
     if not tvm_compat.target_features(hardware.mcpu) <= tvm_compat.target_features(tvm_compat.host_mcpu()):
         raise InputError(f"--mcpu {mcpu}: this machine cannot run code for it, so nothing can be measured; use compile")
-    with _store(database) as store, closing(LocalRunner(hardware, count, cache_state=CACHE_STATE)) as runner:
+    with _store(database) as store, closing(LocalRunner(hardware, count)) as runner:
         prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase)
+        runner.cache_state = prepared.cache_state
         contest = Contest(prepared)
         session = TuningSession(
             [(task, prepared.spaces[task.workload.hash]) for task in prepared.tasks],

@@ -21,6 +21,7 @@ from calumma.artifact import cpu, file_format, runtime
 from calumma.artifact.plan import Plan
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, InputError
+from calumma.core.memory import huge_pages
 from calumma.core.values import TensorSpec
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Artifact:
         self.threads = threads
         self._plan = plan
         self._module = module
-        sections = {"arena": runtime.aligned(plan.arena_bytes), "weights": weights}
+        sections = {"arena": huge_pages(plan.arena_bytes), "weights": weights}
         self._tensors = [runtime.tensor(sections[slot.section], slot) for slot in plan.slots]
         self._program, self._run_program = runtime.bind(module, self._tensors)
 
@@ -106,7 +107,7 @@ class Artifact:
         executable.check_params(params)
         count = tvm_compat.set_threads(threads or executable.threads)
         plan = executable.plan
-        weights = runtime.aligned(plan.weights_bytes)
+        weights = huge_pages(plan.weights_bytes)
         for index, param in zip(plan.param_slots, params, strict=True):
             slot = plan.slots[index]
             raw = np.ascontiguousarray(param).reshape(-1).view(np.uint8)
@@ -288,7 +289,7 @@ def load(path: str | PathLike[str], threads: int | None = None) -> Artifact:
     with contents.file:
         plan, metadata, built_for = _read_header(path, contents.metadata)
         contents.check_code()
-        weights = runtime.aligned(contents.weights_bytes)
+        weights = huge_pages(contents.weights_bytes)
         contents.read_weights(weights)
         count = tvm_compat.set_threads(threads or min(built_for, host.physical_cores()))
         return Artifact(plan, runtime.load_library(contents.file.fileno()), weights, metadata, count)

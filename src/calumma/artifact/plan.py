@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from calumma.core.errors import InternalError
+from calumma.core.memory import ALIGNMENT
 from calumma.core.values import TensorSpec
-
-ALIGNMENT = 64
-"""Bytes every tensor is aligned to: TVM's kernels load whole vectors from the start of each buffer."""
 
 Section = Literal["arena", "weights"]
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calumma import tvm_compat
-from calumma.artifact.plan import ALIGNMENT, Slot
+from calumma.artifact.plan import Slot
 from calumma.core.errors import EnvironmentFault
 
 _CPU = (1, 0)  # DLPack's device type and index
@@ -84,13 +84,6 @@ def bind(module: Any, tensors: list[Any]) -> tuple[Any, Any]:
     machine["vm_initialization"](*_CPU, _POOLED_ALLOCATOR)
     machine["save_function"]("main", "bound", True, *tensors)
     return machine["main"], machine["bound"]
-
-
-def aligned(size_bytes: int) -> NDArray[np.uint8]:
-    """An uninitialised buffer whose first byte is aligned as kernels expect it."""
-    buffer = np.empty(size_bytes + ALIGNMENT, dtype=np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    return buffer[start : start + size_bytes]
 
 
 def tensor(section: NDArray[np.uint8], slot: Slot) -> Any:

@@ -136,7 +136,7 @@ def _exchange(
             workloads=functions,
             hardware=hardware.fingerprint,
             threads=count,
-            cache_state="cold",
+            cache_state=prepared.cache_state,
             toolchain=tvm_compat.toolchain(),
         )
         exported = metaschedule.export_database(found, functions, hardware, count, to)

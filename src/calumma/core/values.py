@@ -147,7 +147,7 @@ class MeasureRecord:
     hardware: Hardware
     threads: int
     cache_state: str
-    """"cold": weights are evicted before every timed call; "hot": they are not."""
+    """Before every timed call: "cold": weights in memory, the rest in L3; "warm": all in L3; "hot": as it comes."""
     toolchain: str
     """Versions that decide the generated code ("tvm 0.27.0.post1, llvm 22")."""
     session: str = ""

@@ -23,7 +23,8 @@ from calumma.measure.messages import WorkerSettings
 from calumma.measure.server import ForkServer, last_line
 
 _START_TIMEOUT_S = 60.0
-_CACHE_STATES = ("cold", "hot")
+CACHE_STATES = ("cold", "warm", "hot")
+"""Where a kernel finds its arguments: see `LocalRunner`."""
 
 
 @dataclass(eq=False)
@@ -98,7 +99,8 @@ class LocalRunner:
             hardware: what to compile for; this machine must be able to run it.
             threads: size of the thread pool a kernel runs on.
             workers: candidates built at the same time.
-            cache_state: "cold": the weights are evicted before every timed call; "hot": nothing is.
+            cache_state: before every timed call, "cold": weights are in memory, everything else in L3; "warm":
+                everything is in L3; "hot": everything is as the call before left it. May be set later, too.
             build_timeout_s: for scheduling and compiling one candidate.
             run_timeout_s: for timing, or verifying, one candidate.
             reference_timeout_s: for one run of an unscheduled function.
@@ -109,18 +111,16 @@ class LocalRunner:
         Raises:
             InputError: a setting is out of range.
         """
-        if cache_state not in _CACHE_STATES:
-            raise InputError(f"cache state {cache_state!r} is unknown: one of {', '.join(_CACHE_STATES)}")
+        self.cache_state = cache_state
         if threads < 1 or workers < 1:
             raise InputError(f"{threads} threads and {workers} workers: both must be at least 1")
-        self.cache_state = cache_state
         self.threads = threads
         self._n_workers = workers
         self._build_timeout_s = build_timeout_s
         self._run_timeout_s = run_timeout_s
         self._reference_timeout_s = reference_timeout_s
         self._directory = tempfile.TemporaryDirectory(prefix="calumma-measure-", ignore_cleanup_errors=True)
-        self._settings = WorkerSettings(hardware, threads, cache_state, space_entry, memory_bytes, self._directory.name)
+        self._settings = WorkerSettings(hardware, threads, space_entry, memory_bytes, self._directory.name)
         self._closed = False
         self._spawned = 0
         self._workers: list[_Worker] = []
@@ -139,7 +139,10 @@ class LocalRunner:
             EnvironmentFault: workers cannot be started at all.
         """
         best = best_s or {}
-        requests = [{"op": "run", "best_s": best.get(candidate.workload.hash)} for candidate in candidates]
+        requests = [
+            {"op": "run", "best_s": best.get(candidate.workload.hash), "cache_state": self.cache_state}
+            for candidate in candidates
+        ]
         return self._process(candidates, requests, "run", concurrent=False, on_result=on_result)
 
     def verify(self, candidates: Sequence[Candidate]) -> list[MeasureResult]:
@@ -184,6 +187,17 @@ class LocalRunner:
         self._workers.clear()
         self._server.close()
         self._directory.cleanup()
+
+    @property
+    def cache_state(self) -> str:
+        """State of the caches before every timed call. Setting one that is unknown raises InputError."""
+        return self._cache_state
+
+    @cache_state.setter
+    def cache_state(self, state: str) -> None:
+        if state not in CACHE_STATES:
+            raise InputError(f"cache state {state!r} is unknown: one of {', '.join(CACHE_STATES)}")
+        self._cache_state = state
 
     @property
     def server_pid(self) -> int:

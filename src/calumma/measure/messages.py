@@ -17,7 +17,6 @@ class WorkerSettings:
 
     hardware: Hardware
     threads: int
-    cache_state: str
     space_entry: str
     memory_bytes: int
     directory: str

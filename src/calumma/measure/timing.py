@@ -37,9 +37,9 @@ HOT_REPETITION_S = 1e-3
 def calls_per_repetition(first_s: float, cache_state: str) -> int:
     """Return how many back-to-back calls make one repetition of a kernel whose first call took `first_s` seconds.
 
-    A cold repetition is a single call: the second would find its weights in the cache.
+    Unless caches are hot, a repetition is a single call: the second would find its arguments nearer than the first.
     """
-    if cache_state == "cold":
+    if cache_state != "hot":
         return 1
     return max(1, math.ceil(HOT_REPETITION_S / max(first_s, 1e-6)))
 

@@ -16,7 +16,7 @@ import resource
 import signal
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from calumma import tvm_compat
 from calumma.core.errors import InputError
+from calumma.core.memory import ALIGNMENT, huge_pages
 from calumma.core.values import WEIGHTS, Candidate, Status, Workload
 from calumma.measure import messages, timing, verification
 from calumma.measure.messages import WorkerSettings
@@ -42,6 +43,9 @@ _ARGUMENTS_BYTES = 1 << 30
 """Arguments of earlier workloads are kept up to this size."""
 _STREAMING = 4
 """Weights of this many L3 sizes evict themselves while they are read: no flush is needed."""
+_SWEEP = 1.5
+"""Rows of this many L2 sizes empty a thread's L2."""
+_LINE_FLOATS = 16
 _TIMING_SEED = 0
 _VERIFY_SEED = 1
 _VERIFY_RUNS = 2
@@ -90,7 +94,12 @@ class Worker:
         self._kernels: dict[int, _Kernel] = {}
         self._functions: OrderedDict[str, tuple[Any, Signature]] = OrderedDict()
         self._arguments: OrderedDict[str, list[Any]] = OrderedDict()
-        self._wake_buffer = tvm.runtime.tensor(np.zeros(_wake_shape(settings), np.float32))
+        swept = int(_SWEEP * settings.hardware.l2_bytes) // (4 * _LINE_FLOATS)
+        self._rows = {
+            sweep: _adjacent([np.zeros((settings.threads, swept if sweep else 1, _LINE_FLOATS), np.float32)])[0]
+            for sweep in (False, True)
+        }
+        self._sweep = False
         self._evicted: list[Any] = []
         tvm.register_global_func(_PREPARE, self._prepare, override=True)
 
@@ -153,16 +162,17 @@ class Worker:
         kernel = self._kernels.pop(request["id"])
         _, wanted = self._function(kernel.workload)
         arguments = self._timing_arguments(kernel, wanted)
-        cold = self._settings.cache_state == "cold"
+        state = request["cache_state"]
         weights = [arguments[i] for i in wanted.weights]
-        streaming = _bytes_of(weights) > _STREAMING * self._l3_bytes
-        self._evicted = weights if cold and not streaming else []
+        streaming = _bytes_of(weights) > _STREAMING * self._settings.hardware.l3_bytes
+        self._evicted = weights if state == "cold" and not streaming else []
+        self._sweep = state != "hot"
 
         kernel.function(*arguments)  # touches every page
-        self._wake(self._wake_buffer)
+        self._wake(self._rows[False])
         start = time.perf_counter()
         kernel.function(*arguments)
-        number = timing.calls_per_repetition(time.perf_counter() - start, self._settings.cache_state)
+        number = timing.calls_per_repetition(time.perf_counter() - start, state)
 
         def sample(repetitions: int) -> tuple[float, ...]:
             evaluator = kernel.module.time_evaluator(
@@ -175,14 +185,10 @@ class Worker:
         return {"latencies_s": latencies}
 
     def _prepare(self, *_: Any) -> None:
-        """Before every timed repetition: evict the weights, then wake the pool that slept meanwhile."""
+        """Before every timed repetition: bring the caches into their state and wake the pool that slept meanwhile."""
         if self._evicted:
-            self._flush(self._wake_buffer, *self._evicted)
-        self._wake(self._wake_buffer)
-
-    @property
-    def _l3_bytes(self) -> int:
-        return self._settings.hardware.l3_bytes
+            self._flush(self._rows[False], *self._evicted)
+        self._wake(self._rows[self._sweep])
 
     def _timing_arguments(self, kernel: _Kernel, wanted: Signature) -> list[Any]:
         key = " ".join([kernel.workload.hash, *(f"{i} {r.name}" for i, r in sorted(kernel.repacking.items()))])
@@ -190,10 +196,10 @@ class Worker:
         if arguments is None:
             while self._arguments and sum(map(_bytes_of, self._arguments.values())) > _ARGUMENTS_BYTES:
                 self._arguments.popitem(last=False)
-            arguments = [
-                tvm.runtime.tensor(kernel.packed(index, verification.random_array(shape, dtype, _TIMING_SEED, index)))
+            arguments = _adjacent(
+                kernel.packed(index, verification.random_array(shape, dtype, _TIMING_SEED, index))
                 for index, (shape, dtype) in enumerate(wanted.arguments)
-            ]
+            )
         self._arguments[key] = arguments
         return arguments
 
@@ -271,15 +277,19 @@ def signature(function: Any) -> Signature:
 
 
 def build_wake(settings: WorkerSettings) -> Any:
-    """Compile a function with one parallel loop: called just before a kernel is timed, it ends the sleep of the pool.
+    """Compile a function in which every thread rewrites its row of a buffer, called just before a kernel is timed.
 
-    A worker's idle threads sleep early (`server.SPIN_COUNT`), the model's do not between two kernels. Built in the
-    fork server, it also loads LLVM once for all workers.
+    It ends the sleep of the pool: a worker's idle threads sleep early (`server.SPIN_COUNT`), the model's do not between
+    two kernels. A row larger than a thread's L2 sends all that this held to L3. Built in the fork server, it also loads
+    LLVM once for all workers.
     """
-    buffer = te.placeholder(_wake_shape(settings), name="buffer")
-    result = te.compute(buffer.shape, lambda i, j: buffer[i, j] + 1.0, name="result")
+    lines = te.var("lines", "int64")
+    buffer = te.placeholder((settings.threads, lines, _LINE_FLOATS), name="buffer")
+    result = te.compute(buffer.shape, lambda i, j, k: buffer[i, j, k] + 1.0, name="result")
     schedule = tvm.s_tir.Schedule(te.create_prim_func([buffer, result]))
-    schedule.parallel(schedule.get_loops(schedule.get_sblock("result"))[0])
+    thread, _, place = schedule.get_loops(schedule.get_sblock("result"))
+    schedule.parallel(thread)
+    schedule.vectorize(place)
     target = tvm_compat.target(settings.hardware, settings.threads)
     function = codegen.build(schedule.mod, target)["main"]
     return lambda tensor: function(tensor, tensor)
@@ -290,6 +300,21 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "rror:" in line] or lines[-1:] or [""]
     return f"{type(error).__name__}: {telling[-1].removeprefix(type(error).__name__ + ': ')}"[:400]
+
+
+def _adjacent(arrays: Iterable[NDArray]) -> list[Any]:
+    """Copies of arrays as tensors that follow each other on huge pages, as those of an artifact do."""
+    arrays = list(arrays)
+    starts = np.cumsum([0, *(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays)])
+    memory = huge_pages(int(starts[-1]))
+    view = tvm.get_global_func("runtime.TVMTensorCreateView")  # not every dtype speaks DLPack
+    tensors = []
+    for array, start in zip(arrays, starts, strict=False):
+        part = memory[start : start + array.nbytes]
+        part[...] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        dtype = tvm_ffi.dtype(str(array.dtype))
+        tensors.append(view(tvm_ffi.from_dlpack(part), tvm_ffi.Shape(array.shape), dtype, 0))
+    return tensors
 
 
 def _cores_beside_pool() -> set[int]:
@@ -307,10 +332,6 @@ def _preemptions() -> int:
 def _resolve(entry: str) -> Any:
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def _wake_shape(settings: WorkerSettings) -> tuple[int, int]:
-    return settings.threads, 16  # a cache line for each thread
 
 
 def _address_space_bytes() -> int:

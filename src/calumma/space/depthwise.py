@@ -67,12 +67,16 @@ class DepthwiseSpace(blocks.AnchorSpace):
         return self.batch * self.channel_blocks * np.where(k["fused"] == 2, self.out_h / k["oh_tile"], 1.0)
 
     def default(self) -> Indices:
-        """Eight or more accumulators in one row, equal shares, padding once per channel block."""
+        """Ten or more accumulators in one row, equal shares, no padded copy: two to three times faster than one.
+
+        A copy is written and read again for nine multiply-adds per element; without it, the conditions at the borders
+        of an unrolled row are known when the code is generated.
+        """
         grid = self.grid()
         k = self.columns(grid)
         accumulators = k["oh_tile"] * k["ow_tile"]
         cost = 1 / (np.minimum(1.0, accumulators / 10) * blocks.balance(self._chunks(k), self.threads))
-        cost *= 1 + 0.01 * k["oh_tile"] + 0.05 * (k["pad"] == "tile") + 0.3 * (k["pad"] == "inline")
+        cost *= 1 + 0.01 * k["oh_tile"] + 0.5 * (k["pad"] != "inline") + 0.05 * (k["pad"] == "tile")
         cost *= 1 + 0.1 * (k["unroll"] == "none") + 0.02 * (k["unroll"] == "width")
         return grid[int(np.argmin(cost))]
 

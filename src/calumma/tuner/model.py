@@ -56,6 +56,16 @@ class TunableModel:
         """Seconds from the model file to fused tasks, without the imports of Python and TVM."""
         return self.phases_s["import"] + self.phases_s["lower"] + self.phases_s["tasks"]
 
+    @property
+    def cache_state(self) -> str:
+        """In which the model's kernels find their arguments, and so in which they are measured.
+
+        Weights that take less than half of L3 are still there at the next run, beside activations and code; of others
+        little is.
+        """
+        weights = sum(param.nbytes for param in self.graph.params)
+        return "warm" if weights <= self.hardware.l3_bytes / 2 else "cold"
+
     @functools.cached_property
     def defaults(self) -> Configs:
         """The configurations that are used without any measurement."""

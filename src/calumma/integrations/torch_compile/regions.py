@@ -19,9 +19,9 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from calumma.artifact import Artifact, load
-from calumma.artifact.plan import ALIGNMENT
 from calumma.core import hardware
 from calumma.core.errors import ArtifactError, EnvironmentFault, InputError, InternalError, ModelError
+from calumma.core.memory import ALIGNMENT
 from calumma.integrations.torch_compile import cache
 from calumma.integrations.torch_compile.graph import Output, RegionGraph, lines
 from calumma.integrations.torch_compile.options import Options
