@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import output, suite
-from calumma.core.errors import CalummaError, InputError
+from calumma.core.errors import InputError
 from calumma.peers import Contestant, RaceResult, peers, race
 
 _TUNED, _UNTUNED = "calumma", "calumma-untuned"
@@ -46,13 +46,7 @@ Row = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = _options(arguments)
-    try:
-        return _run(options)
-    except CalummaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
+    return output.exit_status(lambda: _run(options))
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -10,13 +10,14 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from calumma.core import hardware
-from calumma.core.errors import InputError
+from calumma.core.errors import CalummaError, InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = (
@@ -39,6 +40,17 @@ def parser(description: str) -> argparse.ArgumentParser:
     options.add_argument("--json", type=Path, metavar="FILE", help="write metrics, rows and environment")
     options.add_argument("--threads", type=int, default=hardware.physical_cores(), help="of every runtime")
     return options
+
+
+def exit_status(run: Callable[[], int]) -> int:
+    """Run a benchmark; returns its exit status, that of a known error after its one line, or 130 after Ctrl-C."""
+    try:
+        return run()
+    except CalummaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
 
 
 def environment(threads: int) -> dict[str, Any]:

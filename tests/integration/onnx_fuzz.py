@@ -202,10 +202,11 @@ def _address_space_bytes() -> int:
 
 def warm_up() -> None:
     """Import everything and compile a model, so that children only do what is their own."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi imports it where it is
     from calumma import api
+    from calumma.artifact import runtime
     from calumma.database import MemoryStore
 
+    runtime.ffi()  # without torch, which would come with `import tvm`, and with threads
     api.compile(onnx_mutations.source("convolutions"), threads=1, database=MemoryStore())
     deadline = time.monotonic() + 5
     while len(list(Path("/proc/self/task").iterdir())) != 1:

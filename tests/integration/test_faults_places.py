@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from calumma.cli import main
 from calumma.core.values import Candidate, Hardware, MeasureRecord, MeasureResult, Status, Workload
 from calumma.database import SqlStore
 from tests.integration.command_line import assert_refused, calumma, read_only, small_disk
@@ -172,12 +176,53 @@ def test_tuning_stops_at_a_newer_database_before_it_works(model: Path, database:
     assert not (tmp_path / "out.so").exists()
 
 
-@pytest.mark.long
-def test_a_locked_database_is_waited_for_and_then_named(model: Path, database: Path, tmp_path: Path) -> None:
+@contextlib.contextmanager
+def _locked(database: Path) -> Iterator[None]:
+    """Another program writes, and does not come to an end."""
     with contextlib.closing(sqlite3.connect(database)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        done = calumma("tune", model, "-o", tmp_path / "out.so", "--db", database)
+        yield
         other.rollback()
+
+
+def _opened_elsewhere(file: Path) -> bool:
+    """Whether another process has the file open."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # the process may be gone, or not ours
+            if descriptor.readlink() == file and descriptor.parts[2] != str(os.getpid()):
+                return True
+    return False
+
+
+def test_a_locked_database_is_waited_for(database: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with _locked(database):
+            running = pool.submit(calumma, "records", "--db", database)
+            while not _opened_elsewhere(database):
+                assert not running.done(), running.result()
+                time.sleep(0.01)
+            time.sleep(0.2)
+            assert not running.done(), running.result()
+        done = running.result()
+    assert done.returncode == 0, done.stderr
+    assert "w199" in done.stdout
+
+
+def test_a_database_that_stays_locked_is_named(
+    model: Path, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SqlStore.open.__func__.__kwdefaults__, "timeout_s", 0.2)  # type: ignore[attr-defined]
+    with _locked(database):
+        assert main(["compile", str(model), "-o", str(tmp_path / "out.so"), "--db", str(database)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("calumma: error: ") and "db.sqlite is locked by another process" in error
+    assert not (tmp_path / "out.so").exists()
+
+
+@pytest.mark.long
+def test_a_locked_database_is_waited_for_and_then_named(model: Path, database: Path, tmp_path: Path) -> None:
+    with _locked(database):
+        done = calumma("tune", model, "-o", tmp_path / "out.so", "--db", database)
     assert_refused(done, "locked by another process")
     with SqlStore.open(database) as store:
         assert len(store.records()) == 200

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tvm import ir, relax, topi
-from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 from tvm_ffi import structural_equal
 
@@ -28,10 +25,10 @@ from calumma.integrations.metaschedule import RECORD_FILE, WORKLOAD_FILE, add_ne
 from calumma.space import design_space
 from calumma.space.generated import GeneratedSpace
 from calumma.tuner.model import TunableModel, prepare
+from tests.metaschedule_tuning import THREADS, tune
 from tests.prim_funcs import prim_func, tvm
 
 HARDWARE = tvm_compat.hardware_for()
-THREADS = 2
 
 
 def _model(path: Path) -> Path:
@@ -193,57 +190,9 @@ def test_only_new_records_are_added(contraction, tmp_path):
 @pytest.fixture(scope="module")
 def tuned(contraction, tmp_path_factory):
     """A database that MetaSchedule's own tuner wrote, its kernels built and timed in this process."""
-    # Importing the intrinsics of all targets takes a quarter of a minute; plain AVX2 has rules that use none.
-    sys.modules.setdefault("tvm.s_tir.tensor_intrin", types.ModuleType("tvm.s_tir.tensor_intrin"))
     hardware = tvm_compat.hardware_for("x86-64-v3")
     folder = tmp_path_factory.mktemp("tuned")
-    built = {}
-
-    @derived_object
-    class Builder(ms.builder.PyBuilder):
-        def build(self, inputs):
-            results = []
-            for entry in inputs:
-                path = str(folder / "built" / str(len(built)) / "library")
-                Path(path).parent.mkdir(parents=True)
-                built[path] = tvm.compile(entry.mod, entry.target).jit()
-                results.append(ms.builder.BuilderResult(path, None))
-            return results
-
-    @derived_object
-    class Runner(ms.runner.PyRunner):
-        def run(self, inputs):
-            return [_Finished(built[entry.artifact_path]) for entry in inputs]
-
-    @derived_object
-    class _Finished(ms.runner.PyRunnerFuture):
-        def __init__(self, library):
-            super().__init__()
-            self._library = library
-
-        def done(self):
-            return True
-
-        def result(self):
-            arguments = [
-                tvm.runtime.tensor(np.ones([int(d) for d in p.ty.shape], "float32")) for p in contraction.params
-            ]
-            seconds = self._library.time_evaluator("main", tvm.cpu(), number=1, repeat=2)(*arguments).results
-            return ms.runner.RunnerResult(list(seconds), None)
-
-    ms.tune_tir(
-        contraction,
-        tvm_compat.target(hardware, THREADS),
-        str(folder),
-        max_trials_global=6,
-        num_trials_per_iter=6,
-        builder=Builder(),
-        runner=Runner(),
-        cost_model="random",
-        strategy="replay-trace",
-        num_tuning_cores=1,
-        seed=1,
-    )
+    tune(contraction, folder, hardware, "replay-trace", 6, per_round=6)
     return folder, hardware
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tvm import topi
-from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
 from calumma import tvm_compat
@@ -18,9 +14,9 @@ from calumma.core.errors import InputError, InternalError
 from calumma.integrations.metaschedule import import_database, search_strategy
 from calumma.integrations.metaschedule.strategy import _Search
 from calumma.space.generated import GeneratedSpace
-from tests.prim_funcs import prim_func, tvm
+from tests.metaschedule_tuning import THREADS, tune
+from tests.prim_funcs import prim_func
 
-THREADS = 2
 HARDWARE = tvm_compat.hardware_for("x86-64-v3")
 
 
@@ -29,70 +25,8 @@ def contraction():
     return prim_func(lambda x, y: topi.einsum("bij,blj->bil", x, y), (2, 16, 24), (2, 12, 24))
 
 
-def _forget_logging() -> None:
-    """`tune_tir` configures its logging by the names of the handlers it finds, and pytest adds some without any."""
-    logger = logging.getLogger("tvm.s_tir.meta_schedule")
-    logger.handlers.clear()
-    logger.propagate = True
-
-
 def _tune(contraction, folder: Path, strategy, trials: int, space="post-order-apply"):
-    """`tune_tir` with rounds of 4; returns its database and the sizes of the batches it measured."""
-    # Importing the intrinsics of all targets takes a quarter of a minute; plain AVX2 has rules that use none.
-    sys.modules.setdefault("tvm.s_tir.tensor_intrin", types.ModuleType("tvm.s_tir.tensor_intrin"))
-    built = {}
-    batches = []
-
-    @derived_object
-    class Builder(ms.builder.PyBuilder):
-        def build(self, inputs):
-            results = []
-            for entry in inputs:
-                path = str(folder / "built" / str(len(built)) / "library")
-                Path(path).parent.mkdir(parents=True)
-                built[path] = tvm.compile(entry.mod, entry.target).jit()
-                results.append(ms.builder.BuilderResult(path, None))
-            return results
-
-    @derived_object
-    class Runner(ms.runner.PyRunner):
-        def run(self, inputs):
-            batches.append(len(inputs))
-            return [_Finished(built[entry.artifact_path]) for entry in inputs]
-
-    @derived_object
-    class _Finished(ms.runner.PyRunnerFuture):
-        def __init__(self, library):
-            super().__init__()
-            self._library = library
-
-        def done(self):
-            return True
-
-        def result(self):
-            shapes = [[int(d) for d in p.ty.shape] for p in contraction.params]
-            arguments = [tvm.runtime.tensor(np.ones(shape, "float32")) for shape in shapes]
-            seconds = self._library.time_evaluator("main", tvm.cpu(), number=1, repeat=2)(*arguments).results
-            np.testing.assert_allclose(arguments[-1].numpy(), 24.0)  # a wrong schedule would sum something else
-            return ms.runner.RunnerResult(list(seconds), None)
-
-    _forget_logging()
-    database = ms.tune_tir(
-        contraction,
-        tvm_compat.target(HARDWARE, THREADS),
-        str(folder),
-        max_trials_global=trials,
-        num_trials_per_iter=4,
-        builder=Builder(),
-        runner=Runner(),
-        cost_model="random",
-        strategy=strategy,
-        space=space,
-        num_tuning_cores=1,
-        seed=1,
-    )
-    _forget_logging()
-    return database, batches
+    return tune(contraction, folder, HARDWARE, strategy, trials, space=space)
 
 
 @pytest.mark.parametrize("name", ["random", "evolutionary"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import subprocess
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -351,6 +353,29 @@ def test_a_budget_tunes(tmp_path: Path) -> None:
     close(compiled(model, budget="20s", trials=2, database=str(database))(x), model(x))
     with SqlStore.open(database) as store:
         assert len(list(store.records())) >= 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"trials": 1}], ids=["compiled", "tuned"])
+def test_weights_that_a_region_held_are_freed(options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    from calumma.integrations.torch_compile import cache
+
+    held: list[list[weakref.ref[Any]]] = []
+    write = cache.write
+
+    def watch(key: str, result: Any) -> Path:
+        held.append([weakref.ref(array) for array in result.lowered.params])
+        return write(key, result)
+
+    monkeypatch.setattr(cache, "write", watch)
+    model, x = Convolutions(seed=len(options)), torch.randn(1, 3, 16, 16)
+    function = compiled(model, **options)
+    for _ in range(2):
+        close(function(x), model(x))
+        model[0].weight += 1
+    gc.collect()
+    first, second = held
+    assert first and second and not any(array() is not None for array in first)
 
 
 @torch.no_grad()

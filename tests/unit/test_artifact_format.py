@@ -8,12 +8,13 @@ import signal
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from calumma.artifact import cpu, file_format
+from calumma.artifact import checksum, cpu, file_format
 from calumma.artifact.plan import ALIGNMENT, Lifetime, Plan, Slot, Step, TensorSpec, align, place, tensor_bytes
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, InternalError
@@ -43,6 +44,25 @@ def read_all(path: Path) -> tuple[file_format.Contents, np.ndarray]:
         weights = np.zeros(contents.weights_bytes, dtype=np.uint8)
         contents.read_weights(weights)
     return contents, weights
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [5], [1, 0, 3], [1 << 16, 7, 1 << 16, 1]])
+def test_the_checksum_of_a_whole_from_those_of_its_parts(sizes: list[int]) -> None:
+    parts = [np.random.default_rng(len(sizes)).bytes(size) for size in sizes]
+    assert checksum.join((zlib.crc32(part), len(part)) for part in parts) == zlib.crc32(b"".join(parts))
+
+
+def test_weights_that_several_threads_read(tmp_path: Path, library: Path) -> None:
+    path, size = tmp_path / "model.so", 2 * file_format._PART_BYTES + 12345
+    array = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    file_format.write(path, library, [array], METADATA)
+    contents, weights = read_all(path)
+    np.testing.assert_array_equal(weights[:size], array)
+    with path.open("r+b") as file:
+        file.seek(contents.weights_offset + size - 1)
+        file.write(bytes([array[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match="checksum of the weights"):
+        read_all(path)
 
 
 def test_round_trip(artifact: Path, library: Path) -> None:

@@ -69,11 +69,24 @@ def test_all_shows_failures_with_their_reasons(database: str, capsys: pytest.Cap
 
 
 def test_sessions(database: str, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = {"trials": 3, "interrupted": False, "contest": {"tuned_s": 0.25, "default_s": 0.5}}
     with SqlStore.open(database) as store:
-        session = store.start_session("resnet50.onnx", "cafe", {})
-        store.finish_session(session, {"trials": 3})
-    [row] = rows(capsys, "--db", database, "--sessions")
-    assert (row["session"], row["model"], row["summary"]) == (session, "resnet50.onnx", '{"trials": 3}')
+        finished = store.start_session("resnet50.onnx", "cafe", {"strategy": "random"})
+        store.finish_session(finished, summary)
+        killed = store.start_session("vgg19.onnx", "beef", {})
+    first, second = sorted(rows(capsys, "--db", database, "--sessions"), key=lambda row: str(row["model"]))
+    assert (first["session"], first["model"], first["strategy"]) == (finished, "resnet50.onnx", "random")
+    assert (first["trials"], first["tuned_ms"], first["default_ms"], first["end"]) == (3, 250.0, 500.0, "finished")
+    assert first["summary"] == summary
+    assert (second["session"], second["trials"], second["tuned_ms"], second["end"]) == (
+        killed,
+        None,
+        None,
+        "unfinished",
+    )
+    assert main(["records", "--db", database, "--sessions"]) == 0
+    text = capsys.readouterr().out
+    assert "resnet50.onnx" in text and "250" in text and "{" not in text
 
 
 def test_export_and_import(database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,13 +174,13 @@ def test_a_symbol_fixed_in_one_input_is_fixed_in_all() -> None:
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        (None, "open dimensions in x[batch,3,width], z[batch,3,?]; fix them with --shape x=BATCH,3,WIDTH --shape z"),
-        ({"x": (4, 3, 5)}, "open dimensions in z[4,3,?]; fix them with --shape z=4,3,?"),
-        ({"data": (1, 3)}, "--shape data: no such input; the inputs are x[batch,3,width], z[batch,3,?]"),
-        ({"x": (1, 3)}, "--shape x=1,3: 2 dimensions, but the input is x[batch,3,width] with 3"),
-        ({"x": (1, 4, 5)}, "--shape x=1,4,5: dimension 1 is fixed to 3 in the model"),
-        ({"x": (1, 3, 0)}, "--shape x=1,3,0: every dimension must be at least 1"),
-        ({"x": (1, 3, 5), "z": (2, 3, 5)}, "--shape z=2,3,5: dimension batch is 1 in input x"),
+        (None, "open dimensions in x[batch,3,width], z[batch,3,?]; give shape x=BATCH,3,WIDTH, shape z"),
+        ({"x": (4, 3, 5)}, "open dimensions in z[4,3,?]; give shape z=4,3,?"),
+        ({"data": (1, 3)}, "shape data: no such input; the inputs are x[batch,3,width], z[batch,3,?]"),
+        ({"x": (1, 3)}, "shape x=1,3: 2 dimensions, but the input is x[batch,3,width] with 3"),
+        ({"x": (1, 4, 5)}, "shape x=1,4,5: dimension 1 is fixed to 3 in the model"),
+        ({"x": (1, 3, 0)}, "shape x=1,3,0: every dimension must be at least 1"),
+        ({"x": (1, 3, 5), "z": (2, 3, 5)}, "shape z=2,3,5: dimension batch is 1 in input x"),
     ],
 )
 def test_shapes_refused(shapes: dict[str, tuple[int, ...]] | None, words: str) -> None:

@@ -25,6 +25,7 @@ def test_options() -> None:
     options = Options.parse({"budget": "1.5m", "threads": 2})
     assert (options.budget, options.threads, options.measures) == (90.0, 2, True)
     assert Options.parse({"trials": 5}).measures
+    assert Options.parse({"prior": "none", "precision": "fp32"}) == Options(prior="none")
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,9 @@ def test_options() -> None:
         ({"threads": 1 << 20}, r"option threads=1048576: this machine has \d+ logical cores"),
         ({"budget": -1}, "option budget: '?-1'? is not a length of time"),
         ({"budget": "soon"}, "option budget: 'soon' is not a length of time"),
+        ({"precision": "bf16"}, "option precision='bf16': regions compute in float32"),
+        ({"prior": 3}, "option prior=3: give the name or file of a prior"),
+        ({"prior": "nowhere"}, "prior '?nowhere'?: there is no such prior"),
         ({"strategy": "luck"}, "option strategy='luck': there is no such strategy; choose one of random, "),
     ],
 )

@@ -253,7 +253,7 @@ class Artifact:
             if array.shape != spec.shape:
                 raise ArtifactError(
                     f"input {spec.name!r} has shape {array.shape}, the model was compiled for {spec.shape}; "
-                    "compile it with --shape for another"
+                    "compile the model for another shape"
                 )
             if array.dtype != dtype:
                 raise ArtifactError(

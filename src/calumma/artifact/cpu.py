@@ -54,5 +54,5 @@ def check(path: object, machine: str, mcpu: str, flags: Iterable[str]) -> None:
     if missing:
         raise ArtifactError(
             f"{path}: built for {mcpu}, this CPU ({host.cpu_info().get('model name', 'unknown')}) lacks "
-            f"{', '.join(missing)}; compile it here, or with --mcpu x86-64-v3 for both machines"
+            f"{', '.join(missing)}; compile it here, or for both machines with mcpu x86-64-v3"
         )

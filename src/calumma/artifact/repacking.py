@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import tvm
 from tvm import ir, relax
 
 from calumma.artifact.lowered import LoweredModel
 from calumma.space import Repacking
+from calumma.tvm_compat import kernel_calls
 
 
 def repack(lowered: LoweredModel, wanted: Mapping[str, Mapping[int, Repacking]]) -> LoweredModel:
@@ -36,19 +38,14 @@ def repack(lowered: LoweredModel, wanted: Mapping[str, Mapping[int, Repacking]])
             arrays[params[key]] = array
         return params[key]
 
-    @relax.expr_functor.mutator
-    class Repack(relax.PyExprMutator):
-        def visit_call_(self, call: ir.Call) -> ir.Call:
-            if getattr(call.op, "name", "") != "relax.call_tir":
-                return call
-            kernel = str(call.args[0].name_hint)
-            args = [argument(kernel, i, value) for i, value in enumerate(call.args[1].fields)]
-            return ir.Call(call.op, [call.args[0], relax.Tuple(args), *call.args[2:]], call.attrs, call.ty_args)
+    def repacked(call: ir.Call) -> ir.Call:
+        kernel = str(call.args[0].name_hint)
+        values = [argument(kernel, i, value) for i, value in enumerate(kernel_calls.arguments(call))]
+        return kernel_calls.with_arguments(call, values)
 
-    mutator = Repack(lowered.mod)
-    body = mutator.visit_expr(main).body
-    mod = mutator.builder_.get()
+    body = kernel_calls.rewritten(main, repacked)
     free = set(relax.analysis.free_vars(body))
     used = [var for var in arrays if var in free]
+    mod = tvm.IRModule(dict(lowered.mod.functions.items()), attrs=lowered.mod.attrs)
     mod["main"] = relax.Function([*inputs, *used], body, main.ret_ty, main.is_pure, main.attrs)
     return replace(lowered, mod=mod, params=tuple(arrays[var] for var in used))

@@ -171,3 +171,10 @@ database_option = click.option(
     metavar="URL|FILE",
     help="Database of records. [the environment's CALUMMA_DB, else a file in your data directory]",
 )
+
+prior_option = click.option(
+    "--prior",
+    default="auto",
+    metavar="NAME|none",
+    help="Prior to ask, by name or file (see calumma prior list); none for none. [the newest that fits this machine]",
+)

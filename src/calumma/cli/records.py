@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from datetime import datetime
 from pathlib import Path
@@ -98,7 +97,9 @@ def records(
             out.document({"exported": count, "database": store.path})
             return
         if sessions:
-            rows = [_session_row(entry) for entry in store.sessions()]
+            known = store.sessions()
+            rows = [_session_row(entry) for entry in known]
+            details = [{"options": entry.options, "summary": entry.summary} for entry in known]
         else:
             found = [
                 record
@@ -106,11 +107,13 @@ def records(
                 if record.candidate.workload.hash.startswith(workload or "")
             ]
             rows = [_record_row(record) for record in found] if everything else _best_rows(found)
+            details = [{} for _ in rows]
         if rows:
             out.table(list(rows[0]), [list(row.values()) for row in rows])
         else:
             out.line(f"nothing in {store.path} matches: `calumma tune` measures, --import adds a file's records")
-        out.document({"database": store.path, "rows": rows})
+        document = [row | more for row, more in zip(rows, details, strict=True)]
+        out.document({"database": store.path, "rows": document})
 
 
 def _exchange(
@@ -209,13 +212,27 @@ def _record_row(record: MeasureRecord) -> dict[str, Any]:
 
 
 def _session_row(session: Session) -> dict[str, Any]:
+    summary = session.summary or {}
+    contest = summary.get("contest") or {}
+    if session.finished_s is None:
+        end = "unfinished"
+    else:
+        end = "interrupted" if summary.get("interrupted") else "finished"
     return {
         "session": session.id,
         "model": session.model,
         "started": _date(session.started_s),
         "seconds": None if session.finished_s is None else round(session.finished_s - session.started_s, 1),
-        "summary": json.dumps(session.summary, sort_keys=True) if session.summary else None,
+        "strategy": session.options.get("strategy"),
+        "trials": summary.get("trials"),
+        "tuned_ms": _milliseconds(contest.get("tuned_s")),
+        "default_ms": _milliseconds(contest.get("default_s")),
+        "end": end,
     }
+
+
+def _milliseconds(seconds: Any) -> float | None:
+    return seconds * 1e3 if isinstance(seconds, float) else None
 
 
 def _date(time_s: float) -> str:

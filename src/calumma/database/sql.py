@@ -34,6 +34,7 @@ SCHEMA_VERSION = 1
 _MAX_TEXT_BYTES = 256 << 20
 _MAX_PARAMETERS = 500  # SQLite before 3.32 allows 999 in one statement; longer lists are filtered here
 _POLL_S = 0.02
+_ELSEWHERE = "choose another database file (CALUMMA_DB names the default)"
 
 _schema = sa.MetaData()
 _meta = sa.Table(
@@ -137,9 +138,7 @@ class SqlStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             is_folder = path.is_dir()
         except OSError as error:
-            raise DatabaseError(
-                f"{path}: its folder cannot be made ({error}): choose another file with --db or CALUMMA_DB"
-            ) from error
+            raise DatabaseError(f"{path}: its folder cannot be made ({error}): {_ELSEWHERE}") from error
         if is_folder:
             raise DatabaseError(
                 f"{path} is a folder, expected a file: give a file in it, such as {path / 'records.sqlite'}"
@@ -309,13 +308,11 @@ class SqlStore:
         except ValueError:
             version = 0
         if version < 1:
-            raise DatabaseError(
-                f"{self.path} is an SQLite database, but not of calumma's: choose another file with --db or CALUMMA_DB"
-            )
+            raise DatabaseError(f"{self.path} is an SQLite database, but not of calumma's: {_ELSEWHERE}")
         if version > SCHEMA_VERSION:
             raise DatabaseError(
                 f"{self.path} has schema version {version}, this calumma reads up to {SCHEMA_VERSION}: "
-                "upgrade calumma, or choose another file with --db or CALUMMA_DB"
+                f"upgrade calumma, or {_ELSEWHERE}"
             )
 
     def _use_wal(self, timeout_s: float) -> None:
@@ -334,7 +331,7 @@ class SqlStore:
                     return
                 raise DatabaseError(
                     f"{self.path}: its file system cannot share a write-ahead log (journal mode {mode}): "
-                    "choose a file on a local disk with --db or CALUMMA_DB"
+                    "choose a database file on a local disk (CALUMMA_DB names the default)"
                 )
             except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
                 if _primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
@@ -471,10 +468,9 @@ def _primary_code(error: BaseException) -> int | None:
 def _translated(path: Path, error: Exception) -> DatabaseError | InternalError:
     """The one seam from SQLAlchemy's and SQLite's errors to ours: what failed, and what to do."""
     cause = getattr(error, "orig", None) or error
-    elsewhere = "choose another file with --db or CALUMMA_DB"
     match _primary_code(error):
         case sqlite3.SQLITE_NOTADB:
-            return DatabaseError(f"{path} is not a database ({cause}): {elsewhere}")
+            return DatabaseError(f"{path} is not a database ({cause}): {_ELSEWHERE}")
         case sqlite3.SQLITE_CORRUPT:
             return DatabaseError(
                 f"{path} is damaged ({cause}): move it away to start afresh, or save what is left with "
@@ -482,16 +478,16 @@ def _translated(path: Path, error: Exception) -> DatabaseError | InternalError:
             )
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return DatabaseError(
-                f"{path} is locked by another process ({cause}): wait until it has finished, or {elsewhere}"
+                f"{path} is locked by another process ({cause}): wait until it has finished, or {_ELSEWHERE}"
             )
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
             return DatabaseError(
-                f"{path} and its folder must be writable ({cause}): change their permissions, or {elsewhere}"
+                f"{path} and its folder must be writable ({cause}): change their permissions, or {_ELSEWHERE}"
             )
         case sqlite3.SQLITE_FULL:
-            return DatabaseError(f"{path}: the disk is full ({cause}): make room and run again, or {elsewhere}")
+            return DatabaseError(f"{path}: the disk is full ({cause}): make room and run again, or {_ELSEWHERE}")
         case sqlite3.SQLITE_IOERR:
-            return DatabaseError(f"{path}: reading or writing failed ({cause}): check the disk, or {elsewhere}")
+            return DatabaseError(f"{path}: reading or writing failed ({cause}): check the disk, or {_ELSEWHERE}")
         case sqlite3.SQLITE_ERROR if "no such" in str(cause):
-            return DatabaseError(f"{path} is damaged ({cause}): {elsewhere}")
+            return DatabaseError(f"{path} is damaged ({cause}): {_ELSEWHERE}")
     return InternalError(f"{path}: unexpected database error ({cause})")

@@ -152,7 +152,8 @@ def from_relax(mod: Any, output_names: list[str]) -> Graph:
         for binding in block.bindings:
             if isinstance(binding, relax.MatchCast):
                 raise ModelError(
-                    f"{binding.var.name}: its shape is only known at run time; fix it with --shape NAME=DIM,DIM,..."
+                    f"{binding.var.name}: its shape is only known at run time; "
+                    "give shape NAME=DIM,DIM,... of the inputs"
                 )
             known[binding.var] = _node(binding.var, binding.value, read)
     result = read(body.body)
@@ -204,7 +205,7 @@ def _static_shape(var: relax.Var, where: str) -> tuple[int, ...]:
     shape = getattr(var.ty, "shape", None)
     values = getattr(shape, "values", None)
     if values is None or not all(hasattr(v, "value") for v in values):
-        raise ModelError(f"{where}: shape {shape} is not fixed; give every dimension with --shape NAME=DIM,DIM,...")
+        raise ModelError(f"{where}: shape {shape} is not fixed; give every dimension: shape NAME=DIM,DIM,...")
     static = tuple(int(v.value) for v in values)
     check_size(where, _dtype(var), static)
     return static

@@ -99,7 +99,7 @@ def check_size(name: str, dtype: str, shape: Sequence[int]) -> None:
     if size_bytes > host.memory_bytes():
         raise ModelError(
             f"{name}: {dtype}{list(shape)} takes {size_bytes / 1e9:,.0f} GB, this machine has "
-            f"{host.memory_bytes() / 1e9:,.0f} GB; check the model's shapes, or give smaller ones with --shape"
+            f"{host.memory_bytes() / 1e9:,.0f} GB; check the model's shapes, or give smaller ones"
         )
 
 

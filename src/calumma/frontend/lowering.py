@@ -23,6 +23,7 @@ from calumma.frontend.graph import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node
 from calumma.frontend.importer import reason
 from calumma.frontend.operators import conv, elementwise, layout, local_response_norm, matmul, pool, rows
 from calumma.frontend.simplify import CHANNEL_SHUFFLE, LRN, MATMUL
+from calumma.tvm_compat import kernel_calls
 
 OUT_ELEMENTWISE_FUSABLE = 4
 """TVM's fusion kind of a convolution: elementwise readers fuse behind it, nothing fuses before it."""
@@ -126,33 +127,27 @@ class _Lowering:
             except Exception as error:  # TVM raises whatever its rules throw
                 raise self._refused(mod) or error from error
         self._check_legalized(mod)
-        lowering = self
 
-        @relax.expr_functor.mutator
-        class Hoist(relax.PyExprMutator):
-            def visit_call_(self, call: ir.Call) -> ir.Call:
-                if getattr(call.op, "name", "") != "relax.call_tir":
-                    return call
-                args = [
-                    lowering.param(a.value.numpy(), ("hoisted", a)) if isinstance(a, ir.GenericConst) else a
-                    for a in call.args[1].fields
-                ]
-                return ir.Call(call.op, [call.args[0], relax.Tuple(args), *call.args[2:]], call.attrs, call.ty_args)
+        def hoisted(call: ir.Call) -> ir.Call:
+            values = [
+                self.param(value.value.numpy(), ("hoisted", value)) if isinstance(value, ir.GenericConst) else value
+                for value in kernel_calls.arguments(call)
+            ]
+            return kernel_calls.with_arguments(call, values)
 
         before = len(self.param_vars)
-        mutator = Hoist(mod)
-        main = mutator.visit_expr(mod["main"])
+        main = mod["main"]
+        body = kernel_calls.rewritten(main, hoisted)
         if len(self.param_vars) > before:
             params = [*main.params, *self.param_vars[before:]]
-            mod = mutator.builder_.get()
-            mod["main"] = relax.Function(params, main.body, main.ret_ty, main.is_pure, main.attrs)
+            mod["main"] = relax.Function(params, body, main.ret_ty, main.is_pure, main.attrs)
         return mod
 
     def _refused(self, mod: tvm.IRModule) -> ModelError | None:
         """The error that names the operator which TVM cannot lower: the first that fails alone."""
         for binding in (binding for block in mod["main"].body.blocks for binding in block.bindings):
             operator = getattr(getattr(binding.value, "op", None), "name", "")
-            if not operator or operator == "relax.call_tir" or operator in _KEPT:
+            if not operator or operator == kernel_calls.OPERATOR or operator in _KEPT:
                 continue
             builder = relax.BlockBuilder()
             with builder.function("main", relax.analysis.free_vars(binding.value)):
@@ -172,8 +167,8 @@ class _Lowering:
         """Raise ModelError for an operator that TVM knows but cannot lower."""
         bindings = [binding for block in mod["main"].body.blocks for binding in block.bindings]
         for binding in bindings:
-            op = getattr(getattr(binding.value, "op", None), "name", "relax.call_tir")
-            if op not in ("relax.call_tir", *_KEPT):
+            op = getattr(getattr(binding.value, "op", None), "name", kernel_calls.OPERATOR)
+            if op not in (kernel_calls.OPERATOR, *_KEPT):
                 operator = op.removeprefix("relax.")
                 node = next((n for n in self.graph.nodes() if n.op == operator), None)
                 raise ModelError(

@@ -368,7 +368,7 @@ def _fix_shapes(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[int, 
     unknown = sorted(set(shapes) - {value.name for value in graph.input})
     if unknown:
         listed = ", ".join(_signature(value) for value in graph.input) or "none"
-        raise ModelError(f"--shape {unknown[0]}: no such input; the inputs are {listed}")
+        raise ModelError(f"shape {unknown[0]}: no such input; the inputs are {listed}")
     symbols: dict[str, tuple[int, str]] = {}
     for value in graph.input:
         if value.name in shapes:
@@ -380,8 +380,8 @@ def _fix_shapes(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[int, 
     still_open = [value for value in graph.input if not _is_fixed(value)]
     if still_open:
         raise ModelError(
-            f"open dimensions in {', '.join(_signature(value) for value in still_open)}; fix them with "
-            + " ".join(_shape_option(value) for value in still_open)
+            f"open dimensions in {', '.join(_signature(value) for value in still_open)}; give "
+            + ", ".join(_shape_option(value) for value in still_open)
         )
     del graph.value_info[:]
     for value in graph.output:
@@ -391,7 +391,7 @@ def _fix_shapes(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[int, 
 
 
 def _bind(value: onnx.ValueInfoProto, shape: tuple[int, ...], symbols: dict[str, tuple[int, str]]) -> None:
-    option = f"--shape {value.name}={','.join(map(str, shape))}"
+    option = f"shape {value.name}={','.join(map(str, shape))}"
     if any(size < 1 for size in shape):
         raise ModelError(f"{option}: every dimension must be at least 1")
     tensor = value.type.tensor_type
@@ -433,7 +433,7 @@ def _signature(value: onnx.ValueInfoProto) -> str:
 
 
 def _shape_option(value: onnx.ValueInfoProto) -> str:
-    return f"--shape {value.name}={','.join(size if size.isdecimal() else size.upper() for size in _dims(value))}"
+    return f"shape {value.name}={','.join(size if size.isdecimal() else size.upper() for size in _dims(value))}"
 
 
 def _check_types(proto: onnx.ModelProto) -> None:

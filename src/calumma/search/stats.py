@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+
+from calumma.core.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -34,35 +35,25 @@ class SearchStats:
     """Configurations scored by the cost model."""
     plans: int = 0
     """Explorations of the space."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Seconds by phase: "fit" and "score" (cost model), "policy" (learning to explore), "sampling" (which to measure)
-    and "explore" (the rest)."""
     updates: list[PolicyUpdate] = field(default_factory=list)
     """One entry per update of the policy, oldest first; stays empty without a policy."""
+    _stopwatch: Stopwatch = field(default_factory=Stopwatch, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        self._running: list[str] = []
-        self._mark = 0.0
+    def use_clock(self, clock: Callable[[], float]) -> None:
+        """Count the seconds from now on, from zero, by another clock."""
+        self._stopwatch = Stopwatch(clock)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase: "fit" and "score" (cost model), "policy" (learning to explore), "sampling" (which to
+        measure) and "explore" (the rest)."""
+        return self._stopwatch.phases_s
 
     @property
     def total_s(self) -> float:
         """Seconds of all phases."""
         return sum(self.seconds.values())
 
-    @contextmanager
-    def charge(self, phase: str) -> Iterator[None]:
+    def charge(self, phase: str) -> AbstractContextManager[None]:
         """Charge the seconds inside to `phase`; a phase inside another stops the outer one."""
-        self._settle()
-        self._running.append(phase)
-        try:
-            yield
-        finally:
-            self._settle()
-            self._running.pop()
-
-    def _settle(self) -> None:
-        now = time.perf_counter()
-        if self._running:
-            phase = self._running[-1]
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._mark
-        self._mark = now
+        return self._stopwatch.charge(phase)

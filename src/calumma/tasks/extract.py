@@ -13,6 +13,7 @@ from tvm_ffi import structural_hash
 
 from calumma.core.values import WEIGHTS, Task, Workload
 from calumma.space import loops
+from calumma.tvm_compat import kernel_calls
 
 
 @dataclass(frozen=True)
@@ -33,39 +34,35 @@ def extract(mod: tvm.IRModule, inputs: int) -> ModelTasks:
     weights = set(mod["main"].params[inputs:])
     calls: Counter[str] = Counter()
     weight_arguments: dict[str, list[bool]] = {}
-    for call in _kernel_calls(mod):
+    for call in kernel_calls.of(mod["main"]):
         name = str(call.args[0].name_hint)
         calls[name] += 1
-        weight_arguments[name] = [argument in weights for argument in call.args[1].fields]
+        weight_arguments[name] = [argument in weights for argument in kernel_calls.arguments(call)]
     functions: dict[str, tirx.PrimFunc] = {}
     representative: dict[str, str] = {}
     key_of: dict[str, str] = {}
     weight_bytes: dict[str, float] = {}
     for name in calls:
         func = _normalised(mod[name], weight_arguments[name])
-        key = f"{structural_hash(func) & (2**64 - 1):016x}"
+        key = _key(func)
         key_of[name] = key
         if key not in functions:
             functions[key] = func
             representative[key] = name
-            flags = weight_arguments[name]
-            weight_bytes[key] = sum(
-                _size_bytes(*argument)
-                for argument, is_weight in zip(_arguments(func), flags, strict=False)
-                if is_weight
-            )
+            weight_bytes[key] = weight_bytes_of(func)
     uses: Counter[str] = Counter()
     for name, count in calls.items():
         uses[key_of[name]] += count
-    tasks = tuple(_task(key, func, representative[key], uses[key]) for key, func in functions.items())
+    tasks = tuple(task_of(func, representative[key], uses[key], key) for key, func in functions.items())
     distinct = _redirect(mod, {name: representative[key] for name, key in key_of.items()})
     return ModelTasks(distinct, tasks, functions, weight_bytes)
 
 
-def _task(key: str, func: tirx.PrimFunc, name: str, weight: int) -> Task:
+def task_of(func: tirx.PrimFunc, name: str, weight: int = 1, key: str = "") -> Task:
+    """Describe a normalised function as a task that a model calls `weight` times; `key` is its hash, if known."""
     arguments = _arguments(func)
     return Task(
-        workload=Workload(key, str(ir.save_json(func))),
+        workload=Workload(key or _key(func), str(ir.save_json(func))),
         name=name,
         weight=weight,
         anchor=name.removeprefix("fused_").rstrip("0123456789_"),
@@ -73,6 +70,16 @@ def _task(key: str, func: tirx.PrimFunc, name: str, weight: int) -> Task:
         size_bytes=sum(_size_bytes(*argument) for argument in arguments),
         arguments=arguments,
     )
+
+
+def weight_bytes_of(func: tirx.PrimFunc) -> float:
+    """Bytes of a normalised function's arguments that are weights of the model."""
+    arguments = _arguments(func)
+    return sum(_size_bytes(*arguments[int(position)]) for position in func.attrs[WEIGHTS])
+
+
+def _key(func: tirx.PrimFunc) -> str:
+    return f"{structural_hash(func) & (2**64 - 1):016x}"
 
 
 def _flops(func: tirx.PrimFunc) -> float:
@@ -100,24 +107,14 @@ def _normalised(func: tirx.PrimFunc, weights: list[bool]) -> tirx.PrimFunc:
     return func.with_attrs({"global_symbol": "main", "tirx.noalias": True, WEIGHTS: positions})
 
 
-def _kernel_calls(mod: tvm.IRModule) -> list[ir.Call]:
-    """The kernel calls of `main`, in order."""
-    bindings = (binding for block in mod["main"].body.blocks for binding in block.bindings)
-    return [b.value for b in bindings if getattr(getattr(b.value, "op", None), "name", "") == "relax.call_tir"]
-
-
 def _redirect(mod: tvm.IRModule, target: Mapping[str, str]) -> tvm.IRModule:
     """Let `main` call `target[name]` wherever it calls `name`, and drop what is no longer called."""
-    variables = {name: mod.get_global_var(name) for name in target}
+    main = mod["main"]
 
-    @relax.expr_functor.mutator
-    class Redirect(relax.PyExprMutator):
-        def visit_call_(self, call: ir.Call) -> ir.Call:
-            if getattr(call.op, "name", "") != "relax.call_tir":
-                return call
-            callee = variables[target[str(call.args[0].name_hint)]]
-            return ir.Call(call.op, [callee, *call.args[1:]], call.attrs, call.ty_args)
+    def redirected(call: ir.Call) -> ir.Call:
+        return kernel_calls.with_kernel(call, mod.get_global_var(target[str(call.args[0].name_hint)]))
 
-    mutator = Redirect(mod)
-    mutator.builder_.update_func(mod.get_global_var("main"), mutator.visit_expr(mod["main"]))
-    return relax.transform.DeadCodeElimination(["main"])(mutator.builder_.get())
+    body = kernel_calls.rewritten(main, redirected)
+    distinct = tvm.IRModule(dict(mod.functions.items()), attrs=mod.attrs)
+    distinct["main"] = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
+    return relax.transform.DeadCodeElimination(["main"])(distinct)

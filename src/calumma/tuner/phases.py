@@ -2,67 +2,42 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calumma.core.stopwatch import Stopwatch
 from calumma.cost_model import CostModel
 
 OTHER = "other"
 
 
-class PhaseClock:
-    """A stopwatch with nested phases: the inner one stops the outer one, so that all sum to the time elapsed."""
+class PhaseClock(Stopwatch):
+    """The stopwatch of a session: what is charged to no other phase is charged to "other"."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._running = [OTHER]
-        self._start = self._mark = clock()
-
-    @contextmanager
-    def charge(self, phase: str) -> Iterator[None]:
-        """Charge what happens inside to `phase`."""
-        self._settle()
-        self._running.append(phase)
-        try:
-            yield
-        finally:
-            self._settle()
-            self._running.pop()
+        super().__init__(clock, between=OTHER)
+        self._start = clock()
 
     def restart(self) -> None:
         """Forget what was charged; time counts from now."""
-        self._seconds.clear()
-        self._start = self._mark = self._clock()
+        super().restart()
+        self._start = self.clock()
 
     def spread(self, phase: str, seconds: float, parts: Mapping[str, float]) -> None:
         """Move `seconds` out of `phase` to `parts`, in their proportion; nothing moves where all parts are 0."""
         total = sum(parts.values())
         if total <= 0:
             return
-        self._seconds[phase] -= seconds
+        self.add(phase, -seconds)
         for name, part in parts.items():
-            self._seconds[name] += seconds * part / total
+            self.add(name, seconds * part / total)
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the clock was made."""
-        return self._clock() - self._start
-
-    @property
-    def phases_s(self) -> dict[str, float]:
-        """Seconds by phase until now."""
-        self._settle()
-        return dict(self._seconds)
-
-    def _settle(self) -> None:
-        now = self._clock()
-        self._seconds[self._running[-1]] += now - self._mark
-        self._mark = now
+        """Seconds since the clock was made or restarted."""
+        return self.clock() - self._start
 
 
 class ChargedModel:

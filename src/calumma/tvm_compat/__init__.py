@@ -43,7 +43,7 @@ def set_threads(threads: int | None = None) -> int:
     count = threads or host.physical_cores()
     if not 1 <= count <= (os.cpu_count() or 1):
         raise InputError(
-            f"--threads {count}: this machine has {os.cpu_count()} logical cores; give 1 to {os.cpu_count()}"
+            f"threads={count}: this machine has {os.cpu_count()} logical cores; give 1 to {os.cpu_count()}"
         )
     os.environ["TVM_NUM_THREADS"] = str(count)
     # Bound threads wait for whatever else runs on their core: on a shared machine a model then takes up to three times
@@ -86,7 +86,7 @@ def hardware_for(mcpu: str | None = None) -> Hardware:
 
     name = mcpu or codegen.llvm_get_system_cpu()
     if mcpu and mcpu not in _known_cpus():
-        raise InputError(f"--mcpu {mcpu}: LLVM does not know this CPU; leave it out for the host ({host_mcpu()})")
+        raise InputError(f"mcpu={mcpu!r}: LLVM does not know this CPU; leave it out for the host ({host_mcpu()})")
     features = target_features(name)
     bits = max((width for feature, width in _WIDTHS if feature in features), default=128)
     l1, l2, l3 = host.cache_bytes()

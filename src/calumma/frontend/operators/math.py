@@ -155,12 +155,6 @@ def gelu_tanh(x: tirx.Expr) -> tirx.Expr:
     return _let(x, lambda x: _f32(0.5) * x * (_f32(1.0) + tanh(scale * (x + _f32(0.044715) * x * x * x))))
 
 
-def softplus(x: tirx.Expr) -> tirx.Expr:
-    """log(1 + e^x) without overflow."""
-    # max(0, x) becomes 0 > x ? 0 : x, so that NaN falls through.
-    return _let(x, lambda x: tirx.max(_f32(0.0), x) + _normal_log(_f32(1.0) + exp(_f32(0.0) - tirx.abs(x)), _f32(0.0)))
-
-
 def margin(position: tirx.Expr, size: int) -> tirx.Expr:
     """How far `position` is from the nearer end of [0, size): negative outside; `tirx.min` joins several of them."""
     return tirx.min(position, size - 1 - position)

@@ -1,4 +1,4 @@
-"""Operators on one row at a time: softmax and log-softmax of float32, layer and RMS normalisation of any float.
+"""Operators on one row at a time: softmax and log-softmax of float32, layer normalisation of any float.
 
 A row that is reduced along its contiguous axis is reduced by `lanes` x `chains` partial results at once, so that the
 loop is vector code with several independent accumulators. Where the vector does not divide the row, the last vector
@@ -84,22 +84,6 @@ def layer_norm(
         return value if beta is None else value + beta(*i[first:])
 
     return te.compute(x.shape, normalised, name="layer_norm", attrs={OPERATOR: "layer_norm"})
-
-
-def rms_norm(x: te.Tensor, gamma: te.Tensor, axes: int, epsilon: float, lanes: int) -> te.Tensor:
-    """x / sqrt(mean(x^2) + epsilon) * gamma over the last `axes` axes; gamma has their shape."""
-    first = x.ndim - axes
-    count = tirx.const(float(_product(x.shape[first:])), x.dtype)
-    squares = _reduce(x.shape, first, axes, lanes, "rms_norm_squares", lambda *i: x(*i) * x(*i), te.sum)
-    scale = te.compute(
-        squares.shape, lambda *i: _reciprocal_root(squares(*i) / count, epsilon, x.dtype), name="rms_norm_scale"
-    )
-    return te.compute(
-        x.shape,
-        lambda *i: x(*i) * scale(*_row(i, first)) * gamma(*i[first:]),
-        name="rms_norm",
-        attrs={OPERATOR: "rms_norm"},
-    )
 
 
 def _reciprocal_root(square: tirx.Expr, epsilon: float, dtype: str) -> tirx.Expr:

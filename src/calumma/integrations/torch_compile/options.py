@@ -26,6 +26,10 @@ class Options:
     """Decides everything random in tuning."""
     database: str | None = None
     """Records to use and add to, a path or URL; None takes the user's own."""
+    prior: str = "auto"
+    """Prior to ask about kernels without records: a name, a file, "none", or "auto" for the newest that fits here."""
+    precision: str = "fp32"
+    """In which regions compute: "fp32" is all there is."""
     threads: int | None = None
     """Threads of a region; None takes as many as torch uses when the region is compiled."""
 
@@ -46,6 +50,15 @@ class Options:
             raise InputError(
                 f"option threads={given['threads']}: this machine has {cores} logical cores; give 1 to {cores}"
             )
+        if given.get("precision", "fp32") != "fp32":
+            raise InputError(f"option precision={given['precision']!r}: regions compute in float32; give 'fp32'")
+        prior = given.get("prior", "auto")
+        if not isinstance(prior, str):
+            raise InputError(f"option prior={prior!r}: give the name or file of a prior, 'auto' or 'none'")
+        if prior not in ("auto", "none"):
+            from calumma.prior import library
+
+            library.find(prior)  # a region that finds none would be left to torch
         if given.get("strategy") is not None:
             from calumma.search import strategy_names  # loads what learns, which few need
 

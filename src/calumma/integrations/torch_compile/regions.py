@@ -256,9 +256,12 @@ def _build(
                 seed=options.seed,
                 threads=threads,
                 database=options.database,
+                prior=options.prior,
             )
         else:
-            result = api.compile(bound, example_inputs=inputs, threads=threads, database=options.database)
+            result = api.compile(
+                bound, example_inputs=inputs, threads=threads, database=options.database, prior=options.prior
+            )
     try:
         return load(cache.write(key, result), threads)
     except (ArtifactError, EnvironmentFault, OSError) as error:
