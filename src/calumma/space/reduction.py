@@ -23,6 +23,9 @@ from calumma.space.base import Knob
 
 _TILES = (1, 2, 4, 8)
 _UNROLL_LIMIT = 32
+"""Most taps of a tile that the default unrolls."""
+_MOST_UNROLLED = 256
+"""Most taps that any configuration unrolls: a mean over 112 x 112, written out, takes more than 10 s to compile."""
 
 
 def matches(func: tirx.PrimFunc) -> bool:
@@ -65,7 +68,7 @@ class ReductionSpace(loops.LoopSpace):
                 Knob("parallel", (0, 1)),
                 Knob("fused", tuple(range(1, len(self.outer) + 1))),
                 Knob("tile", tuple(t for t in _TILES if self._tiled(t))),
-                Knob("unroll", tuple(range(len(self.reduced) + 1))),
+                Knob("unroll", tuple(n for n, taps in enumerate(self._tails()) if taps <= _MOST_UNROLLED)),
                 Knob("partials", (1, *partials)),
             ),
         )
@@ -76,6 +79,10 @@ class ReductionSpace(loops.LoopSpace):
 
     def _tile_axis(self) -> int:
         return max((i for i, extent in enumerate(self.outer) if extent > 1), default=0)
+
+    def _tails(self) -> list[int]:
+        """Taps that the n innermost reduced loops have, n from 0."""
+        return [math.prod(self.reduced[len(self.reduced) - n :]) for n in range(len(self.reduced) + 1)]
 
     def default_config(self) -> dict[str, KnobValue]:
         tiles = [int(v) for v in self.knobs[2].values]
@@ -99,8 +106,7 @@ class ReductionSpace(loops.LoopSpace):
     def derived(self, columns: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """Parallel iterations, unrolled taps, and the length of one accumulator's chain."""
         products = np.cumprod([1, *self.outer])
-        tails = np.array([math.prod(self.reduced[len(self.reduced) - n :]) for n in range(len(self.reduced) + 1)])
-        unrolled = tails[columns["unroll"]]
+        unrolled = np.array(self._tails())[columns["unroll"]]
         return {
             "shares": np.where(columns["parallel"] == 1, products[columns["fused"]], 1),
             "unrolled": unrolled * columns["tile"],
