@@ -49,6 +49,7 @@ from calumma.database import codec
 from calumma.database.codec import MalformedError
 from calumma.measure.timing import standard_error
 from calumma.space import KnobSpace
+from calumma.space.alternatives import ALGORITHM, AlternativesSpace
 
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent / "corpora"
@@ -76,11 +77,14 @@ class Source:
     """The fused function's name in the model."""
     space: str = "template"
     """"template": what calumma would tune it in; "generated": MetaSchedule's space of the same function."""
+    algorithms: tuple[str, ...] = ()
+    """Of a template that has several; the part starts from the default of the first one."""
 
 
 SOURCES: dict[str, Source] = {
-    # Convolutions: 3x3 at 14x14 (direct and Winograd), with stride, 1x1, 1x1 with a residual, 3 input channels.
-    "conv3x3": Source("resnet18", "fused_conv2d6_add5_relu3"),
+    # Convolutions: 3x3 at 14x14 (direct; Winograd has too few configurations), with stride, 1x1, 1x1 with a residual,
+    # 3 input channels.
+    "conv3x3": Source("resnet18", "fused_conv2d6_add5_relu3", algorithms=("direct",)),
     "conv3x3_stride2": Source("resnet18", "fused_conv2d5_add5_relu3"),
     "conv1x1": Source("resnet18", "fused_conv2d7_add5"),
     "conv1x1_residual": Source("mobilenet_v2", "fused_conv2d14_add15_add17"),
@@ -296,7 +300,7 @@ def _restored(header: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> Corpu
         latencies = (latency / 1e9,) if latency else ()
         phases = {"build": build / 1e4, "run": run / 1e4}
         results.append(MeasureResult(statuses[status], latencies, reasons[reason], phases))
-    source = Source(**header["source"])
+    source = Source(**{**header["source"], "algorithms": tuple(header["source"].get("algorithms", ()))})
     if source.space not in _SPACES:
         raise MalformedError(f"a space of kind {source.space!r}")
     return Corpus(
@@ -407,7 +411,14 @@ def part(name: str, hardware: Hardware, threads: int) -> tuple[Workload, SubSpac
         raise InputError(f"model {source.model} has no task {source.task!r}: one of {', '.join(found)}")
     workload, func = found[source.task]
     make = {"template": template_space, "generated": generated_space}[source.space]
-    return workload, part_of(make(func, hardware, threads), generator(SEED, "corpus", name))
+    whole = make(func, hardware, threads)
+    rng = generator(SEED, "corpus", name)
+    if not source.algorithms:
+        return workload, part_of(whole, rng)
+    if not isinstance(whole, AlternativesSpace):
+        raise InputError(f"corpus {name} is of some algorithms, here its template {whole.template} has only one")
+    start = whole.default_of(source.algorithms[0])
+    return workload, part_of(whole, rng, chosen={ALGORITHM: source.algorithms}, default=start)
 
 
 @functools.cache

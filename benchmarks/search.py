@@ -25,9 +25,11 @@ from benchmarks import corpora, curves, output, sessions
 from benchmarks.curves import Comparison, Run
 from calumma.core.errors import CalummaError, InputError
 
-SUBJECT, BASELINE = "chameleon", "autotvm"
+SUBJECT, BASELINE = "chameleon+prior", "autotvm"
 RIVALS = {"autotvm": "autotvm", "topk": "sa+topk", "random": "random", "metaschedule": "metaschedule"}
 """Suffix of a metric's name -> strategy."""
+INFORMED = ("sa+topk+prior", "evolutionary+prior", "chameleon+prior")
+"""What a replay also compares: strategies that know what the recordings of the other workloads teach."""
 LEVELS = (0.9, 0.95, 0.99, 1.0)
 SHARES = (0.1, 0.25, 0.5, 1.0)
 TRIALS = (16, 32, 64, 128, 256)
@@ -172,8 +174,8 @@ def _replay(options: argparse.Namespace) -> list[Run]:
     """All runs, in the order of workloads, strategies and seeds, whoever finished first."""
     from calumma.search import strategy_names
 
-    names = options.strategies or strategy_names()
-    unknown = set(names) - set(strategy_names())
+    names = options.strategies or (*strategy_names(), *INFORMED)
+    unknown = {name.removesuffix(sessions.INFORMED) for name in names} - set(strategy_names())
     if unknown:
         raise InputError(f"no strategy is called {sorted(unknown)[0]!r}: choose of {', '.join(strategy_names())}")
     found = _recorded(options)

@@ -21,12 +21,15 @@ from calumma.core.errors import InputError
 from calumma.core.protocols import DesignSpace, Indices, Runner
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, KnobValue, MeasureRecord, MeasureResult
+from calumma.cost_model import CostModel, Known, TreePrior
 from calumma.measure import ReplayRunner
 from calumma.search import make_strategy
 
 BATCH = 8
 """Candidates asked for at once: few, so that every strategy decides itself when to learn and to plan anew. AutoTVM
 keeps its plan of 64 over eight questions; adaptive sampling measures as few as eight before it looks again."""
+INFORMED = "+prior"
+"""Behind a strategy's name: it starts from what the recordings of other workloads taught (`leave_one_out`)."""
 BUDGET = 256
 QUICK_BUDGET = 64
 """Trials of a run, and of one with `--quick`."""
@@ -40,6 +43,10 @@ class SessionClock(Protocol):
 
     def __call__(self) -> float: ...
 
+    def own(self) -> float:
+        """The seconds that a strategy's own work is counted in, from any beginning."""
+        ...
+
     def measuring(self) -> Any:
         """A context in which the runner is at work."""
         ...
@@ -48,11 +55,13 @@ class SessionClock(Protocol):
 class WallClock:
     """The time on the wall."""
 
+    own = staticmethod(time.perf_counter)
+
     def __init__(self) -> None:
-        self._start = time.perf_counter()
+        self._start = self.own()
 
     def __call__(self) -> float:
-        return time.perf_counter() - self._start
+        return self.own() - self._start
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -62,28 +71,32 @@ class WallClock:
 class ReplayClock:
     """What the recorded measurements took, and what everything else takes now; the look-up itself takes no time.
 
-    Without `overhead` only the recorded seconds count: then the same seed gives the same figures everywhere.
+    What it takes now is the processor's time: a search computes on one thread, and the seconds that it waits for other
+    work on the machine are none of its own. Without `overhead` only the recorded seconds count: then the same seed
+    gives the same figures everywhere.
     """
+
+    own = staticmethod(time.process_time)
 
     def __init__(self, runner: ReplayRunner, overhead: bool = True) -> None:
         self._runner = runner
         self._overhead = overhead
         self._own_s = 0.0
-        self._since: float | None = time.perf_counter()
+        self._since: float | None = self.own()
 
     def __call__(self) -> float:
-        running_s = 0.0 if self._since is None else time.perf_counter() - self._since
+        running_s = 0.0 if self._since is None else self.own() - self._since
         return self._runner.charged_s + (self._own_s + running_s if self._overhead else 0.0)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
         assert self._since is not None
-        self._own_s += time.perf_counter() - self._since
+        self._own_s += self.own() - self._since
         self._since = None
         try:
             yield
         finally:
-            self._since = time.perf_counter()
+            self._since = self.own()
 
 
 class ColdStart:
@@ -112,6 +125,8 @@ def search(
     budget: int = BUDGET,
     batch: int = BATCH,
     policy: Path | None = None,
+    prior: TreePrior | None = None,
+    model: CostModel | None = None,
     cold_start: bool = False,
     on_improvement: Callable[[Candidate], None] | None = None,
     on_batch: Callable[[Sequence[Candidate], Sequence[MeasureResult]], None] | None = None,
@@ -119,7 +134,7 @@ def search(
     """Run one strategy to the end of its budget.
 
     Args:
-        strategy_name: of `calumma.search.strategy_names()`.
+        strategy_name: of `calumma.search.strategy_names()`; with `INFORMED` behind it, it gets the prior.
         space: what is searched.
         candidate: a configuration by knob names -> what the runner takes.
         runner: measures.
@@ -129,6 +144,8 @@ def search(
         budget: trials, failures included.
         batch: candidates asked for at once.
         policy: file of a policy to start from, for the strategies that have one.
+        prior: what other workloads taught, for the strategies that ask for it by their names.
+        model: the cost model that guides, in the place of the strategy's own.
         cold_start: start from a random configuration, the same for all strategies, instead of the space's default.
         on_improvement: called with every candidate that was better than all before, in order.
         on_batch: called with what was measured, after each batch; its time counts as "other".
@@ -137,7 +154,10 @@ def search(
     rng = generator(seed, "search", workload, strategy_name)
     if cold_start:
         space = ColdStart(space, generator(seed, "cold start", workload))
-    strategy = make_strategy(strategy_name, space, rng, policy=policy)
+    name = strategy_name.removesuffix(INFORMED)
+    asked_prior = prior if name != strategy_name else None
+    strategy = make_strategy(name, space, rng, model=model, policy=policy, prior=asked_prior)
+    strategy.stats.use_clock(clock.own)
     spent = {"build": 0.0, "run": 0.0}
     best_s = math.inf
     while recorder.trials < budget:
@@ -185,10 +205,12 @@ def replay(
     """Run one strategy on a recording; for the options see `search`."""
     recording, space, records = _opened(corpus, folder)
     runner = ReplayRunner(records)
+    prior = leave_one_out(corpus, folder) if strategy.endswith(INFORMED) else None
 
     def candidate(config: Mapping[str, KnobValue]) -> Candidate:
         return Candidate(recording.workload, recording.template, recording.version, config)
 
+    make_strategy(strategy.removesuffix(INFORMED), space, generator(seed))  # loads what it needs, torch for one
     clock = ReplayClock(runner, overhead)
     run = search(
         strategy,
@@ -201,6 +223,7 @@ def replay(
         budget=budget,
         batch=batch,
         policy=policy,
+        prior=prior,
         cold_start=cold_start,
     )
     return run if overhead else _without_overhead(run)
@@ -212,6 +235,19 @@ def _opened(name: str, folder: Path) -> tuple[corpora.Corpus, SubSpace, list[Mea
     recording = corpora.load(name, folder)
     space = recording.space()
     return recording, space, recording.records(space)
+
+
+@functools.lru_cache(maxsize=2)
+def leave_one_out(name: str, folder: Path) -> TreePrior | None:
+    """What the recordings of all other workloads teach about this one's template; None if there are none of it."""
+    own, _, _ = _opened(name, folder)
+    known = []
+    for other in corpora.names(folder):
+        recording = corpora.load(other, folder)
+        if recording.template == own.template and recording.workload.hash != own.workload.hash:
+            space = recording.space()
+            known.append(Known(space.feature_names, space.features(space.members), recording.throughputs))
+    return TreePrior(known) if known else None
 
 
 def _without_overhead(run: Run) -> Run:

@@ -8,7 +8,8 @@ The rule, fixed before any strategy has seen a part: until at most `MOST` config
 probability proportional to the logarithm of its number of values, and drop a quarter of them, at least one, at random.
 A drop after which fewer than `LEAST` were valid is taken back; when that happens too often in a row, single values are
 dropped. Kept are the values of the default, so that it stays in the part, and the first value of a knob which means
-nothing beside some values of others (there it must be the first).
+nothing beside some values of others (there it must be the first). In a space of several algorithms a part is of some of
+them (`chosen`): a few hundred configurations each of all would leave each of them nearly nothing to choose.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ class SubSpace(KnobSpace):
         return np.stack([table[indices[:, d]] for d, table in enumerate(self._tables)], axis=1).astype(np.int32)
 
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:
-        return np.isin(self._code(indices), self._codes)
+        codes = self._code(indices)
+        places = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
+        return np.asarray(self._codes[places] == codes)
 
     def canonical(self, indices: Indices) -> Indices:
         ideal = self.whole.canonical(self.outside(indices))
@@ -164,17 +167,40 @@ class SubSpace(KnobSpace):
         return found
 
 
-def part_of(whole: KnobSpace, rng: np.random.Generator, least: int = LEAST, most: int = MOST) -> SubSpace:
+def part_of(
+    whole: KnobSpace,
+    rng: np.random.Generator,
+    least: int = LEAST,
+    most: int = MOST,
+    *,
+    chosen: Mapping[str, Sequence[KnobValue]] | None = None,
+    default: Indices | None = None,
+) -> SubSpace:
     """Choose a part of `least` to about `most` valid configurations by the rule above.
+
+    Args:
+        whole: the space.
+        rng: draws what is dropped.
+        least, most: how many configurations are wanted.
+        chosen: knobs that have these values only, by name.
+        default: of the part, as indices of the whole space; the space's own if not given.
 
     Raises:
         InputError: the space has fewer than `least` valid configurations, or no part of that size was found.
     """
-    kept = [np.arange(len(knob.values)) for knob in whole.knobs]
-    always = [{int(index)} for index in whole.default()]
+    chosen = chosen or {}
+    default = whole.default() if default is None else default
+    kept = [
+        np.array([i for i, value in enumerate(knob.values) if value in chosen.get(knob.name, knob.values)])
+        for knob in whole.knobs
+    ]
+    always = [{int(index)} for index in default]
     inert = _inert(whole, rng)
     for d in inert:
         always[d].add(0)
+    for indices, keep, knob in zip(kept, always, whole.knobs, strict=True):
+        if knob.name in chosen:
+            keep.update(indices.tolist())
     count = _count(whole, kept, inert, rng)
     if count < least:
         raise InputError(
@@ -199,7 +225,8 @@ def part_of(whole: KnobSpace, rng: np.random.Generator, least: int = LEAST, most
             if failures == _TRIES // 2:
                 single = True
     values = {knob.name: [knob.values[i] for i in indices] for knob, indices in zip(whole.knobs, kept, strict=True)}
-    part = SubSpace(whole, values)
+    start = [int(np.flatnonzero(indices == index)[0]) for indices, index in zip(kept, default, strict=True)]
+    part = SubSpace(whole, values, default=start)
     if not least <= len(part.members) <= max(most, LARGEST):
         raise InputError(
             f"no part of template {whole.template}'s space has {least} to {LARGEST} configurations, the last one had "

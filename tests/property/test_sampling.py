@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from calumma.core.protocols import Indices
 from calumma.search import Explored, History
-from calumma.search.samplers import AdaptiveSampler, AdaptiveSettings, GreedyPlanSampler
+from calumma.search.adaptive import AdaptiveSampler, AdaptiveSettings, one_knob_away
+from calumma.search.samplers import GreedyPlanSampler
 from calumma.search.synthesis import synthesise
 from tests.conformance.test_design_space_contract import ToySpace
 
@@ -153,3 +154,29 @@ def test_each_cluster_gets_one_and_its_best() -> None:
     chosen = AdaptiveSampler(rng).choose(Explored(rows, scores), worthless, History(space), 16)
     assert {row.tobytes() for row in chosen} == {row.tobytes() for row in rows}
     np.testing.assert_array_equal(chosen[0], rows[scores.argmax()])
+
+
+@settings(max_examples=60, deadline=None)
+@given(which=st.integers(0, 2), seed=st.integers(0, 10_000), known=st.floats(0, 1), n=st.integers(1, 40))
+def test_half_a_plan_around_the_best_keeps_the_promise(which, seed, known, n) -> None:
+    space, history, rng = setting(which, seed, known)
+    found = history.draw(rng, 100)
+    if len(found) == 0:
+        return
+    sampler = AdaptiveSampler(rng, AdaptiveSettings(pool=32, most=0, near=0.5))
+    chosen = sampler.choose(Explored(found, predicted(found)), predicted, history, n)
+    check(chosen, space, history)
+    assert len(chosen) == min(n, left(space, history))
+    near = {row.tobytes() for best in history.best(2) for row in history.fresh(one_knob_away(space, best))}
+    inside = sum(row.tobytes() in near for row in chosen)
+    assert inside >= min(n // 2, len(near))
+
+
+def test_one_knob_away_is_every_other_value_of_every_knob() -> None:
+    space = ToySpace(width=28)
+    start = space.sample(np.random.default_rng(0), 1)[0]
+    rows = one_knob_away(space, start)
+    everything = space.enumerate()
+    expected = everything[(everything != start).sum(axis=1) == 1]
+    assert {row.tobytes() for row in rows} == {row.tobytes() for row in expected.astype(np.int32)}
+    assert len(rows) == len(expected) > 0

@@ -1,6 +1,7 @@
 """Cost models: feature matrices in, predicted scores out. Know neither TVM nor torch."""
 
 from calumma.cost_model.base import ConstantModel, CostModel
+from calumma.cost_model.transfer import InformedTrees, Known, TreePrior
 from calumma.cost_model.trees import GradientBoostedTrees, SharedTrees, TreeSettings
 from calumma.cost_model.xgb_rank import RankedTrees, RankedTreesSettings
 
@@ -8,8 +9,11 @@ __all__ = [
     "ConstantModel",
     "CostModel",
     "GradientBoostedTrees",
+    "InformedTrees",
+    "Known",
     "RankedTrees",
     "RankedTreesSettings",
     "SharedTrees",
+    "TreePrior",
     "TreeSettings",
 ]

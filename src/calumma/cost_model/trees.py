@@ -7,12 +7,13 @@ most closely at the fast end.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import xgboost
 from numpy.typing import NDArray
 
 from calumma.cost_model.base import Features, Scores
+from calumma.cost_model.boosting import xgboost
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class TreeSettings:
     exact_rows: int = 400
     """Up to here every split is considered; beyond, features are binned: slower to set up, faster to grow."""
     bins: int = 64
+    standings: bool = False
+    """Learn standings instead of throughputs, of which a few very fast or slow ones would be most of the loss."""
     shared_trials: float = 4.0
     """m of `SharedTreesMember`: trials of its own at which a task trusts itself as much as the others."""
 
@@ -35,13 +38,14 @@ class GradientBoostedTrees:
     def __init__(self, seed: int = 0, settings: TreeSettings | None = None) -> None:
         self._seed = seed
         self._settings = settings or TreeSettings()
-        self._booster: xgboost.Booster | None = None
+        self._booster: Any = None
 
     def fit(self, features: Features, scores: Scores) -> None:
         if len(features) == 0:
             return
         top = scores.max()
-        self._booster = _train(features, scores / top if top > 0 else scores, None, self._seed, self._settings)
+        labels = standing(scores) if self._settings.standings else scores / top if top > 0 else scores
+        self._booster = _train(features, labels, None, self._seed, self._settings)
 
     def predict(self, features: Features) -> Scores:
         return _predict(self._booster, features)
@@ -58,7 +62,7 @@ class SharedTrees:
         self._seed = seed
         self._settings = settings or TreeSettings()
         self._rows: dict[SharedTreesMember, tuple[Features, Scores]] = {}
-        self._booster: xgboost.Booster | None = None
+        self._booster: Any = None
         self._stale = False
 
     def member(self) -> SharedTreesMember:
@@ -93,7 +97,7 @@ class SharedTreesMember:
         self._shared = shared
         self._seed = seed
         self._settings = settings
-        self._own: xgboost.Booster | None = None
+        self._own: Any = None
         self._trials = 0
 
     def fit(self, features: Features, scores: Scores) -> None:
@@ -110,7 +114,7 @@ class SharedTreesMember:
 
 def _train(
     features: Features, scores: Scores, weights: NDArray[np.float64] | None, seed: int, settings: TreeSettings
-) -> xgboost.Booster:
+) -> Any:
     exact = len(features) <= settings.exact_rows
     parameters = {
         "objective": "reg:squarederror",
@@ -121,11 +125,20 @@ def _train(
         "seed": seed,
         "verbosity": 0,
     } | ({} if exact else {"max_bin": settings.bins})
-    data = xgboost.DMatrix(features, scores, weight=weights, nthread=1)
-    return xgboost.train(parameters, data, num_boost_round=settings.trees)
+    data = xgboost().DMatrix(features, scores, weight=weights, nthread=1)
+    return xgboost().train(parameters, data, num_boost_round=settings.trees)
 
 
-def _predict(booster: xgboost.Booster | None, features: Features) -> Scores:
+def _predict(booster: Any, features: Features) -> Scores:
     if booster is None or len(features) == 0:
         return np.zeros(len(features))
     return np.asarray(booster.inplace_predict(features), dtype=np.float64)
+
+
+def standing(scores: Scores) -> Scores:
+    """(N,) -> (N,): the share of all that each is faster than, 0 for the slowest; equals are halfway."""
+    if len(scores) == 0:
+        return np.zeros(0)
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    below = np.cumsum(count) - count
+    return np.asarray((below + (count - 1) / 2)[place] / len(scores))

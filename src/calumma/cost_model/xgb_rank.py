@@ -8,13 +8,13 @@ Boosted trees grow until the average recall of the training set's top has made n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import xgboost
 from numpy.typing import NDArray
 
 from calumma.cost_model.base import Features, Scores
+from calumma.cost_model.boosting import xgboost
 
 _OBJECTIVES: dict[str, dict[str, str | int | bool]] = {
     # Since XGBoost 2 pairs are formed among the top by default, and since 3 gradients are divided by the difference of
@@ -54,13 +54,13 @@ class RankedTrees:
     def __init__(self, seed: int = 0, settings: RankedTreesSettings | None = None) -> None:
         self._seed = seed
         self._settings = settings or RankedTreesSettings()
-        self._booster: xgboost.Booster | None = None
+        self._booster: Any = None
 
     def fit(self, features: Features, scores: Scores) -> None:
         if len(features) == 0:
             return
         settings = self._settings
-        data = xgboost.DMatrix(features, scores / max(scores.max(), 1e-8), nthread=1)
+        data = xgboost().DMatrix(features, scores / max(scores.max(), 1e-8), nthread=1)
         data.set_group([len(scores)])
         parameters = {
             **_OBJECTIVES[settings.loss],
@@ -74,7 +74,7 @@ class RankedTrees:
             "seed": self._seed,
             "verbosity": 0,
         }
-        booster = xgboost.Booster(parameters, [data])
+        booster = xgboost().Booster(parameters, [data])
         best, best_round = -1.0, 0
         for number in range(settings.rounds):
             booster.update(data, number)

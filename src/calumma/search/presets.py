@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
 from calumma.core.protocols import DesignSpace, Indices
-from calumma.cost_model import CostModel, GradientBoostedTrees, RankedTrees, RankedTreesSettings
+from calumma.cost_model import (
+    CostModel,
+    GradientBoostedTrees,
+    InformedTrees,
+    RankedTrees,
+    RankedTreesSettings,
+    TreePrior,
+    TreeSettings,
+)
 from calumma.search.annealing import AnnealingExplorer
 from calumma.search.evolution import EvolutionaryExplorer
 from calumma.search.genetic import GeneticStrategy
-from calumma.search.samplers import (
-    AdaptiveSampler,
-    AdaptiveSettings,
-    EpsilonGreedySampler,
-    GreedyPlanSampler,
-    Representative,
-)
+from calumma.search.informed import InformedSpace
+from calumma.search.samplers import EpsilonGreedySampler, GreedyPlanSampler
 from calumma.search.strategy import Explorer, GuidedStrategy, RandomStrategy, Sampler, SearchStrategy
 
 
@@ -73,7 +77,7 @@ def _sa_as(parts: _Parts) -> SearchStrategy:
 
 
 def _sa_topk(parts: _Parts) -> SearchStrategy:
-    return _guided(parts, _annealing(parts), _adaptive(parts, "top"))
+    return _guided(parts, _annealing(parts), _adaptive(parts, representative="top"))
 
 
 def _rl(parts: _Parts) -> SearchStrategy:
@@ -82,6 +86,13 @@ def _rl(parts: _Parts) -> SearchStrategy:
 
 def _rl_as(parts: _Parts) -> SearchStrategy:
     return _guided(parts, _learnt(parts), _adaptive(parts))
+
+
+def _chameleon(parts: _Parts) -> SearchStrategy:
+    """`rl+as` that plans no further than it is asked, half of it around the best, with short walks and other trees."""
+    explorer = _learnt(parts, walkers=64, steps=24, rollout=12)
+    sampler = _adaptive(parts, pool=32, most=0, near=0.5)
+    return _guided(parts, explorer, sampler, parts.model or GradientBoostedTrees(parts.seed, _STANDINGS))
 
 
 def _guided(parts: _Parts, explorer: Explorer, sampler: Sampler, model: CostModel | None = None) -> SearchStrategy:
@@ -94,21 +105,31 @@ def _annealing(parts: _Parts) -> Explorer:
     return AnnealingExplorer(parts.space, parts.rng)
 
 
-def _adaptive(parts: _Parts, representative: Representative = "best") -> Sampler:
-    return AdaptiveSampler(parts.rng, AdaptiveSettings(representative=representative))
-
-
-def _learnt(parts: _Parts) -> Explorer:
+def _adaptive(parts: _Parts, **settings: Any) -> Sampler:
     try:
-        from calumma.search.ppo import PolicyExplorer, load_policy
+        from calumma.search.adaptive import AdaptiveSampler, AdaptiveSettings
+    except ModuleNotFoundError as missing:
+        raise InputError(
+            f"strategy {parts.name!r} clusters with scikit-learn, and {missing.name} is not installed: "
+            "pip install 'calumma[search]', or choose a strategy that does not cluster"
+        ) from missing
+    return AdaptiveSampler(parts.rng, AdaptiveSettings(**settings))
+
+
+def _learnt(parts: _Parts, **settings: Any) -> Explorer:
+    try:
+        from calumma.search.ppo import PolicyExplorer, PpoSettings, load_policy
     except ModuleNotFoundError as missing:
         raise InputError(
             f"strategy {parts.name!r} learns with torch, and {missing.name} is not installed: "
             "pip install 'calumma[torch]', or choose a strategy that does not learn to explore"
         ) from missing
     policy = None if parts.policy is None else load_policy(parts.policy)
-    return PolicyExplorer(parts.space, parts.rng, policy=policy)
+    return PolicyExplorer(parts.space, parts.rng, policy=policy, settings=PpoSettings(**settings))
 
+
+_STANDINGS = TreeSettings(standings=True)
+_UNINFORMED = ("random", "genetic", "autotvm", "autotvm-regression")
 
 Preset = Callable[[_Parts], SearchStrategy]
 
@@ -122,7 +143,7 @@ _PRESETS: dict[str, Preset] = {
     "sa+as": _sa_as,
     "rl": _rl,
     "rl+as": _rl_as,
-    "chameleon": _rl_as,
+    "chameleon": _chameleon,
 }
 
 
@@ -139,6 +160,7 @@ def make_strategy(
     warm: tuple[Indices, NDArray[np.float64]] | None = None,
     model: CostModel | None = None,
     policy: Path | None = None,
+    prior: TreePrior | None = None,
 ) -> SearchStrategy:
     """Return a new strategy for one design space.
 
@@ -149,13 +171,19 @@ def make_strategy(
         warm: outcomes of earlier sessions, indices (n, n_knobs) and scores (n,): learnt from and never proposed again.
         model: the cost model that guides; fresh boosted trees if not given. The AutoTVM baselines keep to their own.
         policy: file of a policy that the strategies which learn to explore start from; from scratch if not given.
+        prior: what other workloads taught; its opinion is one more feature of every configuration, and what counts
+            before anything is measured. The AutoTVM baselines, and who has no cost model, make no use of it.
 
     Raises:
         InputError: there is no strategy of that name, it needs a package that is missing, or the policy does not fit.
     """
     if name not in _PRESETS:
         raise InputError(f"no strategy is called {name!r}: choose one of {', '.join(_PRESETS)}")
-    strategy = _PRESETS[name](_Parts(name, space, rng, int(rng.integers(1 << 31)), model, policy))
+    seed = int(rng.integers(1 << 31))
+    if prior is not None and name not in _UNINFORMED:
+        space = InformedSpace(space, prior)
+        model = model or InformedTrees(seed, _STANDINGS)
+    strategy = _PRESETS[name](_Parts(name, space, rng, seed, model, policy))
     if warm is not None and len(warm[0]):
         strategy.tell(*warm)
     return strategy

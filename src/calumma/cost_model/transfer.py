@@ -1,0 +1,89 @@
+"""Prior knowledge for a search: what other workloads of a template taught about its configurations.
+
+Notation: workloads w with features X_w (N_w, F_w), named columns, and scores y_w (N_w,). A *standing* is the share of a
+workload's configurations that a configuration is faster than: 0 for the slowest, nearly 1 for the fastest. Unlike
+throughputs, standings of different workloads have one unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from calumma.core.errors import InputError
+from calumma.cost_model.base import Features, Scores
+from calumma.cost_model.boosting import xgboost
+from calumma.cost_model.trees import GradientBoostedTrees, TreeSettings, standing
+
+_ROUNDS = 150
+_PARAMETERS = {
+    "objective": "reg:squarederror",
+    "max_depth": 5,
+    "eta": 0.1,
+    "subsample": 0.7,
+    "colsample_bytree": 0.5,
+    "min_child_weight": 3,
+    "nthread": 1,
+    "verbosity": 0,
+}
+
+
+class Known(NamedTuple):
+    """What is known of one workload."""
+
+    names: tuple[str, ...]
+    """Of the columns."""
+    features: Features
+    """(N, F)"""
+    scores: Scores
+    """(N,), higher is better, 0 for a failure."""
+
+
+class TreePrior:
+    """Boosted trees that predict standings in workloads they have not seen, from features that these share."""
+
+    def __init__(self, workloads: Sequence[Known], seed: int = 0) -> None:
+        """Learn; every workload weighs the same, however much is known of it.
+
+        Raises:
+            InputError: nothing is known.
+        """
+        if not any(len(known.scores) for known in workloads):
+            raise InputError("a prior learns from measurements of other workloads, and there are none: collect some")
+        self.names = tuple(dict.fromkeys(name for known in workloads for name in known.names))
+        data = xgboost().DMatrix(
+            np.concatenate([self._aligned(known.names, known.features) for known in workloads]),
+            np.concatenate([standing(known.scores) for known in workloads]),
+            weight=np.concatenate([np.full(len(known.scores), 1e3 / len(known.scores)) for known in workloads]),
+            nthread=1,
+        )
+        self._booster = xgboost().train({**_PARAMETERS, "seed": seed}, data, _ROUNDS)
+
+    def predict(self, names: Sequence[str], features: Features) -> Scores:
+        """Standings (N,) of configurations with these features (N, F)."""
+        if len(features) == 0:
+            return np.zeros(0)
+        return np.asarray(self._booster.inplace_predict(self._aligned(names, features)), dtype=np.float64)
+
+    def _aligned(self, names: Sequence[str], features: Features) -> Features:
+        """(N, F) -> (N, |names|); what a workload does not have is missing."""
+        place = {name: column for column, name in enumerate(names)}
+        columns = [place.get(name, -1) for name in self.names]
+        return np.where(np.array(columns) >= 0, features[:, columns], np.float32(np.nan)).astype(np.float32)
+
+
+class InformedTrees(GradientBoostedTrees):
+    """Trees for features of which the last is a prior's opinion: it is theirs until something has worked."""
+
+    def __init__(self, seed: int = 0, settings: TreeSettings | None = None) -> None:
+        super().__init__(seed, settings)
+        self._fitted = False
+
+    def fit(self, features: Features, scores: Scores) -> None:
+        super().fit(features, scores)
+        self._fitted = bool(scores.any())
+
+    def predict(self, features: Features) -> Scores:
+        return super().predict(features) if self._fitted else features[:, -1].astype(np.float64)
