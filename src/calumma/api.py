@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,10 +20,12 @@ from calumma import tvm_compat
 from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, load, save
 from calumma.core import durations
 from calumma.core.errors import InputError
-from calumma.core.values import Budget, KnobValue
+from calumma.core.values import COLLECTION, Budget, KnobValue
 
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
+    from calumma.prior.collect import CollectProgress, CollectResult
+    from calumma.prior.weights import Prior
     from calumma.tuner import ModelContest, TaskResult
     from calumma.tuner.events import Listener
     from calumma.tuner.model import TunableModel
@@ -33,7 +36,9 @@ __all__ = [
     "TaskListing",
     "TaskRow",
     "TuneResult",
+    "collect",
     "compile",
+    "learn",
     "load",
     "tasks",
     "tune",
@@ -42,6 +47,10 @@ __all__ = [
 Shapes = Mapping[str, tuple[int, ...]]
 DEFAULT_BUDGET = Budget(seconds=60.0)
 DEFAULT_STRATEGY = "evolutionary"
+DEFAULT_COLLECTION = Budget(seconds=600.0)
+CACHE_STATE = "cold"
+"""In which workloads are measured that belong to no model: weights have usually left the caches when a kernel's turn
+comes again."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,13 @@ class CompileResult(_Built):
 
     tasks: tuple[TaskRow, ...]
     recorded: int
-    """Tasks whose schedule comes from the database instead of the defaults."""
+    """Tasks whose schedule comes from the database."""
+    prior: str | None = None
+    """Name of the prior that was asked about the others; None if there was none."""
+    predicted: int = 0
+    """Tasks whose schedule comes from the prior instead of the defaults."""
+    note: str = ""
+    """Why no prior was asked, one line; empty if one was, or none was wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +138,25 @@ class TuneResult(_Built):
     """How the tuned model did against the default one; the faster one is the result."""
     interrupted: bool
     """Ctrl-C ended the session; the artifact holds the best so far."""
+    prior: str | None = None
+    """Name of the prior whose best predictions were tried first; None if there was none."""
+    note: str = ""
+    """Why there was none, one line; empty if there was one, or none was wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnResult:
+    """A prior and what it was learnt from."""
+
+    prior: Prior = field(repr=False)
+    path: Path
+    """Where it was saved."""
+    rows: int
+    """Configurations learnt from."""
+    workloads: int
+    left_out: Mapping[str, int]
+    """Reason -> records that were not learnt from."""
+    seconds: float
 
 
 def compile(
@@ -134,12 +168,13 @@ def compile(
     threads: int | None = None,
     mcpu: str | None = None,
     database: str | PathLike[str] | Store | None = None,
+    prior: str = "auto",
     on_event: Listener | None = None,
 ) -> CompileResult:
     """Compile a model without measuring anything.
 
-    Schedules come from the database where this machine has tuned the same workloads before, and from the templates'
-    defaults otherwise.
+    Schedules come from the database where this machine has tuned the same workloads before, from a prior where that
+    is sure of something better than the templates' defaults, and from these otherwise.
 
     Args:
         model: path or bytes of an ONNX model, a `torch.nn.Module` (with `example_inputs`), or an ExportedProgram.
@@ -149,18 +184,20 @@ def compile(
         threads: threads the model will run on; all physical cores by default.
         mcpu: LLVM's name of the CPU to compile for; the host by default.
         database: records to use: a path, a URL, or an open store; the user's own by default.
+        prior: name or file of a prior; "auto" for the newest that fits this machine, "none" for none.
         on_event: called with a `PhaseStarted` for every step.
 
     Returns:
         The compiled model: `artifact` runs it in this process, `path` is the file written.
 
     Raises:
-        InputError: the model, a setting or the database cannot be used; says what to do.
+        InputError: the model, a setting, the database or the prior cannot be used; says what to do.
     """
     destination = _destination(output)
     on_phase = _phase_listener(on_event)
     on_phase("load")
     prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase)
+    from calumma.tuner import zero_shot
     from calumma.tuner.model import recorded_configs
 
     with prepared.phase("records"), _store(database) as store:
@@ -171,8 +208,13 @@ def compile(
             cache_state=prepared.cache_state,
             toolchain=tvm_compat.toolchain(),
         )
-        configs = {} if _tuned_lost(prepared, store) else recorded_configs(prepared, records)
-    executable, lowered = _build(prepared, configs, {}, destination)
+        defaults_won = _tuned_lost(prepared, store)
+        recorded = {} if defaults_won else recorded_configs(prepared, records)
+    with prepared.phase("prior"):
+        predictor, note = zero_shot.predictor_for(prepared, prior)
+        measured = {record.candidate.workload.hash for record in records}
+        predicted = {} if predictor is None or defaults_won else zero_shot.choices(prepared, predictor, measured)
+    executable, lowered = _build(prepared, {**predicted, **recorded}, {}, destination)
     return CompileResult(
         path=destination,
         phases_s=dict(prepared.phases_s),
@@ -180,7 +222,10 @@ def compile(
         executable=executable,
         lowered=lowered,
         tasks=_rows(prepared),
-        recorded=len(configs),
+        recorded=len(recorded),
+        prior=None if predictor is None else predictor.prior.name,
+        predicted=len(predicted),
+        note=note,
     )
 
 
@@ -196,6 +241,7 @@ def tune(
     shapes: Shapes | None = None,
     threads: int | None = None,
     mcpu: str | None = None,
+    prior: str = "auto",
     on_event: Listener | None = None,
 ) -> TuneResult:
     """Tune a model by measurement within a budget, and compile it with the best schedules found.
@@ -208,6 +254,8 @@ def tune(
         strategy: how candidates are proposed; see `calumma.search.strategy_names`.
         database: where records go, and come from: a path, a URL, or an open store; the user's own by default.
         seed: decides everything random.
+        prior: name or file of a prior whose best predictions are tried first; "auto" for the newest that fits this
+            machine, "none" for none.
         on_event: called with every progress event (`calumma.events`), in this thread and on the budget's time. What it
             raises ends the session and is raised again; what was measured is in the database.
         model, output, example_inputs, shapes, threads, mcpu: as for `compile`.
@@ -216,15 +264,15 @@ def tune(
         The tuned model, with what was decided per task and what the time was spent on.
 
     Raises:
-        InputError: the model, a setting or the database cannot be used; says what to do.
+        InputError: the model, a setting, the database or the prior cannot be used; says what to do.
     """
     from calumma.measure import LocalRunner
     from calumma.search import strategy_names
-    from calumma.tuner import TuningSession
+    from calumma.tuner import TuningSession, zero_shot
     from calumma.tuner.contest import Contest
 
     if strategy not in strategy_names():
-        raise InputError(f"--strategy {strategy}: there is no such strategy; one of {', '.join(strategy_names())}")
+        raise InputError(f"strategy={strategy!r}: there is no such strategy; one of {', '.join(strategy_names())}")
     destination = _destination(output)
     budget = _budget(budget)
     count = tvm_compat.set_threads(threads)
@@ -232,11 +280,14 @@ def tune(
     on_phase("load")
     hardware = tvm_compat.hardware_for(mcpu)
     if not tvm_compat.target_features(hardware.mcpu) <= tvm_compat.target_features(tvm_compat.host_mcpu()):
-        raise InputError(f"--mcpu {mcpu}: this machine cannot run code for it, so nothing can be measured; use compile")
+        raise InputError(f"mcpu={mcpu!r}: this machine cannot run code for it, so nothing can be measured; use compile")
     with _store(database) as store, closing(LocalRunner(hardware, count)) as runner:
         prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase)
         runner.cache_state = prepared.cache_state
         contest = Contest(prepared)
+        with prepared.phase("prior"):
+            predictor, note = zero_shot.predictor_for(prepared, prior)
+            first = {} if predictor is None else zero_shot.first_candidates(prepared, predictor)
         session = TuningSession(
             [(task, prepared.spaces[task.workload.hash]) for task in prepared.tasks],
             runner,
@@ -256,9 +307,11 @@ def tune(
                 "trials": budget.trials,
                 "threads": count,
                 "mcpu": hardware.mcpu,
+                "prior": None if predictor is None else predictor.prior.name,
             },
             progress=on_event,
             contest=contest,
+            first=first,
         )
         result = session.run()
     configs = {task.workload: task.config for task in result.tasks}
@@ -279,6 +332,8 @@ def tune(
         tasks=result.tasks,
         contest=result.contest,
         interrupted=result.interrupted,
+        prior=None if predictor is None else predictor.prior.name,
+        note=note,
     )
 
 
@@ -306,6 +361,169 @@ def tasks(
         prepared.limits.note,
         prepared.import_s,
         dict(prepared.phases_s),
+    )
+
+
+def collect(
+    models: Sequence[str | PathLike[str]] = (),
+    *,
+    budget: Budget | float | str = DEFAULT_COLLECTION,
+    database: str | PathLike[str] | Store | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    families: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    exclude_models: Sequence[str | PathLike[str]] = (),
+    configs: int | None = None,
+    cache_state: str = CACHE_STATE,
+    on_progress: Callable[[CollectProgress], None] = lambda progress: None,
+) -> CollectResult:
+    """Measure configurations of many workloads, for prior knowledge to be learnt from.
+
+    The same call with the same database goes on where the last one stopped. Ctrl-C ends the session early; whatever
+    was measured is in the database.
+
+    Args:
+        models: ONNX files whose workloads are measured; without any, workloads are drawn from the distribution of the
+            layers of published networks, without end.
+        budget: seconds as a number or as text ("2h"), or seconds, trials or both as a `Budget`.
+        database: where records go: a path, a URL, or an open store; the user's own by default.
+        seed: decides which workloads and which of their configurations.
+        threads: threads the kernels run on; all physical cores by default.
+        families: kinds of layers to draw (`calumma.prior.sampling.SHARES`); all of them by default.
+        exclude: networks (`calumma.prior.networks`) whose layers are held out.
+        exclude_models: ONNX files whose workloads are held out.
+        configs: configurations of every workload, those of earlier sessions included; 24 by default.
+        cache_state: "cold", as in a model whose weights exceed the caches, or "warm", as in a small one.
+        on_progress: called after every batch, in this thread and on the budget's time.
+
+    Raises:
+        InputError: a setting, a model or the database cannot be used; says what to do.
+    """
+    limits = _budget(budget)
+    count = tvm_compat.set_threads(threads)
+    hardware = tvm_compat.hardware_for(None)
+    from calumma.measure import LocalRunner
+    from calumma.prior import collect as collecting
+    from calumma.prior import workloads
+    from calumma.prior.sampling import SHARES
+
+    settings = collecting.CollectSettings() if configs is None else collecting.CollectSettings(configs=configs)
+    if models and (families or exclude):
+        raise InputError("families and excluded networks belong to drawn workloads: leave them out, or the models")
+    held_out = [w.task.workload.hash for w in workloads.model_workloads(exclude_models, hardware.lanes)]
+    if models:
+        stream = workloads.model_workloads(models, hardware.lanes, exclude_hashes=held_out)
+    else:
+        stream = workloads.drawn_workloads(
+            hardware.lanes,
+            seed=seed,
+            families=tuple(families) or tuple(SHARES),
+            exclude=exclude,
+            exclude_hashes=held_out,
+        )
+    with (
+        _store(database) as store,
+        closing(
+            LocalRunner(
+                hardware,
+                count,
+                cache_state=cache_state,
+                run_timeout_s=collecting.RUN_TIMEOUT_S,
+                space_entry=collecting.SPACE_ENTRY,
+            )
+        ) as runner,
+    ):
+        collection = collecting.Collection(
+            stream,
+            runner,
+            store,
+            limits,
+            hardware=hardware,
+            toolchain=tvm_compat.toolchain(),
+            settings=settings,
+            seed=seed,
+            options={
+                "models": [Path(model).name for model in models],
+                "families": list(families),
+                "exclude": list(exclude),
+                "exclude_models": [Path(model).name for model in exclude_models],
+                "configs": settings.configs,
+                "budget_s": limits.seconds,
+                "trials": limits.trials,
+                "threads": count,
+                "cache_state": cache_state,
+                "mcpu": hardware.mcpu,
+            },
+            progress=on_progress,
+        )
+        return collection.run()
+
+
+def learn(
+    databases: Sequence[str | PathLike[str] | Store] = (),
+    *,
+    name: str | None = None,
+    data: str = "shipped",
+    save_data: str | PathLike[str] | None = None,
+    exclude: str | PathLike[str] | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> LearnResult:
+    """Train a prior on this machine's records; `compile` and `tune` use the newest one that fits.
+
+    Args:
+        databases: records: paths, URLs or open stores; the user's own by default.
+        name: what the prior is called, or the .safetensors file to write; it goes to the user's data directory unless
+            a file is named. A name made of date and time by default.
+        data: a data set to learn from as well: a file, "shipped" for the one that calumma has for this machine, if
+            any, or "none".
+        save_data: file to write all that was learnt from to.
+        exclude: JSON file of workloads to leave out: lists of their hashes, by name of the network.
+        seed: of the training: the same data and seed give the same weights on the same machine.
+        steps: of the training; as many as any data need by default.
+        say: called with a line about what is going on.
+
+    Raises:
+        InputError: torch is missing, a file cannot be used, or there is too little to learn from.
+    """
+    from calumma.prior import dataset, learning, library, weights
+
+    start = time.perf_counter()
+    settings = learning.load_training().TrainingSettings()
+    path = library.destination(name)
+    hardware, toolchain = tvm_compat.hardware_for(), tvm_compat.toolchain()
+    left_out = learning.excluded(Path(exclude)) if exclude is not None else frozenset()
+    learnt = dataset.Dataset(hardware, toolchain, (), {})
+    for database in databases or (None,):
+        with _store(database) as store:
+            found = dataset.from_records(
+                store.records(),
+                hardware=hardware,
+                toolchain=toolchain,
+                networks={s.id: s.model for s in store.sessions() if s.options.get("kind") != COLLECTION},
+                exclude=left_out,
+            )
+        say(f"{found.rows} configurations of {len(found.workloads)} workloads in {database or 'your own database'}")
+        learnt = learnt.merged(found)
+    known = library.data_for(data, hardware, toolchain)
+    if known is not None:
+        say(f"{known.rows} configurations of {len(known.workloads)} workloads in the data set {data}")
+        learnt = learnt.merged(known.without(left_out))
+    settings = settings if steps is None else replace(settings, steps=steps)
+    prior = learning.learn(learnt, library.name_of(path), seed=seed, settings=settings, say=say)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if save_data is not None:
+        dataset.save(learnt, Path(save_data))
+    weights.save(prior, path)
+    return LearnResult(
+        prior=prior,
+        path=path,
+        rows=learnt.rows,
+        workloads=len(learnt.workloads),
+        left_out=learnt.left_out,
+        seconds=time.perf_counter() - start,
     )
 
 

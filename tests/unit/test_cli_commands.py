@@ -87,6 +87,8 @@ def tuned(path: Path, *tasks: TaskResult, interrupted: bool = False) -> SimpleNa
         interrupted=interrupted,
         import_s=1.0,
         phases_s={"run": 2.0},
+        prior=None,
+        note="",
     )
 
 
@@ -107,6 +109,7 @@ def test_tune_passes_every_option(
         "strategy": "random",
         "database": "r.sqlite",
         "seed": 3,
+        "prior": "auto",
         "shapes": {"in": (1, 3, 8, 8)},
         "threads": 1,
         "mcpu": "x86-64-v3",
@@ -222,10 +225,17 @@ def test_debug_shows_the_traceback(
 def test_compile_reports_phases(api: FakeApi, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "o.so"
     api.answers["compile"] = SimpleNamespace(
-        path=out, tasks=(1, 2, 3), recorded=1, import_s=1.0, phases_s={"import": 1.0, "build": 2.5}
+        path=out,
+        tasks=(1, 2, 3),
+        recorded=1,
+        predicted=1,
+        prior="x86",
+        note="",
+        import_s=1.0,
+        phases_s={"import": 1.0, "build": 2.5},
     )
     assert main(["compile", str(model), "-o", str(out)]) == 0
-    assert f"3 kernels in {out}" in capsys.readouterr().out
+    assert f"3 kernels in {out}: 1 from the database, 1 by prior x86, 1 by default" in capsys.readouterr().out
     assert callable(api.calls[0][2]["on_event"])
     assert api.calls[0][2]["shapes"] is None
 

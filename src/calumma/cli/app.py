@@ -8,8 +8,11 @@ import click
 
 from calumma._version import __version__
 from calumma.cli.bench import bench
+from calumma.cli.collect import collect
 from calumma.cli.compile import compile_model
+from calumma.cli.learn import learn
 from calumma.cli.options import debug_option
+from calumma.cli.prior import prior
 from calumma.cli.records import records
 from calumma.cli.report import report
 from calumma.cli.run import run
@@ -80,5 +83,5 @@ def app() -> None:
     """Compile and auto-tune neural networks: a model file goes in, a fast module comes out."""
 
 
-for command in (compile_model, tune, run, bench, tasks, records, report):
+for command in (compile_model, tune, run, bench, tasks, records, collect, learn, prior, report):
     app.add_command(command)

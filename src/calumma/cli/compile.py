@@ -13,6 +13,7 @@ from calumma.cli.options import (
     database_option,
     model_options,
     output_options,
+    prior_option,
 )
 from calumma.cli.output import Output
 from calumma.cli.progress import show_progress
@@ -22,6 +23,7 @@ from calumma.cli.progress import show_progress
 @model_options
 @artifact_option
 @database_option
+@prior_option
 @output_options
 @click.pass_obj
 def compile_model(
@@ -32,10 +34,12 @@ def compile_model(
     threads: int | None,
     mcpu: str | None,
     database: str | None,
+    prior: str,
 ) -> None:
     """Build an artifact from MODEL (an ONNX file) without measuring anything.
 
-    Every kernel gets the best schedule recorded for it in the database, or a good default.
+    Every kernel gets the best schedule recorded for it in the database, or what a prior predicts to be best, or a
+    good default.
     """
     from calumma import api
 
@@ -47,10 +51,18 @@ def compile_model(
             threads=threads,
             mcpu=mcpu,
             database=database,
+            prior=prior,
             on_event=on_event,
         )
     out.table(["phase", "seconds"], [(name, round(seconds, 2)) for name, seconds in result.phases_s.items()])
-    out.line(f"\n{len(result.tasks)} kernels in {result.path}")
+    if result.note:
+        out.status(result.note)
+    sources = [f"{result.recorded} from the database"] if result.recorded else []
+    if result.prior is not None:
+        sources.append(f"{result.predicted} by prior {result.prior}")
+    rest = len(result.tasks) - result.recorded - result.predicted
+    sources.append(f"{rest} by default")
+    out.line(f"\n{len(result.tasks)} kernels in {result.path}: {', '.join(sources)}")
     out.document(
         {
             "model": model,
@@ -58,5 +70,9 @@ def compile_model(
             "import_s": result.import_s,
             "phases_s": result.phases_s,
             "tasks": result.tasks,
+            "recorded": result.recorded,
+            "prior": result.prior,
+            "predicted": result.predicted,
+            "note": result.note,
         }
     )

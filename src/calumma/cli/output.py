@@ -1,7 +1,7 @@
 """What a command prints: text for people, or JSON for programs.
 
 `--json` writes JSON Lines: one object per line, "event" says what it is, and the last line of a command that succeeds
-is its "result". Only `tune` has lines before that.
+is its "result". Only `tune` and `collect` have lines before that.
 """
 
 from __future__ import annotations

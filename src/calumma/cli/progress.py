@@ -46,14 +46,15 @@ def show_progress(out: Output) -> Iterator[Listener]:
     """Yield what to call with every event; it draws on stderr, so that stdout stays the result's."""
     if out.quiet:
         yield lambda event: None
-    elif _can_redraw() and not (out.json == STDOUT and sys.stdout.isatty()):
+    elif can_redraw() and not (out.json == STDOUT and sys.stdout.isatty()):
         with _live_table() as listener:
             yield listener
     else:
         yield _Lines()
 
 
-def _can_redraw() -> bool:
+def can_redraw() -> bool:
+    """Whether stderr is a terminal that a live view can be drawn on."""
     return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
@@ -133,9 +134,9 @@ def summary(progress: SessionProgress) -> list[str]:
     if progress.candidates_per_s is not None:
         parts.append(f"{progress.candidates_per_s:.1f}/s")
     if progress.seconds_left is not None:
-        parts.append(f"{_duration(progress.seconds_left)} left")
+        parts.append(f"{duration(progress.seconds_left)} left")
     if progress.trials_left is not None:
-        eta = "" if progress.eta_s is None else f" (about {_duration(progress.eta_s)})"
+        eta = "" if progress.eta_s is None else f" (about {duration(progress.eta_s)})"
         parts.append(f"{progress.trials_left} trials left{eta}")
     # Only tasks of which both are known: the two sums are there to be compared.
     known = [(task.weight, task.latency_s, task.default_latency_s) for task in progress.tasks]
@@ -149,7 +150,8 @@ def summary(progress: SessionProgress) -> list[str]:
     return parts
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A length of time for people."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -15,6 +15,7 @@ from calumma.cli.options import (
     database_option,
     model_options,
     output_options,
+    prior_option,
 )
 from calumma.cli.output import INTERRUPTED, Output
 from calumma.cli.progress import show_progress
@@ -38,6 +39,7 @@ _DEFAULT_BUDGET_S = 60.0
 @click.option("--strategy", default="evolutionary", show_default=True, metavar="NAME", help="How to search.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
 @database_option
+@prior_option
 @output_options
 @click.pass_obj
 def tune(
@@ -49,6 +51,7 @@ def tune(
     strategy: str,
     seed: int,
     database: str | None,
+    prior: str,
     shapes: Shapes | None,
     threads: int | None,
     mcpu: str | None,
@@ -77,12 +80,15 @@ def tune(
             budget=Budget(seconds=budget, trials=trials),
             strategy=strategy,
             database=database,
+            prior=prior,
             seed=seed,
             shapes=shapes,
             threads=threads,
             mcpu=mcpu,
             on_event=on_event,
         )
+    if result.note:
+        out.status(result.note)
     out.table(
         ["task", "calls", "best ms", "default ms", "speedup", "roofline", "trials", "failed"],
         [
@@ -127,6 +133,8 @@ def tune(
             "import_s": result.import_s,
             "phases_s": result.phases_s,
             "contest": result.contest,
+            "prior": result.prior,
+            "note": result.note,
             "tasks": result.tasks,
         }
     )

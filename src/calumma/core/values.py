@@ -157,9 +157,13 @@ class MeasureRecord:
     """Seconds since the epoch when the record was made."""
 
 
+COLLECTION = "collect"
+"""`options["kind"]` of a session that measured many workloads to learn from; one that tuned a model has no kind."""
+
+
 @dataclass(frozen=True)
 class Session:
-    """One tuning run over one model, as a store keeps it."""
+    """One tuning run over one model, or one collection of measurements, as a store keeps it."""
 
     id: str
     """Unique in its store, sorts by start: "20260131-120000-1f0c92ab" (UTC)."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from calumma.core.errors import InputError
 from calumma.core.protocols import Store
-from calumma.core.values import Hardware, KnobValue, MeasureRecord, Session, Status
+from calumma.core.values import COLLECTION, Hardware, KnobValue, MeasureRecord, Session, Status
 from calumma.report.fields import Fields
 from calumma.report.knobs import KnobEffect, knob_effects
 from calumma.tuner import DEFAULT, REMEASURED
@@ -77,7 +77,7 @@ class TaskReport:
     checked: bool
     """Whether the final check decided."""
     changes: tuple[tuple[str, KnobValue, KnobValue], ...]
-    """Knob, value of the default, value of the winner: where they differ."""
+    """Where winner and default differ, as (knob, value of the default, value of the winner)."""
     trials: int
     failed: int
     finished: str
@@ -249,15 +249,21 @@ def collect(store: Store, session: str | None = None) -> SessionReport:
 
 
 def _find(sessions: Sequence[Session], wanted: str | None) -> Session:
-    if not sessions:
-        raise InputError(
-            "the database holds no tuning session: run `calumma tune` first, or name its database with --db"
-        )
+    tuning = [session for session in sessions if session.options.get("kind") != COLLECTION]
+    if wanted is None and tuning:
+        return tuning[-1]
     if wanted is None:
-        return sessions[-1]
-    for session in sessions:
+        raise InputError(
+            "the database holds no tuning session: tune a model first, or choose another database file "
+            "(CALUMMA_DB names the default)"
+        )
+    for session in tuning:
         if session.id == wanted:
             return session
+    if any(session.id == wanted for session in sessions):
+        raise InputError(
+            f"session {wanted!r} collected measurements and tuned no model: reports are of tuning sessions"
+        )
     raise InputError(f"there is no session {wanted!r} in the database: `calumma records --sessions` lists them")
 
 

@@ -21,7 +21,7 @@ from calumma.space.depthwise import DepthwiseSpace
 from calumma.space.matmul import MatmulSpace
 from calumma.space.winograd import WinogradSpace
 
-__all__ = ["Knob", "KnobSpace", "Repacking", "design_space", "register"]
+__all__ = ["Knob", "KnobSpace", "Repacking", "design_space", "register", "template_versions"]
 
 
 def _convolution(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> KnobSpace:
@@ -63,6 +63,12 @@ def design_space(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> KnobS
         if matches(func):
             return space(func, hardware, threads)
     raise AssertionError("the fallback template takes every function")
+
+
+def template_versions() -> dict[str, int]:
+    """Version of every template of this package, by name."""
+    spaces = (Conv2dSpace, DepthwiseSpace, MatmulSpace, *(space for _, space in _BY_STRUCTURE))
+    return {space.template: space.version for space in spaces}
 
 
 def register(operator: str, make: Callable[[tirx.PrimFunc, Hardware, int], KnobSpace]) -> None:

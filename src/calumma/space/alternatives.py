@@ -90,7 +90,11 @@ class AlternativesSpace(KnobSpace):
         return self._embedded(self._names.index(name), self._spaces[name].neighbours(own))
 
     def default(self) -> Indices:
-        return self._embedded(self._default, self._spaces[self._names[self._default]].default()[None, :])[0]
+        return self.default_of(self._names[self._default])
+
+    def default_of(self, algorithm: str) -> Indices:
+        """The configuration (n_knobs,) to use without any measurement where that algorithm is wanted."""
+        return self._embedded(self._names.index(algorithm), self._spaces[algorithm].default()[None, :])[0]
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 1. What earlier sessions recorded is told to the strategies; the best of it is measured again, because machines drift.
 2. Defaults, the biggest tasks first, so that the share of every task in the model's time is known.
-3. Small rounds, shared out by expected gain per second, until the budget is spent but for the final check.
+3. Small rounds, shared out by expected gain per second, until the budget is spent but for the final check. What a prior
+   predicts to be best comes first, then similar tasks' winners and what the strategy proposes.
 4. Final check: winners, their closest rivals and the default in alternation; a schedule stays only where it wins.
 5. The tuned model against the default one, both whole; the faster one stays.
 """
@@ -39,6 +40,9 @@ REMEASURED = "remeasure"
 DEFAULT = "default"
 """The same for a default: the template's own choice."""
 
+PRIOR = "prior"
+"""The same for what a prior predicted to be best."""
+
 _TRANSFER = "transfer"
 
 
@@ -49,7 +53,7 @@ class _Trial:
     state: TaskState
     key: Key
     origin: str
-    """Who proposed it: a strategy's name, "default", "transfer" (a similar task's winner) or `REMEASURED`."""
+    """Who proposed it: a strategy's name, "default", "prior", "transfer" (a similar task's winner) or `REMEASURED`."""
 
 
 @dataclass
@@ -82,6 +86,7 @@ class TuningSession:
         progress: Callable[[events.Event], None] | None = None,
         settings: TuningSettings | None = None,
         contest: Callable[[Mapping[str, Mapping[str, KnobValue]], float], ModelContest] | None = None,
+        first: Mapping[str, Sequence[Mapping[str, KnobValue]]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare a session; nothing is measured before `run`.
@@ -104,6 +109,7 @@ class TuningSession:
             settings: how the budget is spent.
             contest: runs the whole model with the given schedules (workload hash -> config) against the one with
                 defaults, in about the given seconds; without it the tasks alone decide.
+            first: workload hash -> configurations to try before the strategy's, in this order.
             clock: monotonic seconds.
 
         Raises:
@@ -141,6 +147,8 @@ class TuningSession:
             )
             for (task, space), m in zip(tasks, models, strict=True)
         ]
+        for state in self._states:
+            state.first = [key_of(state.space.encode(config)) for config in (first or {}).get(state.hash, ())]
         self._by_hash = {state.hash: state for state in self._states}
         self._allocator = Allocator(self._states, self._settings.near_bound)
         self._session = ""
@@ -276,10 +284,14 @@ class TuningSession:
             self._measure(trials)
 
     def _propose(self, state: TaskState, n: int) -> list[_Trial]:
-        """The default if it is still unknown, a similar task's winner, and the strategy's choice."""
+        """The default if it is still unknown, a prior's advice, a similar task's winner, and the strategy's choice."""
         trials = [_Trial(state, state.default, DEFAULT)] if state.default not in state.seen else []
+        while state.first and len(trials) < n:
+            key = state.first.pop(0)
+            if key not in state.seen and key != state.default:
+                trials.append(_Trial(state, key, PRIOR))
         hint = self._hint(state) if len(trials) < n else None
-        if hint is not None:
+        if hint is not None and hint not in {trial.key for trial in trials}:
             state.hints += 1
             trials.append(_Trial(state, hint, _TRANSFER))
         own = {trial.key for trial in trials}

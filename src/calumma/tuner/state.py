@@ -32,6 +32,7 @@ class TaskState:
         seen: every configuration with an outcome, failures and those of earlier sessions included.
         wrong: configurations whose outputs were wrong once: whatever else is said of them, they never count again.
         best: the incumbent: the default, or a verified configuration. None while nothing has worked.
+        first: configurations to try before the strategy's, in this order; emptied as they are.
         finished: why no more trials go here; empty while some do.
     """
 
@@ -49,6 +50,7 @@ class TaskState:
         self.trials = 0
         self.failures: Counter[Status] = Counter()
         self.last_failure = ""
+        self.first: list[Key] = []
         self.hints = 0
         self.finished = ""
         self._reference_s = 0.0

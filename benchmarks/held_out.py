@@ -1,0 +1,48 @@
+"""Workloads that the shipped prior must not have seen: all of the suite's networks.
+
+    python -m benchmarks.held_out     writes benchmarks/held_out.json anew
+
+The networks are held out whole: a workload that one of them shares with other networks is held out too. The hashes are
+those of 16 lanes (AVX-512), for which the prior is shipped.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks import suite
+from calumma.core.files import replacing
+
+FILE = Path(__file__).resolve().parent / "held_out.json"
+LANES = 16
+
+
+def workloads(name: str) -> list[str]:
+    """Hashes of a suite model's workloads, in order."""
+    from calumma.frontend.importer import import_model
+    from calumma.frontend.lowering import lower
+    from calumma.frontend.simplify import simplify
+    from calumma.tasks import extract
+
+    graph = lower(simplify(import_model(str(suite.path(name))).graph), LANES)
+    return sorted(task.workload.hash for task in extract(graph.mod, len(graph.inputs)).tasks)
+
+
+def known() -> dict[str, list[str]]:
+    """Name of the network -> hashes, as the file has them."""
+    found: dict[str, list[str]] = json.loads(FILE.read_text())
+    return found
+
+
+def main() -> int:
+    """Write the file; returns the exit status."""
+    found = {name: workloads(name) for name in suite.names()}
+    with replacing(FILE) as out:
+        out.write((json.dumps(found, indent=1) + "\n").encode())
+    print(f"{sum(map(len, found.values()))} workloads of {len(found)} networks in {FILE.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

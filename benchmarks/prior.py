@@ -1,0 +1,379 @@
+"""What prior knowledge is worth: `python -m benchmarks.prior`. The weights benchmarked are the weights shipped.
+
+    --part zero-shot   the prior's choices for tasks of networks it has not seen (`benchmarks/prior_zero_shot.py`)
+    --part compile     whole models without a measurement: latency beside the tuned one, seconds from file to artifact
+    --part few-shot    four cost models after a few measurements, on recordings (`benchmarks/prior_few_shot.py`)
+    --part learned     tune three networks, learn, compile a fourth: how much faster it has become
+
+Metrics, shares of speed unless said otherwise; all networks are held out whole:
+    zero_shot_top1, zero_shot_top8     best known latency over that of the prior's choice, and of its best of eight,
+                                       geometric mean over the known tasks; default_top1: of the templates' defaults.
+                                       _recorded: the choice is among what was measured before
+    zero_shot_NETWORK, default_NETWORK tuned latency over that of the model compiled with the prior, and without one
+    rank_s_NETWORK                     seconds to rank the design spaces of all tasks
+    compile_s_NETWORK                  seconds from file to artifact, wall-clock, imports included
+    compile_speedup_vs_autotvm         seconds of `tune --strategy autotvm` to the sum of task times that the prior
+                                       reaches, over compile_s; ResNet-50. _reached is 0 where it never got there
+    compile_speedup_vs_autotvm012      1,328 s, of TVM 0.12's AutoTVM for ResNet-18 at 8.7 ms, over compile_s; only
+                                       where the compiled model is faster than that
+    few_shot_measurement_ratio         measurements to 99 % of xgboost's final throughput, few-shot over xgboost
+    few_shot_correlation_MODEL_K       rank correlation after K measurements; few_shot_recall_MODEL_K: top-k recall
+    learned_gain, _low, _high          latency of the fourth network before learning over after, and its 95 % interval
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks import corpora, held_out, output, suite
+from calumma.core.errors import InputError
+from calumma.core.rng import generator
+from calumma.peers import Contestant, race
+from calumma.prior import library, weights
+from calumma.prior.weights import Prior
+
+PARTS = ("zero-shot", "compile", "few-shot", "learned")
+NETWORKS = ("resnet50", "bert", "resnet18")
+SPEEDUP = "resnet50"
+AUTOTVM012 = ("resnet18", 1328.0, 8.7e-3)
+"""Network, seconds and latency of the AutoTVM of TVM 0.12 on this machine."""
+TEACHERS, PUPIL = ("resnet18", "squeezenet", "shufflenet"), "mobilenet_v2"
+_COMPILE, _PRIOR, _DEFAULT, _TUNED = "compile", "prior", "default", "tuned"
+_RESAMPLES = 10_000
+_TIMEOUT_S = 7200
+Document = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    options = _options(arguments)
+    return output.exit_status(lambda: _run(options))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = output.parser((__doc__ or "").splitlines()[0])
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this one; may be repeated")
+    parser.add_argument("--prior", default="shipped", help="name or file; the shipped one by default")
+    parser.add_argument(
+        "--records", type=Path, action="append", default=[], metavar="FILE", help="databases of tunings"
+    )
+    parser.add_argument("--corpora", type=Path, default=corpora.FOLDER, metavar="FOLDER", help="of recordings")
+    parser.add_argument("--recorded-only", action="store_true", help="of zero-shot: measure nothing")
+    parser.add_argument("--networks", type=_names, default=NETWORKS, metavar="A,B", help="of compile")
+    parser.add_argument("--budget", default="120s", help="for tuning each network")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of every artifact in a race")
+    options = parser.parse_args(arguments)
+    options.part = options.part or (["zero-shot", "few-shot"] if options.quick else list(PARTS))
+    if options.quick:
+        options.recorded_only, options.networks, options.budget, options.rounds = True, suite.QUICK, "10s", 4
+    return options
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
+def _run(options: argparse.Namespace) -> int:
+    prior, path = _prior(options.prior)
+    leaked = set(prior.data["workloads"]) & {hash_ for members in held_out.known().values() for hash_ in members}
+    if leaked:
+        raise InputError(
+            f"prior {prior.name} has seen {len(leaked)} workloads of the suite: nothing can be shown by it"
+        )
+    print(f"prior {prior.name}: {prior.data['rows']} configurations of {len(prior.data['workloads'])} workloads")
+    surroundings = output.environment(options.threads)
+    metrics: dict[str, float] = {}
+    rows: list[Document] = []
+    parts = {"zero-shot": _zero_shot, _COMPILE: _compile, "few-shot": _few_shot, "learned": _learned}
+    for name in options.part:
+        found, table = parts[name](prior, path, options)
+        metrics |= found
+        rows += table
+        print(f"\n{name}:\n{_table(table)}\n")
+        for metric, value in found.items():
+            print(f"{metric:40} {value:.4g}", flush=True)
+        if options.json is not None:
+            output.write(
+                options.json,
+                metrics,
+                rows,
+                surroundings,
+                settings={"parts": options.part, "budget": options.budget, "rounds": options.rounds},
+                prior={"name": prior.name, "digest": prior.digest, "data": prior.data["digest"]},
+            )
+    return 0
+
+
+def _prior(name: str) -> tuple[Prior, Path]:
+    """The prior and its file."""
+    if name != "shipped":
+        prior = library.find(name)
+        return prior, next((e.path for e in library.entries() if e.name == name), Path(name))
+    from calumma import tvm_compat
+
+    fingerprint = tvm_compat.hardware_for().fingerprint
+    for path in sorted(library.SHIPPED.glob(f"*{weights.SUFFIX}")):
+        prior = weights.load(path)
+        if prior.hardware.fingerprint == fingerprint:
+            return prior, path
+    raise InputError("no prior is shipped for this machine: learn one (make prior) and name it with --prior")
+
+
+# -- zero-shot and few-shot -----------------------------------------------------------------------
+
+
+def _zero_shot(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dict[str, float], list[Document]]:
+    from benchmarks import prior_zero_shot as part
+    from calumma import tvm_compat
+
+    tvm_compat.set_threads(options.threads)
+    tasks = part.known_tasks(options.records, options.corpora)
+    if not tasks.groups:
+        raise InputError(
+            f"no task of the suite has {part.LEAST} measured configurations in {options.corpora} and --records: record "
+            "corpora (python -m benchmarks.search --record), or name databases of long tunings"
+        )
+    recorded = part.recorded(prior, tasks)
+    measured = {} if options.recorded_only else part.live(prior, tasks, _status)
+    return part.metrics(recorded, "_recorded") | part.metrics(measured), part.rows(
+        tasks, recorded=recorded, live=measured
+    )
+
+
+def _few_shot(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dict[str, float], list[Document]]:
+    from benchmarks import prior_few_shot as part
+    from calumma import tvm_compat
+
+    tvm_compat.set_threads(options.threads)
+    tasks = part.opened(prior, options.corpora)
+    if not tasks:
+        raise InputError(f"no recording in {options.corpora} that prior {prior.name} knows: name another --corpora")
+    if options.quick:
+        tasks = dict(list(tasks.items())[:1])
+    table = part.shots(tasks, _status, 1 if options.quick else part.DRAWS)
+    metrics = {}
+    for row in table:
+        metrics[f"few_shot_correlation_{row['model']}_{row['shots']}"] = row["rank_correlation"]
+        metrics[f"few_shot_recall_{row['model']}_{row['shots']}"] = row["top_k_recall"]
+    comparison = part.replayed(tasks, _status, 1 if options.quick else part.SEEDS, 48 if options.quick else part.BUDGET)
+    ratio = part.measurement_ratio(comparison)
+    metrics |= {
+        "few_shot_measurement_ratio": ratio.value,
+        "few_shot_measurement_ratio_low": ratio.low,
+        "few_shot_measurement_ratio_high": ratio.high,
+    }
+    for label in comparison.strategies:
+        fewer, faster = comparison.fewer("trials", label), comparison.faster(label)
+        table.append(
+            {
+                "part": "few-shot",
+                "model": label,
+                "shots": "replay",
+                "fewer_measurements": fewer.value,
+                "fewer_low": fewer.low,
+                "fewer_high": fewer.high,
+                "throughput": faster.value,
+                "never_reached": comparison.missed(label),
+            }
+        )
+    return metrics, table
+
+
+# -- whole models ---------------------------------------------------------------------------------
+
+
+def _compile(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dict[str, float], list[Document]]:
+    metrics: dict[str, float] = {}
+    rows = []
+    for name in options.networks:
+        with tempfile.TemporaryDirectory(prefix="calumma-prior-") as scratch:
+            row = _whole(name, path, options, Path(scratch))
+        rows.append(row)
+        metrics |= {
+            f"compile_s_{name}": row["compile_s"],
+            f"rank_s_{name}": row["rank_s"],
+            f"zero_shot_{name}": row["zero_shot"],
+            f"default_{name}": row["default"],
+        }
+        if row.get("autotvm_s") is not None:
+            metrics["compile_speedup_vs_autotvm"] = row["autotvm_s"] / row["compile_s"]
+            metrics["compile_speedup_vs_autotvm_reached"] = float(row["autotvm_reached"])
+        network, seconds, latency_s = AUTOTVM012
+        if name == network and row["latency_s"][_PRIOR] < latency_s:
+            metrics["compile_speedup_vs_autotvm012"] = seconds / row["compile_s"]
+    return metrics, rows
+
+
+def _whole(name: str, prior: Path, options: argparse.Namespace, folder: Path) -> Document:
+    """Compile, tune and race one network."""
+    _status(f"{name}: compiling")
+    model, threads = suite.path(name), ("--threads", options.threads)
+    empty = ("--db", folder / "empty.db")
+    start = time.perf_counter()
+    document = _calumma("compile", model, "-o", folder / "prior.so", "--prior", prior, *empty, *threads)
+    seconds = time.perf_counter() - start
+    _calumma("compile", model, "-o", folder / "default.so", "--prior", "none", *empty, *threads)
+    _status(f"{name}: tuning, {options.budget}")
+    tuning = ("--db", folder / "tuned.db", "--budget", options.budget, "--prior", prior)
+    _calumma("tune", model, "-o", folder / "tuned.so", *tuning, *threads)
+    result = race(
+        [Contestant(label, "calumma", str(folder / f"{label}.so")) for label in (_TUNED, _PRIOR, _DEFAULT)],
+        suite.inputs(name),
+        threads=options.threads,
+        rounds=options.rounds,
+        progress=_status,
+    )
+    row: Document = {
+        "part": _COMPILE,
+        "network": name,
+        "compile_s": seconds,
+        "rank_s": document["phases_s"]["prior"],
+        "phases_s": document["phases_s"],
+        "predicted": document["predicted"],
+        "tasks": len(document["tasks"]),
+        "latency_s": {row.label: row.latency_s.median for row in result.rows if row.latency_s},
+        "zero_shot": _share(result, _PRIOR),
+        "default": _share(result, _DEFAULT),
+    }
+    if name == SPEEDUP:
+        row |= _autotvm(model, prior, options, folder)
+    return row
+
+
+def _share(result: Any, label: str) -> float:
+    """Speed of an artifact as a share of the tuned one's."""
+    ratio = result.ratio(_TUNED, label)
+    if ratio is None:
+        raise InputError(f"{label} or the tuned artifact could not run: {[row.reason for row in result.rows]}")
+    return float(ratio.median)
+
+
+def _autotvm(model: Path, prior: Path, options: argparse.Namespace, folder: Path) -> Document:
+    """Seconds that AutoTVM's strategy needs to the sum of task times that the prior's choices reach."""
+    from calumma.core import durations
+
+    _status("measuring the prior's choices task by task")
+    level = _sum_of_tasks(model, prior, options.threads)
+    budget = 4 * durations.seconds(options.budget)
+    _status(f"AutoTVM's strategy, at most {budget:.0f} s")
+    events = folder / "autotvm.json"
+    tuning = ("--budget", f"{budget:.0f}s", "--strategy", "autotvm", "--prior", "none")
+    _calumma("tune", model, "-o", folder / "autotvm.so", "--db", folder / "autotvm.db", *tuning, events=events)
+    reached = next((seconds for seconds, latency_s in _progress(events) if latency_s <= level), None)
+    seconds = budget if reached is None else reached
+    return {"sum_of_tasks_s": level, "autotvm_s": seconds, "autotvm_reached": reached is not None}
+
+
+def _sum_of_tasks(model: Path, prior: Path, threads: int) -> float:
+    """Seconds of all tasks, each as often as the model calls it, with the schedules that the prior chooses."""
+    from calumma import tvm_compat
+    from calumma.core.values import Candidate
+    from calumma.measure import LocalRunner
+    from calumma.tuner import zero_shot
+    from calumma.tuner.model import prepare
+
+    tvm_compat.set_threads(threads)
+    prepared = prepare(str(model), threads=threads)
+    predictor, _ = zero_shot.predictor_for(prepared, str(prior))
+    chosen = {} if predictor is None else zero_shot.choices(prepared, predictor)
+    candidates = []
+    for task in prepared.tasks:
+        space = prepared.spaces[task.workload.hash]
+        config = prepared.config(task.workload.hash, chosen)
+        candidates.append(Candidate(task.workload, space.template, space.version, config))
+    with LocalRunner(prepared.hardware, threads, cache_state=prepared.cache_state) as runner:
+        passes = [runner.measure(candidates) for _ in range(3)]
+    latencies = [median(result.latency_s for result in results) for results in zip(*passes, strict=True)]
+    return sum(task.weight * latency_s for task, latency_s in zip(prepared.tasks, latencies, strict=True))
+
+
+def _learned(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dict[str, float], list[Document]]:
+    with tempfile.TemporaryDirectory(prefix="calumma-learned-") as scratch:
+        folder = Path(scratch)
+        threads = ("--threads", options.threads)
+        for name in TEACHERS:
+            _status(f"tuning {name}, {options.budget}")
+            tuning = ("--db", folder / "records.db", "--budget", options.budget, "--prior", path)
+            _calumma("tune", suite.path(name), "-o", folder / f"{name}.so", *tuning, *threads)
+        _status("learning")
+        learnt = folder / "learnt.safetensors"
+        start = time.perf_counter()
+        _calumma("learn", "--db", folder / "records.db", "-o", learnt)
+        seconds = time.perf_counter() - start
+        for label, used in (("before", path), ("after", learnt)):
+            arguments = ("--prior", used, "--db", folder / "empty.db", *threads)
+            _calumma("compile", suite.path(PUPIL), "-o", folder / f"{label}.so", *arguments)
+        contestants = [Contestant(label, "calumma", str(folder / f"{label}.so")) for label in ("before", "after")]
+        result = race(
+            contestants, suite.inputs(PUPIL), threads=options.threads, rounds=2 * options.rounds, progress=_status
+        )
+    pairs = zip(result.row("before").rounds_s, result.row("after").rounds_s, strict=True)
+    ratios = np.log([before / after for before, after in pairs])
+    rng = generator(0, "bootstrap")
+    drawn = ratios[rng.integers(0, len(ratios), (_RESAMPLES, len(ratios)))].mean(axis=1)
+    low, high = np.exp(np.percentile(drawn, [2.5, 97.5]))
+    metrics = {
+        "learned_gain": float(np.exp(ratios.mean())),
+        "learned_gain_low": float(low),
+        "learned_gain_high": float(high),
+    }
+    latencies = {row.label: row.latency_s.median for row in result.rows if row.latency_s}
+    row = {"part": "learned", "teachers": list(TEACHERS), "network": PUPIL, "learn_s": seconds, "latency_s": latencies}
+    return metrics, [row]
+
+
+def _calumma(command: str, *arguments: object, events: Path | None = None) -> Document:
+    """Run a command as a user would; returns its result. Raises InputError with its last line if it fails."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = events or Path(scratch) / "report.json"
+        line = [sys.executable, "-m", "calumma", command, *map(str, arguments), "--quiet", "--json", str(report)]
+        done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=_TIMEOUT_S)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise InputError(f"calumma {command}: exit status {done.returncode}: {last}")
+        result: Document = json.loads(report.read_text().splitlines()[-1])
+        return result
+
+
+def _progress(events: Path) -> list[tuple[float, float]]:
+    """(seconds, sum of task times) after every round in which all tasks had been measured."""
+    found = []
+    for line in events.read_text().splitlines():
+        progress = json.loads(line).get("progress")
+        if progress and all(task["latency_s"] is not None for task in progress["tasks"]):
+            total = sum(task["weight"] * task["latency_s"] for task in progress["tasks"])
+            found.append((progress["elapsed_s"], total))
+    return found
+
+
+def _table(rows: Sequence[Document]) -> str:
+    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("part", "phases_s")]
+    return output.markdown(columns, [[_cell(row.get(key)) for key in columns] for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {1e3 * part:.3f} ms" for key, part in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else str(value)
+
+
+def _status(line: str, *_: object) -> None:
+    end = "\r" if sys.stderr.isatty() else "\n"
+    print(f"{line:<110}".rstrip() if end == "\n" else f"{line:<110}", end=end, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

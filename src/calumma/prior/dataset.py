@@ -1,0 +1,390 @@
+"""Training data: what a database says of how fast configurations are, by workload; in memory and as a small file.
+
+A *group* is one workload with one number of threads in one cache state: its configurations compare with one another and
+with nothing else. All groups of a data set are of one hardware and toolchain.
+
+The file is an .npz of integers with a header in JSON (nothing in it can run). Only knob indices and latencies are
+stored: features come from the design space when they are needed, so that the file outlives a change of the features.
+
+    header    JSON text: format, hardware, toolchain, statuses, groups (workload hash, network, template, version,
+              threads, cache state, number of rows, values by knob)
+    texts     LZMA over a JSON list: the function of each group
+    indices   (sum of rows x knobs,) positions among the values of the knobs, group after group
+    latency   (rows,) nanoseconds, median; 0 for a failure
+    status    (rows,) position in the header's statuses
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import lzma
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+from calumma.core.errors import InputError
+from calumma.core.files import replacing
+from calumma.core.protocols import Indices
+from calumma.core.values import Hardware, KnobValue, MeasureRecord, Status
+from calumma.database.codec import MalformedError, restore_hardware, restore_workload
+from calumma.space import KnobSpace, design_space
+
+FORMAT = 1
+CACHE_STATES = ("cold", "warm")
+"""Those in which models run: with their weights in memory, or in the last-level cache."""
+_LEAST_ROWS = 2
+"""Configurations that worked, below which a group says nothing about an order."""
+_MOST_TEXT_BYTES = 1 << 30
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_COLUMNS = ("latency", "status")
+
+
+@dataclass(frozen=True)
+class Group:
+    """What was measured of one workload with one number of threads in one cache state."""
+
+    workload: str
+    """Its hash."""
+    text: str
+    """Its function."""
+    network: str
+    """Model of the session that measured it, for people; empty if unknown."""
+    template: str
+    version: int
+    threads: int
+    cache_state: str
+    values: Mapping[str, tuple[KnobValue, ...]]
+    """Knob -> its values when this was recorded."""
+    indices: Indices
+    """(M, knobs) positions among these values."""
+    latency_s: NDArray[np.float64]
+    """(M,) infinite for a failure."""
+    status: tuple[Status, ...]
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What tells it from other groups."""
+        return self.workload, self.threads, self.cache_state
+
+    @functools.cached_property
+    def func(self) -> Any:
+        """The unscheduled function, a `tirx.PrimFunc`."""
+        return tvm.ir.load_json(self.text)
+
+    def space(self, hardware: Hardware) -> KnobSpace:
+        """Today's design space of the workload."""
+        return design_space(self.func, hardware, self.threads)
+
+    def encoded(self, space: KnobSpace) -> Indices:
+        """The configurations (M, D) in a design space, which may have gained knobs and values since.
+
+        Raises:
+            InputError: the space is of another template or version, or lacks a knob or a value.
+        """
+        if (space.template, space.version) != (self.template, self.version):
+            raise InputError(
+                f"workload {self.workload} was measured in template {self.template} version {self.version}, today it "
+                f"has {space.template} version {space.version}: collect it again"
+            )
+        positions = {knob.name: d for d, knob in enumerate(space.knobs)}
+        result = np.tile(np.array([knob.neutral for knob in space.knobs], np.int32), (len(self.indices), 1))
+        for column, (name, values) in enumerate(self.values.items()):
+            knob = space.knobs[positions[name]] if name in positions else None
+            missing = set(values) - set(knob.values if knob else ())
+            if knob is None or missing:
+                raise InputError(
+                    f"template {self.template} has no {name} = {sorted(map(str, missing))[0]} for workload "
+                    f"{self.workload}: collect it again"
+                )
+            table = np.array([knob.values.index(value) for value in values], np.int32)
+            result[:, positions[name]] = table[self.indices[:, column]]
+        return space.canonical(result)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Groups of one hardware and toolchain."""
+
+    hardware: Hardware
+    toolchain: str
+    groups: tuple[Group, ...]
+    left_out: Mapping[str, int]
+    """Reason -> records that were not taken."""
+
+    @property
+    def rows(self) -> int:
+        return sum(len(group.latency_s) for group in self.groups)
+
+    @property
+    def workloads(self) -> frozenset[str]:
+        return frozenset(group.workload for group in self.groups)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """16 hex digits over all that training uses."""
+        digest = hashlib.sha256(json.dumps([asdict(self.hardware), self.toolchain]).encode())
+        for group in self.groups:
+            facts = [*group.key, group.text, group.template, group.version]
+            digest.update(json.dumps([*facts, [[name, list(v)] for name, v in group.values.items()]]).encode())
+            digest.update(np.ascontiguousarray(group.indices, np.uint16).tobytes())
+            digest.update(_nanoseconds(group.latency_s).tobytes())
+        return digest.hexdigest()[:16]
+
+    def without(self, workloads: Collection[str]) -> Dataset:
+        """The same without some workloads, whatever their threads."""
+        kept = tuple(group for group in self.groups if group.workload not in workloads)
+        dropped = self.rows - sum(len(group.latency_s) for group in kept)
+        return Dataset(self.hardware, self.toolchain, kept, {**self.left_out, "held out": dropped})
+
+    def merged(self, other: Dataset) -> Dataset:
+        """Both; of a group that both have, the rows of both, and this one's where they measured the same.
+
+        Raises:
+            InputError: they are of different hardware or toolchain.
+        """
+        mine, theirs = ((d.hardware.fingerprint, d.toolchain) for d in (self, other))
+        if mine != theirs:
+            raise InputError(f"data of {mine} and of {theirs} do not go together: learn from one of them")
+        groups = {group.key: group for group in other.groups}
+        for group in self.groups:
+            groups[group.key] = _joined(group, groups[group.key]) if group.key in groups else group
+        ordered = tuple(groups[key] for key in sorted(groups))
+        return Dataset(self.hardware, self.toolchain, ordered, self.left_out)
+
+
+def from_records(
+    records: Iterable[MeasureRecord],
+    *,
+    hardware: Hardware,
+    toolchain: str,
+    networks: Mapping[str, str] | None = None,
+    exclude: Collection[str] = (),
+) -> Dataset:
+    """Make a data set of ordinary records.
+
+    Several measurements of one configuration become their median. What another machine, toolchain or version of a
+    template measured is left out, and so are configurations that ever computed something wrong.
+
+    Args:
+        records: of any workloads.
+        hardware, toolchain: of the records to take.
+        networks: session -> name of the model that it tuned.
+        exclude: hashes of workloads that must not be in it: those of networks that are held out.
+    """
+    left_out: Counter[str] = Counter()
+    found: dict[tuple[str, int, str], list[MeasureRecord]] = {}
+    for record in records:
+        candidate = record.candidate
+        if record.hardware.fingerprint != hardware.fingerprint:
+            left_out["other hardware"] += 1
+        elif record.cache_state not in CACHE_STATES or record.toolchain != toolchain:
+            left_out["other cache state or toolchain"] += 1
+        elif candidate.workload.hash in exclude:
+            left_out["held out"] += 1
+        else:
+            found.setdefault((candidate.workload.hash, record.threads, record.cache_state), []).append(record)
+    groups = []
+    for _, members in sorted(found.items()):
+        group = _group(members, hardware, networks or {}, left_out)
+        if group is not None:
+            groups.append(group)
+    return Dataset(hardware, toolchain, tuple(groups), dict(left_out))
+
+
+def _group(
+    records: Sequence[MeasureRecord],
+    hardware: Hardware,
+    networks: Mapping[str, str],
+    left_out: Counter[str],
+) -> Group | None:
+    workload, threads = records[0].candidate.workload, records[0].threads
+    space = design_space(tvm.ir.load_json(workload.text), hardware, threads)
+    latencies: dict[bytes, list[float]] = {}
+    failures: dict[bytes, Status] = {}
+    for record in records:
+        candidate = record.candidate
+        if (candidate.template, candidate.template_version) != (space.template, space.version):
+            left_out["other template or version"] += 1
+            continue
+        try:
+            indices = space.encode(candidate.config)
+        except InputError:
+            left_out["no such configuration today"] += 1
+            continue
+        if not space.valid(indices[None, :])[0]:
+            left_out["no such configuration today"] += 1
+            continue
+        if record.result.status is Status.OK:
+            latencies.setdefault(indices.tobytes(), []).append(record.result.latency_s)
+        elif failures.get(indices.tobytes()) is not Status.WRONG_OUTPUT:
+            failures[indices.tobytes()] = record.result.status
+    wrong = {key for key, status in failures.items() if status is Status.WRONG_OUTPUT}
+    worked = {key: median(values) for key, values in latencies.items() if key not in wrong}
+    failed = {key: status for key, status in failures.items() if key not in worked}
+    if len(worked) < _LEAST_ROWS:
+        left_out["too few of a workload"] += len(worked) + len(failed)
+        return None
+    keys = [*sorted(worked), *sorted(failed)]
+    network = Counter(networks.get(record.session, "") for record in records).most_common(1)[0][0]
+    return Group(
+        workload.hash,
+        workload.text,
+        network,
+        space.template,
+        space.version,
+        threads,
+        records[0].cache_state,
+        {knob.name: tuple(knob.values) for knob in space.knobs},
+        np.stack([np.frombuffer(key, np.int32) for key in keys]),
+        np.array([worked.get(key, np.inf) for key in keys]),
+        tuple(failed.get(key, Status.OK) for key in keys),
+    )
+
+
+def _joined(first: Group, second: Group) -> Group:
+    """Rows of both; the first's where both have one. Groups of different knobs or values: the first alone."""
+    if first.values != second.values or first.version != second.version:
+        return first
+    known = {row.tobytes() for row in first.indices}
+    new = [i for i, row in enumerate(second.indices) if row.tobytes() not in known]
+    return Group(
+        first.workload,
+        first.text,
+        first.network or second.network,
+        first.template,
+        first.version,
+        first.threads,
+        first.cache_state,
+        first.values,
+        np.concatenate([first.indices, second.indices[new]]),
+        np.concatenate([first.latency_s, second.latency_s[new]]),
+        (*first.status, *(second.status[i] for i in new)),
+    )
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    """Write a data set; an older file is replaced as a whole."""
+    statuses = [status.value for status in Status]
+    header = {
+        "format": FORMAT,
+        "hardware": asdict(dataset.hardware),
+        "toolchain": dataset.toolchain,
+        "statuses": statuses,
+        "left_out": dict(dataset.left_out),
+        "groups": [
+            {
+                "workload": group.workload,
+                "network": group.network,
+                "template": group.template,
+                "version": group.version,
+                "threads": group.threads,
+                "cache_state": group.cache_state,
+                "rows": len(group.latency_s),
+                "values": [[name, list(values)] for name, values in group.values.items()],
+            }
+            for group in dataset.groups
+        ],
+    }
+    texts = lzma.compress(json.dumps([group.text for group in dataset.groups]).encode(), preset=6)
+    with replacing(path) as out:
+        np.savez_compressed(
+            out,
+            allow_pickle=False,
+            header=np.frombuffer(json.dumps(header).encode(), np.uint8),
+            texts=np.frombuffer(texts, np.uint8),
+            indices=_concatenated([group.indices.ravel() for group in dataset.groups], np.uint16),
+            latency=_concatenated([_nanoseconds(group.latency_s) for group in dataset.groups], np.uint32),
+            status=_concatenated(
+                [np.array([statuses.index(s.value) for s in group.status]) for group in dataset.groups], np.uint8
+            ),
+        )
+
+
+def load(path: Path) -> Dataset:
+    """Read a data set.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or of another format.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+        header = json.loads(arrays["header"].tobytes().decode())
+        if header["format"] != FORMAT:
+            raise MalformedError(f"it is of format {header['format']}, expected {FORMAT}")
+        return _restored(header, arrays)
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"data set {path} cannot be read ({type(error).__name__}: {reason}): restore the file, or collect again"
+        ) from error
+
+
+def _restored(header: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> Dataset:
+    """Build a data set from unchecked contents. Raises one of `_DAMAGE` (MalformedError is a ValueError)."""
+    for name, kind in (("indices", np.uint16), ("latency", np.uint32), ("status", np.uint8), ("texts", np.uint8)):
+        if arrays[name].dtype != kind or arrays[name].ndim != 1:
+            raise MalformedError(f"{name} is {arrays[name].dtype} of {arrays[name].ndim} dimensions")
+    plain = lzma.LZMADecompressor(memlimit=_MOST_TEXT_BYTES).decompress(arrays["texts"].tobytes(), _MOST_TEXT_BYTES)
+    texts = json.loads(plain)
+    statuses = [Status(text) for text in header["statuses"]]
+    if len(texts) != len(header["groups"]):
+        raise MalformedError(f"{len(texts)} functions for {len(header['groups'])} groups")
+    groups = []
+    row = place = 0
+    for entry, text in zip(header["groups"], texts, strict=True):
+        values = {str(name): tuple(kept) for name, kept in entry["values"]}
+        if not all(type(value) in (int, str, bool) for kept in values.values() for value in kept):
+            raise MalformedError("a knob's value is no integer, text or boolean")
+        rows = int(entry["rows"])
+        indices = arrays["indices"][place : place + rows * len(values)].reshape(rows, len(values)).astype(np.int32)
+        latency, status = (arrays[name][row : row + rows] for name in _COLUMNS)
+        if rows < 1 or len(status) != rows or (indices >= [len(kept) for kept in values.values()]).any():
+            raise MalformedError("a group without rows, or with rows that are missing or outside of its values")
+        if ((latency == 0) == (status == statuses.index(Status.OK))).any():
+            raise MalformedError("a configuration that failed and has a latency, or worked and has none")
+        workload = restore_workload(entry["workload"], text)
+        groups.append(
+            Group(
+                workload.hash,
+                workload.text,
+                str(entry["network"]),
+                str(entry["template"]),
+                int(entry["version"]),
+                int(entry["threads"]),
+                str(entry["cache_state"]),
+                values,
+                indices,
+                np.where(latency > 0, latency / 1e9, np.inf),
+                tuple(statuses[int(s)] for s in status),
+            )
+        )
+        row, place = row + rows, place + rows * len(values)
+    if row != len(arrays["latency"]) or row != len(arrays["status"]) or place != len(arrays["indices"]):
+        raise MalformedError("more rows than the groups have")
+    hardware = restore_hardware(header["hardware"])
+    left_out = {str(reason): int(count) for reason, count in header["left_out"].items()}
+    return Dataset(hardware, str(header["toolchain"]), tuple(groups), left_out)
+
+
+def _nanoseconds(latency_s: NDArray[np.float64]) -> NDArray[np.uint32]:
+    worked = np.isfinite(latency_s)
+    return np.where(worked, np.clip(np.rint(np.where(worked, latency_s, 0) * 1e9), 1, 2**32 - 1), 0).astype(np.uint32)
+
+
+def _concatenated(parts: Sequence[NDArray], kind: type) -> NDArray:
+    return np.concatenate([np.asarray(part, kind) for part in parts]) if parts else np.empty(0, kind)

@@ -1,0 +1,115 @@
+"""What the prior sees of a task and of its configurations.
+
+Notation: N configurations of one task; T columns that all of them share, C columns of their own.
+
+    task.*      log2(1 + x) of what is known before any schedule: operations, bytes (weights, outputs, the largest
+                other input, the remaining ones), flops per byte, roofline bound in nanoseconds, arguments, blocks,
+                threads, and whether weights are in the last-level cache when it runs ("warm")
+    own columns as the design space names them (`feature_names`), and their difference from the default configuration's
+                (`-default` behind the name): what a reasoned default would do is the best point of reference there is
+
+A design space may lack columns that others of its template have (a 1x1 convolution knows no Winograd): they are 0.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import s_tir, tirx
+
+from calumma.core.protocols import Indices
+from calumma.core.values import WEIGHTS
+from calumma.space import KnobSpace, loops
+from calumma.space.alternatives import ALGORITHM
+from calumma.tasks import task_of, weight_bytes_of
+from calumma.tasks.roofline import MachineLimits, bound_s
+
+VERSION = 1
+"""Grows when a column means something else: weights of another version are refused."""
+
+_RELATIVE = "-default"
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """One task through the eyes of the prior."""
+
+    space: KnobSpace
+    shared: dict[str, float]
+    """Columns (T) that all configurations have in common, by name."""
+    bound_s: float
+    """Roofline bound of one call, by the limits of the machine that the prior was trained on."""
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns of `table`."""
+        own = [self.space.feature_names[i] for i in self._kept]
+        return (*self.shared, *own, *(name + _RELATIVE for name in own))
+
+    def table(self, indices: Indices) -> NDArray[np.float32]:
+        """Configurations (N, D) -> (N, T + 2 C)."""
+        return self.completed(self.space.features(indices))
+
+    def completed(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the space says of N configurations -> (N, T + 2 C)."""
+        own = features[:, self._kept]
+        shared = np.broadcast_to(np.array(list(self.shared.values()), np.float32), (len(own), len(self.shared)))
+        return np.concatenate([shared, own, own - self._default], axis=1)
+
+    @functools.cached_property
+    def _default(self) -> NDArray[np.float32]:
+        return self.space.features(self.space.default()[None, :])[:, self._kept]
+
+    @functools.cached_property
+    def _kept(self) -> list[int]:
+        """Columns of the space that are used: that it is the first algorithm follows from its being no other."""
+        knob = self.space.knobs[0]
+        implied = f"{ALGORITHM}.{knob.values[0]}" if knob.name == ALGORITHM else None
+        return [i for i, name in enumerate(self.space.feature_names) if name != implied]
+
+
+def view(func: tirx.PrimFunc, space: KnobSpace, limits: MachineLimits, cache_state: str) -> TaskView:
+    """Look at a task.
+
+    Args:
+        func: its normalised function.
+        space: its design space.
+        limits: of the machine that the prior was trained on; the number of threads is theirs.
+        cache_state: "cold" or "warm": where the weights are when it runs.
+    """
+    warm = cache_state == "warm"
+    task = task_of(func, "")
+    weights = weight_bytes_of(func)
+    sizes = [float(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in task.arguments]
+    positions = {int(position) for position in func.attrs[WEIGHTS]}
+    inputs = sorted((size for i, size in enumerate(sizes[:-1]) if i not in positions), reverse=True)
+    bound = min(bound_s(f, w, task.size_bytes - weights, limits, warm) for f, w in space.costs(task.flops, weights))
+    quantities = {
+        "flops": task.flops,
+        "bytes": task.size_bytes,
+        "weight_bytes": weights,
+        "output_bytes": sizes[-1],
+        "input_bytes": sum(inputs[:1]),
+        "other_bytes": sum(inputs[1:]),
+        "intensity": task.intensity,
+        "bound_ns": bound * 1e9,
+        "arguments": len(sizes),
+        "blocks": len(loops.blocks_of(s_tir.Schedule(func))),
+        "threads": limits.threads,
+        "warm": warm,
+    }
+    shared = {f"task.{name}": float(np.log2(1.0 + value)) for name, value in quantities.items()}
+    return TaskView(space, shared, bound)
+
+
+def aligned(table: NDArray[np.float32], names: Sequence[str], wanted: Sequence[str]) -> NDArray[np.float32]:
+    """Columns (N, len(wanted)) in the order of `wanted`; those that `names` does not have are 0."""
+    position = {name: i for i, name in enumerate(names)}
+    result = np.zeros((len(table), len(wanted)), np.float32)
+    have = [i for i, name in enumerate(wanted) if name in position]
+    result[:, have] = table[:, [position[wanted[i]] for i in have]]
+    return result

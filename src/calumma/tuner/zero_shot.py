@@ -1,0 +1,66 @@
+"""What a prior has to say of a model's tasks before any of them is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from calumma.core.values import KnobValue
+from calumma.prior import library
+from calumma.prior.predictor import Predictor
+from calumma.tuner.model import Configs, TunableModel
+
+FIRST = 4
+"""Configurations of a task that a tuning session tries first on a prior's advice."""
+
+
+def predictor_for(model: TunableModel, name: str) -> tuple[Predictor | None, str]:
+    """The prior to ask, or None with the reason in one line (empty where none is wanted).
+
+    Args:
+        model: what it will be asked about.
+        name: of a prior or its file; "auto" for the newest that fits this machine; "none".
+
+    Raises:
+        InputError: there is no such prior, its file cannot be used, or the one that was named does not fit.
+    """
+    if name == library.NONE:
+        return None, ""
+    if name != library.AUTO:
+        return Predictor(library.find(name), model.hardware, model.threads, model.cache_state), ""
+    prior, reason = library.choose(model.hardware, model.threads)
+    if prior is None:
+        return None, reason
+    return Predictor(prior, model.hardware, model.threads, model.cache_state), ""
+
+
+def choices(model: TunableModel, predictor: Predictor, known: Collection[str] = ()) -> Configs:
+    """The configuration to use for every task that the prior knows better than the template's default does.
+
+    Args:
+        model: its tasks and spaces.
+        predictor: the prior.
+        known: workloads to leave out, because something of them was measured.
+    """
+    chosen: dict[str, Mapping[str, KnobValue]] = {}
+    for key, func in model.parts.functions.items():
+        task = None if key in known else predictor.task(func, model.spaces[key])
+        ranking = None if task is None else task.rank()
+        if ranking is not None and ranking.trusted:
+            chosen[key] = model.spaces[key].decode(ranking.indices[0])
+    return chosen
+
+
+def first_candidates(
+    model: TunableModel, predictor: Predictor, n: int = FIRST
+) -> dict[str, Sequence[Mapping[str, KnobValue]]]:
+    """The `n` best predicted configurations of every task that the prior knows, best first; the defaults are left out,
+    since they are measured anyway."""
+    first: dict[str, Sequence[Mapping[str, KnobValue]]] = {}
+    for key, func in model.parts.functions.items():
+        space = model.spaces[key]
+        task = predictor.task(func, space)
+        if task is not None:
+            default = space.default()
+            rows = [row for row in task.rank().indices[: n + 1] if (row != default).any()]
+            first[key] = [space.decode(row) for row in rows[:n]]
+    return first

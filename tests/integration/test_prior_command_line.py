@@ -1,0 +1,167 @@
+"""From records to a prior to an artifact, as a user does it: real processes, a small ONNX model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import calumma
+import calumma.prior
+from calumma.core.errors import InputError
+from calumma.database import SqlStore
+from tests import prior_data
+from tests.integration import command_line
+from tests.integration.command_line import assert_refused
+from tests.onnx_models import Model
+
+from calumma.prior import learning, weights  # isort: skip  (after prior_data, which sets the threads)
+
+THREADS = str(prior_data.THREADS)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's data directory with one prior in it, and the files that the tests share."""
+    folder = tmp_path_factory.mktemp("home")
+    with SqlStore.open(str(folder / "records.sqlite")) as store:
+        store.append(prior_data.records())
+    done = command_line.calumma(
+        *("learn", "--db", folder / "records.sqlite", "--data", "none", "-o", "small", "--steps", 60),
+        *("--save-data", folder / "data.npz", "--json", folder / "learn.json"),
+        XDG_DATA_HOME=str(folder),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "first choice" in done.stdout
+    model = Model()
+    x = model.op("MatMul", model.input(1, 96, 256), model.random(256, 512))
+    (folder / "model.onnx").write_bytes(model.bytes(model.op("Relu", x)))
+    return folder
+
+
+def result(path: Path) -> dict:
+    return json.loads(path.read_text().splitlines()[-1])
+
+
+def test_learn_says_what_it_learnt(home: Path) -> None:
+    learnt = result(home / "learn.json")
+    assert learnt["name"] == "small"
+    assert Path(learnt["path"]) == home / "calumma" / "priors" / "small.safetensors"
+    assert learnt["workloads"] == prior_data.WORKLOADS
+    assert learnt["metrics"]["matmul"]["judged"] == prior_data.WORKLOADS
+    assert weights.load(Path(learnt["path"])).data["digest"] == prior_data.small_dataset().digest
+
+
+def test_compile_uses_the_newest_prior(home: Path, tmp_path: Path) -> None:
+    arguments = ("compile", home / "model.onnx", "--threads", THREADS, "--db", tmp_path / "empty.sqlite")
+    documents = {}
+    for prior in ("auto", "small", "none"):
+        chosen = () if prior == "auto" else ("--prior", prior)
+        out = tmp_path / f"{prior}.so"
+        done = command_line.calumma(
+            *arguments, *chosen, "-o", out, "--json", tmp_path / f"{prior}.json", XDG_DATA_HOME=str(home)
+        )
+        assert done.returncode == 0, done.stderr
+        documents[prior] = result(tmp_path / f"{prior}.json")
+    assert documents["auto"]["prior"] == documents["small"]["prior"] == "small"
+    assert documents["none"]["prior"] is None
+    assert documents["auto"]["predicted"] == documents["small"]["predicted"] <= len(documents["auto"]["tasks"])
+    assert documents["none"]["predicted"] == 0
+    x = np.random.default_rng(0).standard_normal((1, 96, 256)).astype(np.float32)
+    outputs = [calumma.load(tmp_path / f"{prior}.so", threads=prior_data.THREADS)(x)[0] for prior in documents]
+    for other in outputs[1:]:
+        np.testing.assert_allclose(other, outputs[0], rtol=1e-4, atol=1e-4)
+
+
+def test_tune_tries_the_prior_s_choices_first(home: Path, tmp_path: Path) -> None:
+    database = tmp_path / "tuned.sqlite"
+    done = command_line.calumma(
+        *("tune", home / "model.onnx", "--threads", THREADS, "--db", database, "--trials", 8, "-o", tmp_path / "m.so"),
+        *("--prior", "small"),
+        XDG_DATA_HOME=str(home),
+    )
+    assert done.returncode == 0, done.stderr
+    with SqlStore.open(str(database)) as store:
+        strategies = [record.strategy for record in store.records()]
+        assert store.sessions()[0].options["prior"] == "small"
+    assert strategies[0] == "default"
+    assert strategies[1:3] == ["prior", "prior"]
+
+
+def test_list_show_and_verify(home: Path, tmp_path: Path) -> None:
+    here = {"XDG_DATA_HOME": str(home)}
+    done = command_line.calumma("prior", "list", "--json", tmp_path / "list.json", **here)
+    assert done.returncode == 0, done.stderr
+    first = result(tmp_path / "list.json")["priors"][0]
+    assert (first["name"], first["origin"], first["threads"]) == ("small", "own", [prior_data.THREADS])
+    assert first["fits"] == f"with {THREADS} threads"
+    shown = command_line.calumma("prior", "show", "small", **here)
+    assert shown.returncode == 0
+    assert prior_data.small_dataset().digest in shown.stdout
+    verified = command_line.calumma("prior", "verify", "small", **here)
+    assert verified.returncode == 0
+    assert "is sound" in verified.stdout
+
+
+def test_damaged_and_foreign_priors_are_refused(home: Path, tmp_path: Path) -> None:
+    whole = home / "calumma" / "priors" / "small.safetensors"
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(whole.read_bytes()[:-8])
+    prior = weights.load(whole)
+    foreign = tmp_path / "foreign.safetensors"
+    weights.save(replace(prior, hardware=replace(prior.hardware, cpu_model="another")), foreign)
+    stale = tmp_path / "stale.safetensors"
+    family = prior.families["matmul"]
+    weights.save(replace(prior, families={"matmul": replace(family, version=99)}), stale)
+
+    compile_ = ("compile", home / "model.onnx", "--threads", THREADS, "-o", tmp_path / "m.so", "--prior")
+    assert_refused(command_line.calumma(*compile_, damaged), "damaged.safetensors", "cannot be used")
+    assert_refused(command_line.calumma(*compile_, foreign), "another", "choose another one, or none")
+    assert_refused(command_line.calumma(*compile_, "nobody"), "no such prior")
+    assert_refused(command_line.calumma("prior", "verify", damaged), "cannot be used")
+    assert_refused(command_line.calumma("prior", "verify", stale), "out of date")
+    assert_refused(command_line.calumma("prior", "show", tmp_path / "nothing.safetensors"), "no such prior")
+    assert not (tmp_path / "m.so").exists()
+
+
+def test_a_machine_without_a_prior_is_told_so(home: Path, tmp_path: Path) -> None:
+    arguments = ("compile", home / "model.onnx", "--threads", "1", "-o", tmp_path / "m.so", "--db", tmp_path / "db")
+    done = command_line.calumma(*arguments, XDG_DATA_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stderr.splitlines() if "prior" in line]
+    assert len(notes) == 1
+    assert "threads, not with 1" in notes[0] and "calumma tune" in notes[0] and "calumma learn" in notes[0]
+
+
+def test_learn_refuses_what_it_cannot_use(home: Path, tmp_path: Path) -> None:
+    empty = ("learn", "--db", tmp_path / "empty.sqlite", "--data", "none")
+    assert_refused(command_line.calumma(*empty), "nothing to learn from")
+    assert_refused(command_line.calumma(*empty, "-o", "a/b"), "cannot be called")
+    (tmp_path / "bad.npz").write_bytes(b"not a data set")
+    assert_refused(command_line.calumma("learn", "--data", tmp_path / "bad.npz"), "bad.npz cannot be read")
+    (tmp_path / "bad.json").write_text("[1, 2]")
+    assert_refused(command_line.calumma(*empty, "--exclude", tmp_path / "bad.json"), "bad.json")
+
+
+def test_what_is_excluded_is_not_learnt(home: Path, tmp_path: Path) -> None:
+    hashes = [workload.task.workload.hash for workload in prior_data.workloads()]
+    (tmp_path / "out.json").write_text(json.dumps({"a network": hashes[:2]}))
+    done = command_line.calumma(
+        *("learn", "--db", tmp_path / "empty.sqlite", "--data", home / "data.npz", "-o", tmp_path / "p.safetensors"),
+        *("--exclude", tmp_path / "out.json", "--steps", 20),
+    )
+    assert done.returncode == 0, done.stderr
+    learnt = weights.load(tmp_path / "p.safetensors").data["workloads"]
+    assert sorted(learnt) == sorted(hashes[2:])
+
+
+def test_learning_needs_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "calumma.prior.training", raising=False)
+    monkeypatch.delattr(calumma.prior, "training", raising=False)
+    with pytest.raises(InputError, match=r"pip install 'calumma\[torch\]'"):
+        learning.load_training()

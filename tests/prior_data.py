@@ -1,0 +1,66 @@
+"""Small data sets to learn from: real workloads and design spaces, latencies from a formula."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calumma import tvm_compat
+from calumma.core.protocols import Indices
+from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status
+
+THREADS = 2
+tvm_compat.set_threads(THREADS)
+tvm = tvm_compat.load()
+
+from calumma.prior import dataset  # noqa: E402  (after the threads are set)
+from calumma.prior.dataset import Dataset  # noqa: E402
+from calumma.prior.training import TrainingSettings  # noqa: E402
+from calumma.prior.workloads import TrainingWorkload, drawn_workloads, kept_space  # noqa: E402
+from calumma.space import KnobSpace  # noqa: E402
+
+WORKLOADS = 10
+CONFIGS = 24
+QUICK = TrainingSettings(members=3, hidden=(16, 16), steps=120)
+
+
+@functools.cache
+def workloads(count: int = WORKLOADS) -> tuple[TrainingWorkload, ...]:
+    """Matrix products of different shapes."""
+    drawn = drawn_workloads(tvm_compat.hardware_for().lanes, families=("dense",))
+    return tuple(next(drawn) for _ in range(count))
+
+
+def cost_of(space: KnobSpace, indices: Indices) -> NDArray[np.float64]:
+    """Nanoseconds per operation of configurations (N, D) -> (N,)."""
+    columns = dict(zip(space.feature_names, space.features(indices).T.astype(np.float64), strict=True))
+    return (0.01 + 0.2 / columns["accumulators"]) * (1 + 0.3 * np.log2(columns["k_unroll"]))
+
+
+@functools.cache
+def records() -> tuple[MeasureRecord, ...]:
+    """Measurements of all workloads: large register tiles are fast, unrolling is not, the order of loops is nothing."""
+    hardware = tvm_compat.hardware_for()
+    found = []
+    for number, workload in enumerate(workloads()):
+        space = kept_space(workload.function, hardware, THREADS)
+        drawn = space.sample(np.random.default_rng(number), CONFIGS - 1)
+        indices = np.unique(np.concatenate([space.default()[None, :], drawn]), axis=0)
+        for place, (row, cost) in enumerate(zip(indices, cost_of(space, indices), strict=True)):
+            seconds = 1e-9 * workload.task.flops * float(cost)
+            result = MeasureResult(Status.OK, (seconds, 1.01 * seconds, 1.02 * seconds))
+            if place == 5:
+                result = MeasureResult(Status.RUN_ERROR, reason="a worker said so")
+            candidate = Candidate(workload.task.workload, space.template, space.version, space.decode(row))
+            found.append(
+                MeasureRecord(candidate, result, hardware, THREADS, "cold", tvm_compat.toolchain(), session="s")
+            )
+    return tuple(found)
+
+
+@functools.cache
+def small_dataset() -> Dataset:
+    """The records as a data set."""
+    return dataset.from_records(records(), hardware=tvm_compat.hardware_for(), toolchain=tvm_compat.toolchain())

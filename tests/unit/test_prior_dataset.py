@@ -1,0 +1,133 @@
+"""Data sets: what of the records comes in, what stays out, and the file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calumma import tvm_compat
+from calumma.core.errors import InputError
+from calumma.core.values import MeasureRecord, MeasureResult, Status
+from tests import prior_data
+
+from calumma.prior import dataset  # isort: skip  (after prior_data, which sets the threads)
+
+
+def made(records: list[MeasureRecord], **options: object) -> dataset.Dataset:
+    conditions = {
+        "hardware": tvm_compat.hardware_for(),
+        "toolchain": tvm_compat.toolchain(),
+    }
+    return dataset.from_records(records, **{**conditions, **options})
+
+
+def test_a_group_per_workload_with_medians_and_failures() -> None:
+    data = prior_data.small_dataset()
+    assert data.workloads == {workload.task.workload.hash for workload in prior_data.workloads()}
+    group = next(g for g in data.groups if g.workload == prior_data.records()[0].candidate.workload.hash)
+    expected = {r.candidate.key: r.result.latency_s for r in prior_data.records()}
+    space = group.space(data.hardware)
+    for row, latency, status in zip(group.encoded(space), group.latency_s, group.status, strict=True):
+        record = next(
+            r
+            for r in prior_data.records()
+            if r.candidate.workload.hash == group.workload and r.candidate.config == space.decode(row)
+        )
+        assert expected[record.candidate.key] == latency
+        assert (status is Status.OK) == np.isfinite(latency)
+
+
+def test_records_that_do_not_compare_stay_out() -> None:
+    first = prior_data.records()[0]
+    strange = [
+        replace(first, hardware=replace(first.hardware, cpu_model="another")),
+        replace(first, cache_state="hot"),
+        replace(first, toolchain="tvm 9"),
+        replace(first, candidate=replace(first.candidate, template_version=99)),
+        replace(first, candidate=replace(first.candidate, config={**first.candidate.config, "m_tile": 12345})),
+    ]
+    data = made([*prior_data.records(), *strange])
+    assert data.digest == prior_data.small_dataset().digest
+    assert data.left_out == {
+        "other hardware": 1,
+        "other cache state or toolchain": 2,
+        "other template or version": 1,
+        "no such configuration today": 1,
+    }
+
+
+def test_what_ever_computed_something_wrong_has_no_latency() -> None:
+    fast = min(prior_data.records(), key=lambda record: record.result.latency_s)
+    wrong = replace(fast, result=MeasureResult(Status.WRONG_OUTPUT, reason="off by 1"))
+    data = made([*prior_data.records(), wrong])
+    group = next(g for g in data.groups if g.workload == fast.candidate.workload.hash)
+    place = group.status.index(Status.WRONG_OUTPUT)
+    space = group.space(data.hardware)
+    assert space.decode(group.encoded(space)[place]) == fast.candidate.config
+    assert group.latency_s[place] == np.inf
+
+
+def test_held_out_workloads_never_come_in() -> None:
+    held_out = {workload.task.workload.hash for workload in prior_data.workloads()[:3]}
+    data = made(list(prior_data.records()), exclude=held_out)
+    assert not data.workloads & held_out
+    assert len(data.groups) == prior_data.WORKLOADS - 3
+    assert data.left_out["held out"] > 0
+    merged = data.merged(prior_data.small_dataset().without(held_out))
+    assert not merged.workloads & held_out
+    assert prior_data.small_dataset().without(held_out).digest == data.digest == merged.digest
+
+
+def test_the_file_holds_everything(tmp_path: Path) -> None:
+    data = prior_data.small_dataset()
+    path = tmp_path / "data.npz"
+    dataset.save(data, path)
+    again = dataset.load(path)
+    assert again.digest == data.digest
+    for old, new in zip(data.groups, again.groups, strict=True):
+        space = new.space(again.hardware)
+        assert np.array_equal(new.encoded(space), old.encoded(space))
+        np.testing.assert_allclose(new.latency_s, old.latency_s, atol=1e-9)
+        assert (new.status, new.threads, new.network) == (old.status, old.threads, old.network)
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.6, 0.95])
+def test_a_damaged_file_is_refused(tmp_path: Path, cut: float) -> None:
+    path = tmp_path / "data.npz"
+    dataset.save(prior_data.small_dataset(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(cut * len(whole))])
+    with pytest.raises(InputError, match=r"data\.npz cannot be read"):
+        dataset.load(path)
+    spoilt = bytearray(whole)
+    spoilt[int(cut * len(whole))] ^= 0xFF
+    path.write_bytes(bytes(spoilt))
+    with pytest.raises(InputError, match=r"data\.npz cannot be read"):
+        dataset.load(path)
+
+
+def test_knobs_that_were_added_since_are_neutral() -> None:
+    data = prior_data.small_dataset()
+    group = data.groups[0]
+    space = group.space(data.hardware)
+    names = list(group.values)
+    kept = [i for i, name in enumerate(names) if name != "prefetch"]
+    older = replace(group, values={names[i]: group.values[names[i]] for i in kept}, indices=group.indices[:, kept])
+    encoded = older.encoded(space)
+    assert (encoded[:, names.index("prefetch")] == 0).all()
+    assert np.array_equal(encoded[:, kept], group.encoded(space)[:, kept])
+    with pytest.raises(InputError, match="collect it again"):
+        replace(group, version=group.version + 1).encoded(space)
+    with pytest.raises(InputError, match="collect it again"):
+        replace(group, values={**group.values, "m_tile": (12345,) * len(group.values["m_tile"])}).encoded(space)
+
+
+def test_cache_states_are_groups_of_their_own() -> None:
+    warm = [replace(record, cache_state="warm") for record in prior_data.records()]
+    data = made([*prior_data.records(), *warm])
+    assert len(data.groups) == 2 * prior_data.WORKLOADS
+    assert {group.cache_state for group in data.groups} == {"cold", "warm"}
+    assert data.rows == 2 * prior_data.small_dataset().rows

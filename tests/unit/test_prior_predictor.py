@@ -1,0 +1,253 @@
+"""Training, weights and predictions: reproducible, independent of batch-mates, refused where they do not fit."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from calumma import tvm_compat
+from calumma.core.errors import InputError
+from tests import prior_data
+
+from calumma.prior import dataset, learning, library, ranking, weights  # isort: skip  (after prior_data)
+from calumma.prior.few_shot import FewShotModel  # isort: skip
+from calumma.prior.predictor import Predictor, TaskPredictor  # isort: skip
+from calumma.prior.weights import Prior  # isort: skip
+
+
+@functools.cache
+def trained() -> Prior:
+    return learning.learn(prior_data.small_dataset(), "small", settings=prior_data.QUICK)
+
+
+@pytest.fixture(scope="module")
+def task() -> TaskPredictor:
+    """The prior's view of a workload that it has not seen."""
+    workload = prior_data.workloads(prior_data.WORKLOADS + 1)[-1]
+    assert workload.task.workload.hash not in trained().data["workloads"]
+    hardware = tvm_compat.hardware_for()
+    space = prior_data.kept_space(workload.function, hardware, prior_data.THREADS)
+    found = Predictor(trained(), hardware, prior_data.THREADS).task(workload.function, space)
+    assert found is not None
+    return found
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    again = learning.learn(prior_data.small_dataset(), "again", settings=prior_data.QUICK)
+    assert again.digest == trained().digest
+    assert again.metrics == trained().metrics
+    other = learning.learn(prior_data.small_dataset(), "other", seed=1, settings=prior_data.QUICK)
+    assert other.digest != trained().digest
+
+
+def test_it_learns_what_there_is_to_learn() -> None:
+    metrics = trained().metrics["matmul"]
+    assert metrics["workloads"] == metrics["judged"] == prior_data.WORKLOADS
+    assert metrics["correlation"] > 0.7
+    assert metrics["top8"] >= metrics["top1"] > 0.7
+
+
+def test_predictions_do_not_depend_on_batch_mates(task: TaskPredictor) -> None:
+    rows = task.view.space.sample(np.random.default_rng(0), 300)
+    together = task.predict(rows)
+    order = np.random.default_rng(1).permutation(len(rows))
+    shuffled = task.predict(rows[order])
+    for name in ("latency_s", "gain", "error"):
+        whole = getattr(together, name)
+        np.testing.assert_allclose(getattr(shuffled, name), whole[order], rtol=1e-4, atol=1e-6)
+        for i in (0, 1, len(rows) - 1):
+            alone = getattr(task.predict(rows[i : i + 1]), name)
+            np.testing.assert_allclose(alone, whole[i : i + 1], rtol=1e-4, atol=1e-6)
+
+
+def test_an_unseen_task_is_ranked(task: TaskPredictor) -> None:
+    found = task.rank()
+    space = task.view.space
+    assert space.valid(found.indices).all()
+    assert len(np.unique(found.indices, axis=0)) == len(found.indices)
+    score = found.predictions.score
+    assert (np.diff(score) <= 0).all()
+    assert (found.indices == space.default()).all(axis=1).any()
+    assert np.array_equal(task.rank().indices, found.indices)
+    cost = prior_data.cost_of(space, found.indices)
+    assert learning.correlation(score, -cost) > 0.7
+    assert cost.min() / cost[:10].min() > 0.8
+
+
+def test_a_large_space_is_searched_well() -> None:
+    workload = prior_data.workloads()[0]
+    space = prior_data.kept_space(workload.function, tvm_compat.hardware_for(), prior_data.THREADS)
+    names = space.feature_names
+
+    def score(indices: np.ndarray) -> np.ndarray:
+        table = space.features(indices).astype(np.float64)
+        return table[:, names.index("accumulators")] - table[:, names.index("k_unroll")]
+
+    whole, scores = ranking.best(space, score, np.random.default_rng(0), ranking.RankingSettings(exhaustive=1 << 20))
+    walked, best = ranking.best(space, score, np.random.default_rng(0), ranking.RankingSettings(0, 32, 4))
+    assert len(walked) < len(whole)
+    assert best[0] == scores[0]
+
+
+def test_the_file_gives_the_same_predictions(tmp_path: Path, task: TaskPredictor) -> None:
+    path = tmp_path / "small.safetensors"
+    weights.save(trained(), path)
+    again = weights.load(path)
+    assert (again.digest, again.data, again.metrics) == (trained().digest, trained().data, trained().metrics)
+    twin = TaskPredictor(again.families["matmul"], task.view, 0)
+    rows = task.view.space.sample(np.random.default_rng(0), 10)
+    assert np.array_equal(twin.predict(rows).latency_s, task.predict(rows).latency_s)
+
+
+def changed(path: Path, **entries: object) -> None:
+    """Rewrite a prior's header."""
+    with safetensors.safe_open(str(path), framework="np") as file:
+        header = json.loads(file.metadata()["calumma"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    header.update(entries)
+    path.write_bytes(safetensors.numpy.save(tensors, {"calumma": json.dumps(header)}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "flipped", "empty", "version", "features", "format", "no metadata", "digest", "columns", "spread"],
+)
+def test_damaged_or_mismatched_weights_are_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "small.safetensors"
+    weights.save(trained(), path)
+    whole = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[:-100])
+    elif damage == "flipped":
+        path.write_bytes(whole[:-100] + bytes([whole[-100] ^ 0x40]) + whole[-99:])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "no metadata":
+        path.write_bytes(safetensors.numpy.save({"x": np.zeros(3, np.float32)}))
+    elif damage in ("version", "features"):
+        changed(path, **{damage: 99})
+    elif damage == "columns":
+        changed(path, families=[{**family_entry(), "columns": ["one"]}])
+    elif damage == "spread":
+        changed(path, families=[{**family_entry(), "spread": float("nan")}])
+    else:
+        changed(path, **{damage: "something else"})
+    with pytest.raises(InputError, match=r"small\.safetensors cannot be used") as refused:
+        weights.load(path)
+    assert "\n" not in str(refused.value)
+
+
+def family_entry() -> dict[str, object]:
+    family = trained().families["matmul"]
+    return {
+        "template": "matmul",
+        "version": family.version,
+        "columns": list(family.ensemble.columns),
+        "layers": len(family.ensemble.weights),
+        "spread": family.spread,
+        "level_error": family.level_error,
+        "ridge": family.ridge,
+    }
+
+
+def test_another_machine_or_thread_count_is_refused() -> None:
+    here = trained().hardware
+    with pytest.raises(InputError, match="trained on"):
+        Predictor(trained(), replace(here, cpu_model="another"), prior_data.THREADS)
+    with pytest.raises(InputError, match="2 threads, not with 7"):
+        Predictor(trained(), here, 7)
+
+
+def test_an_unknown_template_version_is_left_alone(task: TaskPredictor) -> None:
+    hardware = tvm_compat.hardware_for()
+    workload = prior_data.workloads()[0]
+    space = prior_data.kept_space(workload.function, hardware, prior_data.THREADS)
+    family = trained().families["matmul"]
+    newer = replace(trained(), families={"matmul": replace(family, version=family.version + 1)})
+    assert Predictor(newer, hardware, prior_data.THREADS).task(workload.function, space) is None
+    assert (
+        Predictor(replace(trained(), families={}), hardware, prior_data.THREADS).task(workload.function, space) is None
+    )
+
+
+def test_without_trust_the_default_stays(task: TaskPredictor) -> None:
+    doubtful = TaskPredictor(replace(task.family, spread=1e6), task.view, 0)
+    assert not doubtful.rank().trusted
+
+
+def test_few_measurements_teach_a_task(task: TaskPredictor) -> None:
+    space = task.view.space
+    rows = space.sample(np.random.default_rng(0), 200)
+    table = space.features(rows)
+    group = table[:, space.feature_names.index("log2_n_group")]
+    scores = 1.0 / (1.0 + group.astype(np.float64))  # in the training it was of no consequence
+    model = FewShotModel(task)
+    before = learning.correlation(model.predict(table[32:]), scores[32:])
+    model.fit(table[:32], scores[:32])
+    after = learning.correlation(model.predict(table[32:]), scores[32:])
+    assert after > max(before, 0.5)
+    model.fit(table[:4], np.zeros(4))  # nothing worked: nothing is learnt
+    assert np.isfinite(model.predict(table)).all()
+
+
+def test_too_little_data_is_said(tmp_path: Path) -> None:
+    data = prior_data.small_dataset()
+    with pytest.raises(InputError, match="nothing to learn from"):
+        learning.learn(replace(data, groups=data.groups[:3]), "few", settings=prior_data.QUICK)
+
+
+def test_folds_keep_networks_whole() -> None:
+    networks = ["a", "b", "a", "c", "d", "b"]
+    found = learning.folds(networks, 3)
+    assert found[0] == found[2] and found[1] == found[5]
+    assert learning.folds(["b", "a"], 3) != learning.folds(["b", "a", "c"], 1)
+    assert set(learning.folds(["a"] * 4, 3)) == {0}
+
+
+def test_the_newest_prior_that_fits_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, shipped = tmp_path / "own", tmp_path / "shipped"
+    own.mkdir()
+    shipped.mkdir()
+    monkeypatch.setattr(library, "user_folder", lambda: own)
+    monkeypatch.setattr(library, "SHIPPED", shipped)
+    hardware = tvm_compat.hardware_for()
+    assert library.choose(hardware, 2)[0] is None
+    weights.save(replace(trained(), name="shipped"), shipped / "shipped.safetensors")
+    weights.save(replace(trained(), name="old"), own / "old.safetensors")
+    weights.save(replace(trained(), name="new"), own / "new.safetensors")
+    weights.save(
+        replace(trained(), name="other", hardware=replace(hardware, cpu_model="another")), own / "other.safetensors"
+    )
+    for age, name in enumerate(("other", "new", "old")):
+        stamp = 1_000_000_000 - age
+        (own / f"{name}.safetensors").touch()
+        import os
+
+        os.utime(own / f"{name}.safetensors", (stamp, stamp))
+    chosen, note = library.choose(hardware, prior_data.THREADS)
+    assert chosen is not None and chosen.name == "new" and note == ""
+    nothing, note = library.choose(replace(hardware, cpu_model="a third one"), prior_data.THREADS)
+    assert nothing is None and "calumma tune" in note and "calumma collect" in note and "\n" not in note
+    assert library.find("shipped").name == "shipped"
+    with pytest.raises(InputError, match="no such prior"):
+        library.find("nobody")
+
+
+@pytest.mark.parametrize("name", ["auto", "none", "a/b", "", ".hidden", "x" * 200])
+def test_names_that_no_prior_can_have(name: str) -> None:
+    with pytest.raises(InputError):
+        library.destination(name)
+
+
+def test_data_of_another_machine_does_not_mix() -> None:
+    data = prior_data.small_dataset()
+    with pytest.raises(InputError, match="do not go together"):
+        data.merged(replace(data, hardware=replace(data.hardware, cpu_model="another")))
+    assert isinstance(data, dataset.Dataset)
