@@ -143,6 +143,11 @@ def test_what_is_no_graph_is_refused() -> None:
     assert "Unrecognized attribute: alpha" in _refusal([node("Relu", ["x"], ["y"], alpha=0.5)])
 
 
+def test_types_that_an_operator_does_not_take_are_refused() -> None:
+    message = _refusal([node("Less", ["x", "x"], ["b"]), node("Relu", ["b"], ["y"], name="gate")])
+    assert "gate" in message and "unsupported type: tensor(bool)" in message
+
+
 def test_names_cannot_speak_to_the_terminal() -> None:
     message = _refusal([node("Relu", ["\x1b[2J\x07"], ["y"], name="n" * 5000)])
     assert len(message) < 500

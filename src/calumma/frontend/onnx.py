@@ -671,7 +671,7 @@ def _check_operators(proto: onnx.ModelProto, supported: frozenset[str]) -> None:
 
 def _inferred_types(proto: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type of each node's first output, where ONNX can tell it without computing."""
-    graph = onnx.shape_inference.infer_shapes(proto).graph
+    graph = onnx.shape_inference.infer_shapes(proto, check_type=True).graph
     types = {}
     for value in (*graph.value_info, *graph.output):
         tensor = value.type.tensor_type
