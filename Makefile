@@ -3,6 +3,7 @@
 # make test   lint, security, types, import layers, documentation, tests
 # make audit  known vulnerabilities of the pinned packages (needs the network)
 # make docs   the documentation as a site in build/docs
+# make prior  measure for hours, then rebuild the data set and the weights of the prior that is shipped for this CPU
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for python in python3 python3.11 python3.12; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: env demo test lint security audit types layers docs chromium unit
+.PHONY: env demo test lint security audit types layers docs chromium unit prior
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -21,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "calumma needs Python 3.11 or 3.12: none found; make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[torch,bench,report,docs,dev]'
+		--editable '.[search,torch,bench,report,docs,dev]'
 	touch $@
 
 demo: env
@@ -68,3 +69,19 @@ chromium:
 
 unit: env chromium
 	$(BIN)/python -m pytest
+
+PRIOR := znver5
+PRIOR_BUDGET := 6h
+PRIOR_DB := build/prior.sqlite
+PRIOR_THREADS := 2
+SHIPPED := src/calumma/prior/shipped/$(PRIOR)
+
+# The suite's networks are held out whole, by name and by hash. Stopped and started again, it goes on where it was.
+prior: env
+	mkdir -p build $(dir $(SHIPPED))
+	$(BIN)/python -m benchmarks.held_out
+	$(BIN)/calumma collect --budget $(PRIOR_BUDGET) --threads $(PRIOR_THREADS) --db $(PRIOR_DB) \
+		--exclude "$$($(BIN)/python -c 'from benchmarks import suite; print(",".join(suite.names()))')" \
+		$$($(BIN)/python -c 'from benchmarks import suite; print(*(f"--exclude-model {suite.path(n)}" for n in suite.names()))')
+	$(BIN)/calumma learn --db $(PRIOR_DB) --data none --exclude benchmarks/held_out.json \
+		--save-data $(SHIPPED).npz -o $(SHIPPED).safetensors

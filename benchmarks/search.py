@@ -25,7 +25,7 @@ from benchmarks import corpora, curves, output, sessions
 from benchmarks.curves import Comparison, Run
 from calumma.core.errors import CalummaError, InputError
 
-SUBJECT, BASELINE = "chameleon+prior", "autotvm"
+SUBJECT, BASELINE = "chameleon", "autotvm"
 RIVALS = {"autotvm": "autotvm", "topk": "sa+topk", "random": "random", "metaschedule": "metaschedule"}
 """Suffix of a metric's name -> strategy."""
 INFORMED = ("sa+topk+prior", "evolutionary+prior", "chameleon+prior")

@@ -30,6 +30,8 @@ BATCH = 8
 keeps its plan of 64 over eight questions; adaptive sampling measures as few as eight before it looks again."""
 INFORMED = "+prior"
 """Behind a strategy's name: it starts from what the recordings of other workloads taught (`leave_one_out`)."""
+LEAST_KNOWN = 3
+"""Workloads that a prior is taken from at least: fewer teach what is special about them."""
 BUDGET = 256
 QUICK_BUDGET = 64
 """Trials of a run, and of one with `--quick`."""
@@ -239,7 +241,7 @@ def _opened(name: str, folder: Path) -> tuple[corpora.Corpus, SubSpace, list[Mea
 
 @functools.lru_cache(maxsize=2)
 def leave_one_out(name: str, folder: Path) -> TreePrior | None:
-    """What the recordings of all other workloads teach about this one's template; None if there are none of it."""
+    """What the recordings of all other workloads teach about this one's template; None if they are too few."""
     own, _, _ = _opened(name, folder)
     known = []
     for other in corpora.names(folder):
@@ -247,7 +249,7 @@ def leave_one_out(name: str, folder: Path) -> TreePrior | None:
         if recording.template == own.template and recording.workload.hash != own.workload.hash:
             space = recording.space()
             known.append(Known(space.feature_names, space.features(space.members), recording.throughputs))
-    return TreePrior(known) if known else None
+    return TreePrior(known) if len(known) >= LEAST_KNOWN else None
 
 
 def _without_overhead(run: Run) -> Run:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -118,7 +121,18 @@ def test_an_unknown_name_is_refused() -> None:
         make("anealing", SMALL)
 
 
-@pytest.mark.parametrize("guided", ["evolutionary", "sa+as", "rl+as"])
+@pytest.mark.parametrize("name", ["sa+as", "sa+topk", "chameleon"])
+def test_a_missing_package_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "calumma.search.adaptive", raising=False)
+    monkeypatch.delitem(sys.modules, "calumma.search.kmeans", raising=False)
+    for module in [module for module in sys.modules if module.split(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(InputError, match=rf"{re.escape(repr(name))} clusters .*pip install 'calumma\[search\]'"):
+        make(name, SMALL)
+
+
+@pytest.mark.parametrize("guided", ["evolutionary", "sa+as", "rl+as", "chameleon"])
 def test_guidance_beats_chance(guided: str) -> None:
     """On a smooth space a guided strategy finds a better configuration than random draws, on average."""
     space = ToySpace(width=720, extra=2)

@@ -112,6 +112,17 @@ def test_the_same_rule_and_seed_choose_the_same_part(func, part):
     assert part_of(GeneratedSpace(func, HARDWARE, 2), np.random.default_rng(1), 80, 120).values != part.values
 
 
+def test_a_part_of_chosen_values_starts_from_a_default_of_its_own(func):
+    whole = GeneratedSpace(func, HARDWARE, 2)
+    knob = max(whole.knobs, key=lambda knob: len(knob.values))
+    column = whole.knobs.index(knob)
+    start = next(row for row in whole.sample(np.random.default_rng(1), 50) if row[column] != whole.default()[column])
+    wanted = [knob.values[start[column]]]
+    part = part_of(whole, np.random.default_rng(0), 20, 120, chosen={knob.name: wanted}, default=start)
+    assert list(part.values[knob.name]) == wanted
+    np.testing.assert_array_equal(part.outside(part.default()[None])[0], start)
+
+
 def test_a_space_that_is_too_small_is_refused(part):
     with pytest.raises(InputError, match="a corpus needs 2000"):
         part_of(part, np.random.default_rng(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from benchmarks.subspace import part_of
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.values import Candidate, MeasureResult, Status, Workload
+from calumma.cost_model import TreePrior
 from calumma.database import MemoryStore
 from calumma.space.generated import GeneratedSpace
 from tests.prim_funcs import prim_func, tvm
@@ -209,13 +211,36 @@ def test_a_space_that_is_used_up_ends_the_run(folder):
     assert found.throughput == pytest.approx(corpora.load("toy", folder).throughputs.max())
 
 
-@pytest.mark.parametrize("strategy", ["random", "genetic", "evolutionary", "autotvm", "sa+as"])
+@pytest.mark.parametrize("strategy", ["random", "genetic", "evolutionary", "autotvm", "sa+as", "chameleon+prior"])
 def test_every_strategy_repeats_itself(folder, strategy):
     def once():
         return sessions.replay("toy", strategy, 1, folder=folder, budget=24, batch=8, overhead=False)
 
     assert once() == once()
     assert once() != sessions.replay("toy", strategy, 2, folder=folder, budget=24, batch=8, overhead=False)
+
+
+def test_a_prior_comes_from_other_workloads_alone_and_from_enough_of_them(folder, tmp_path, monkeypatch):
+    recording = corpora.load("toy", folder)
+    func = prim_func(lambda x, y: topi.einsum("bij,blj->bil", x, y), (2, 16, 24), (2, 12, 24)).with_attr("other", 1)
+    corpora.save(recording, tmp_path)
+    corpora.save(replace(recording, name="twin"), tmp_path)
+    other = Workload("seed", str(tvm.ir.save_json(func)))
+    corpora.save(replace(recording, name="other", workload=other), tmp_path)
+    seen = []
+    monkeypatch.setattr(sessions, "TreePrior", lambda known: seen.append(len(known)) or TreePrior(known))
+    assert sessions.leave_one_out("toy", tmp_path) is None and not seen
+    sessions.leave_one_out.cache_clear()
+    monkeypatch.setattr(sessions, "LEAST_KNOWN", 1)
+    assert sessions.leave_one_out("toy", tmp_path) is not None
+    assert seen == [1], "the twin is the same workload"
+
+    def first_batch(strategy):
+        return sessions.replay("toy", strategy, 0, folder=tmp_path, budget=16, batch=8, overhead=False).best_after(
+            trials=8
+        )
+
+    assert first_batch("evolutionary+prior") > first_batch("evolutionary"), "the same landscape in both"
 
 
 def test_the_command_gives_the_same_figures_as_any_other_process(folder, tmp_path, capsys):

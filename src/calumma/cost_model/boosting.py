@@ -9,5 +9,5 @@ from typing import Any
 
 @functools.cache
 def xgboost() -> Any:
-    """The module."""
+    """The module. The models ask for it when they are made, so that its loading is no part of a first fit."""
     return importlib.import_module("xgboost")

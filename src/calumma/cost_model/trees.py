@@ -38,6 +38,7 @@ class GradientBoostedTrees:
     def __init__(self, seed: int = 0, settings: TreeSettings | None = None) -> None:
         self._seed = seed
         self._settings = settings or TreeSettings()
+        xgboost()
         self._booster: Any = None
 
     def fit(self, features: Features, scores: Scores) -> None:
@@ -61,6 +62,7 @@ class SharedTrees:
     def __init__(self, seed: int = 0, settings: TreeSettings | None = None) -> None:
         self._seed = seed
         self._settings = settings or TreeSettings()
+        xgboost()
         self._rows: dict[SharedTreesMember, tuple[Features, Scores]] = {}
         self._booster: Any = None
         self._stale = False

@@ -54,6 +54,7 @@ class RankedTrees:
     def __init__(self, seed: int = 0, settings: RankedTreesSettings | None = None) -> None:
         self._seed = seed
         self._settings = settings or RankedTreesSettings()
+        xgboost()
         self._booster: Any = None
 
     def fit(self, features: Features, scores: Scores) -> None:

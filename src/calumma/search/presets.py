@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from calumma.cost_model import (
 from calumma.search.annealing import AnnealingExplorer
 from calumma.search.evolution import EvolutionaryExplorer
 from calumma.search.genetic import GeneticStrategy
-from calumma.search.informed import InformedSpace
 from calumma.search.samplers import EpsilonGreedySampler, GreedyPlanSampler
 from calumma.search.strategy import Explorer, GuidedStrategy, RandomStrategy, Sampler, SearchStrategy
+from calumma.search.views import InformedSpace, KnobFeatures
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,10 @@ def _autotvm(parts: _Parts) -> SearchStrategy:
 def _autotvm_regression(parts: _Parts) -> SearchStrategy:
     model = RankedTrees(parts.seed, RankedTreesSettings(loss="regression"))
     return _guided(parts, _annealing(parts), GreedyPlanSampler(parts.rng), model)
+
+
+def _autotvm_knobs(parts: _Parts) -> SearchStrategy:
+    return _autotvm(replace(parts, space=KnobFeatures(parts.space)))
 
 
 def _sa_as(parts: _Parts) -> SearchStrategy:
@@ -129,7 +133,7 @@ def _learnt(parts: _Parts, **settings: Any) -> Explorer:
 
 
 _STANDINGS = TreeSettings(standings=True)
-_UNINFORMED = ("random", "genetic", "autotvm", "autotvm-regression")
+_UNINFORMED = ("random", "genetic", "autotvm", "autotvm-regression", "autotvm-knobs")
 
 Preset = Callable[[_Parts], SearchStrategy]
 
@@ -139,6 +143,7 @@ _PRESETS: dict[str, Preset] = {
     "genetic": _genetic,
     "autotvm": _autotvm,
     "autotvm-regression": _autotvm_regression,
+    "autotvm-knobs": _autotvm_knobs,
     "sa+topk": _sa_topk,
     "sa+as": _sa_as,
     "rl": _rl,
