@@ -156,7 +156,7 @@ def _few_shot(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[di
     from calumma import tvm_compat
 
     tvm_compat.set_threads(options.threads)
-    tasks = part.opened(prior, options.corpora)
+    tasks = part.opened(prior, path, options.corpora, _status, 100 if options.quick else 1500)
     if not tasks:
         raise InputError(f"no recording in {options.corpora} that prior {prior.name} knows: name another --corpora")
     if options.quick:

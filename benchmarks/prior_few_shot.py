@@ -1,9 +1,10 @@
-"""What a handful of measurements teach four cost models of a task, on recordings.
+"""What a handful of measurements teach five cost models of a task, on recordings.
 
     xgboost      boosted trees, from scratch
-    network      the predictor's network with random weights, trained on the measurements
-    fine-tuned   the same network as it was trained on other workloads (transfer), then trained on the measurements
-    few-shot     the same, adapted in closed form (`calumma.prior.few_shot`)
+    network      a network with random weights, trained on the measurements
+    fine-tuned   the same network as it was trained on the prior's data set (transfer), then trained on the measurements
+    few-shot     the same, adapted in closed form as it was meta-trained to be (`benchmarks/prior_networks.py`)
+    informed     boosted trees from scratch, with the prior's prediction as one more feature
 
 *Shots*: K configurations drawn at random are known; the rank correlation with the others' latencies, and the share of
 the others' true best 10 % (64 at most) that is among as many predicted ones (top-k recall), both averaged over draws.
@@ -13,7 +14,7 @@ the others' true best 10 % (64 at most) that is among as many predicted ones (to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from numpy.typing import NDArray
 
 from benchmarks import corpora, sessions
 from benchmarks.curves import Comparison, Ratio, Run
+from benchmarks.prior_networks import EMPHASIS, Ensemble, FewShotModel, NetworkSettings, train
+from benchmarks.subspace import SubSpace
 from calumma import tvm_compat
-from calumma.core.values import Candidate
-from calumma.cost_model import CostModel, GradientBoostedTrees
+from calumma.core.protocols import Indices
+from calumma.core.values import Candidate, MeasureRecord
+from calumma.cost_model import CostModel, GradientBoostedTrees, InformedTrees
 from calumma.cost_model.base import Features, Scores
 from calumma.measure import ReplayRunner
-from calumma.prior import learning
-from calumma.prior.few_shot import EMPHASIS, FewShotModel
+from calumma.prior import dataset, learning
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.weights import Prior
 
@@ -45,10 +48,8 @@ _STEPS = 150
 class GradientNetwork:
     """The predictor's network, trained by gradient descent on one task's measurements."""
 
-    def __init__(self, task: TaskPredictor, seed: int, pretrained: bool) -> None:
-        self._task = task
-        self._seed = seed
-        self._ensemble = task.family.ensemble
+    def __init__(self, ensemble: Ensemble, seed: int, pretrained: bool) -> None:
+        self._ensemble = ensemble
         generator = torch.Generator().manual_seed(seed)
         self._weights = [
             torch.tensor(w) if pretrained else torch.randn(w.shape, generator=generator) * (2.0 / w.shape[1]) ** 0.5
@@ -64,7 +65,7 @@ class GradientNetwork:
             return
         weights = [w.clone().requires_grad_(True) for w in self._weights]
         biases = [b.clone().requires_grad_(True) for b in self._biases]
-        x = torch.from_numpy(self._ensemble.normalised(self._task.table(features[worked])))
+        x = torch.from_numpy(self._ensemble.normalised(features[worked]))
         y = torch.tensor(-np.log(scores[worked]), dtype=torch.float32)
         share = torch.exp(-EMPHASIS * (y - y.min()))
         share = share / share.sum()
@@ -84,7 +85,7 @@ class GradientNetwork:
         if not self._fitted:
             return np.zeros(len(features))
         weights, biases = getattr(self, "_trained", (self._weights, self._biases))
-        x = torch.from_numpy(self._ensemble.normalised(self._task.table(features)))
+        x = torch.from_numpy(self._ensemble.normalised(features))
         with torch.no_grad():
             return -_forward(x, weights, biases).mean(dim=0).numpy().astype(np.float64)
 
@@ -96,19 +97,67 @@ def _forward(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[
     return (h @ weights[-1] + biases[-1])[:, :, 0]
 
 
-def models(task: TaskPredictor, seed: int) -> dict[str, CostModel]:
-    """A fresh model of each kind."""
-    return {
-        BASELINE: GradientBoostedTrees(seed),
-        "network": GradientNetwork(task, seed, pretrained=False),
-        "fine-tuned": GradientNetwork(task, seed, pretrained=True),
-        "few-shot": FewShotModel(task),
-    }
+@dataclass(frozen=True)
+class Recording:
+    """A recorded task, and what was learnt for it."""
+
+    corpus: corpora.Corpus
+    space: SubSpace
+    task: TaskPredictor
+    ensemble: Ensemble
+    """Trained on the prior's data set, of which the task is no part."""
+    ridge: float
+
+    def models(self, seed: int) -> dict[str, CostModel]:
+        """A fresh model of each kind."""
+        return {
+            BASELINE: GradientBoostedTrees(seed),
+            "network": GradientNetwork(self.ensemble, seed, pretrained=False),
+            "fine-tuned": GradientNetwork(self.ensemble, seed, pretrained=True),
+            "few-shot": FewShotModel(self.ensemble, self.ridge),
+            "informed": InformedTrees(seed),
+        }
+
+    def features(self, model: str, indices: Indices) -> Features:
+        """What a model sees of configurations (N, D)."""
+        own = self.space.features(indices)
+        if model == BASELINE:
+            return own
+        outside = self.space.outside(indices)
+        if model == "informed":
+            return np.concatenate([own, self.task.scores(outside)[:, None].astype(np.float32)], axis=1)
+        return self.task.table(outside)
 
 
-def opened(prior: Prior, folder: Path) -> dict[str, tuple[corpora.Corpus, Any, TaskPredictor]]:
-    """The recordings of tasks that the prior knows the template of."""
+class SeenSpace:
+    """A recorded space with the features that a model sees."""
+
+    def __init__(self, recording: Recording, model: str) -> None:
+        self._recording = recording
+        self._model = model
+        width = recording.features(model, recording.space.default()[None, :]).shape[1]
+        self.feature_names = tuple(map(str, range(width)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._recording.space, name)
+
+    def features(self, indices: Indices) -> Features:
+        """(N, D) -> (N, F)."""
+        return self._recording.features(self._model, indices)
+
+
+def opened(prior: Prior, path: Path, folder: Path, say: Callable[[str], None], steps: int) -> dict[str, Recording]:
+    """The recordings of tasks that the prior knows the template of, with networks trained on the prior's data set.
+
+    Args:
+        prior, path: the prior and its file, beside which its data set lies.
+        folder: of the recordings.
+        say: called with a line about what is going on.
+        steps: of the training of the networks.
+    """
     tvm = tvm_compat.load()
+    data = dataset.load(path.with_suffix(".npz"))
+    networks: dict[str, tuple[Ensemble, float]] = {}
     found = {}
     for name in corpora.names(folder):
         corpus = corpora.load(name, folder)
@@ -117,28 +166,32 @@ def opened(prior: Prior, folder: Path) -> dict[str, tuple[corpora.Corpus, Any, T
         space = corpus.space()
         predictor = Predictor(prior, corpus.hardware, corpus.threads, corpus.cache_state)
         task = predictor.task(tvm.ir.load_json(corpus.workload.text), space.whole)
-        if task is not None:
-            found[name] = (corpus, space, task)
+        if task is None:
+            continue
+        if corpus.template not in networks:
+            say(f"training networks for {corpus.template}")
+            groups = tuple(group for group in data.groups if group.template == corpus.template)
+            samples = learning.samples(learning.examples(replace(data, groups=groups)), task.family.columns)
+            networks[corpus.template] = train(task.family.columns, samples, 0, NetworkSettings(steps=steps))
+        found[name] = Recording(corpus, space, task, *networks[corpus.template])
     return found
 
 
-def shots(
-    tasks: Mapping[str, tuple[corpora.Corpus, Any, TaskPredictor]], say: Callable[[str], None], draws: int = DRAWS
-) -> list[dict[str, Any]]:
+def shots(recordings: Mapping[str, Recording], say: Callable[[str], None], draws: int = DRAWS) -> list[dict[str, Any]]:
     """One row per model and number of shots, averaged over recordings and draws."""
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    for name, (corpus, space, task) in tasks.items():
+    for name, recording in recordings.items():
         say(f"few shots of {name}")
-        table = space.features(space.members)
-        throughput = corpus.throughputs
+        members, throughput = recording.space.members, recording.corpus.throughputs
+        tables = {label: recording.features(label, members) for label in recording.models(0)}
         for draw in range(draws):
-            order = np.random.default_rng([draw, len(table)]).permutation(len(table))
+            order = np.random.default_rng([draw, len(members)]).permutation(len(members))
             for k in SHOTS:
                 support, query = order[:k], order[k:]
                 scale = throughput[support].max() if k else 1.0
-                for label, model in models(task, draw).items():
-                    model.fit(table[support], throughput[support] / scale)
-                    predicted = model.predict(table[query])
+                for label, model in recording.models(draw).items():
+                    model.fit(tables[label][support], throughput[support] / scale)
+                    predicted = model.predict(tables[label][query])
                     found.setdefault((label, k), []).append(_judged(predicted, throughput[query]))
     return [
         {
@@ -160,39 +213,33 @@ def _judged(predicted: Scores, throughput: NDArray[np.float64]) -> tuple[float, 
 
 
 def replayed(
-    tasks: Mapping[str, tuple[corpora.Corpus, Any, TaskPredictor]],
-    say: Callable[[str], None],
-    seeds: int = SEEDS,
-    budget: int = BUDGET,
+    recordings: Mapping[str, Recording], say: Callable[[str], None], seeds: int = SEEDS, budget: int = BUDGET
 ) -> Comparison:
     """The evolutionary strategy guided by each of the models, on recordings."""
     runs: list[Run] = []
-    for name, (corpus, space, task) in tasks.items():
-        records = corpus.records(space)
-        for label in models(task, 0):
+    for name, recording in recordings.items():
+        records = recording.corpus.records(recording.space)
+        for label in recording.models(0):
             say(f"replaying {name}, {label}")
-            runs += [
-                _replay(name, corpus, space, records, label, models(task, seed)[label], seed, budget)
-                for seed in range(seeds)
-            ]
+            runs += [_replay(name, recording, records, label, seed, budget) for seed in range(seeds)]
     return Comparison(runs, BASELINE)
 
 
 def _replay(
-    name: str, corpus: corpora.Corpus, space: Any, records: Any, label: str, model: CostModel, seed: int, budget: int
+    name: str, recording: Recording, records: Sequence[MeasureRecord], label: str, seed: int, budget: int
 ) -> Run:
+    corpus = recording.corpus
     runner = ReplayRunner(records)
-    clock = sessions.ReplayClock(runner)
     run = sessions.search(
         "evolutionary",
-        space,
+        SeenSpace(recording, label),
         lambda config: Candidate(corpus.workload, corpus.template, corpus.version, config),
         runner,
-        clock,
+        sessions.ReplayClock(runner),
         workload=name,
         seed=seed,
         budget=budget,
-        model=model,
+        model=recording.models(seed)[label],
     )
     return replace(run, strategy=label)
 

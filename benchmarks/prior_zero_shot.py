@@ -24,7 +24,7 @@ from calumma import tvm_compat
 from calumma.core.values import Candidate, MeasureRecord, Workload
 from calumma.database import SqlStore
 from calumma.measure import LocalRunner
-from calumma.prior import dataset, predictor
+from calumma.prior import dataset
 from calumma.prior.dataset import Dataset, Group
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.weights import Prior
@@ -78,7 +78,7 @@ def recorded(prior: Prior, tasks: Dataset) -> dict[tuple[str, int, str], Shares]
         order = np.argsort(-predictions.score, kind="stable")
         default = np.flatnonzero((indices == space.default()).all(axis=1))
         shares = latency_s.min() / latency_s
-        trusted = len(default) == 0 or predictions.score[order[0]] > predictor.LEAST_GAIN
+        trusted = len(default) == 0 or predictions.score[order[0]] > task.family.least_gain
         found[group.key] = Shares(
             first=float(shares[order[0]] if trusted else shares[default[0]]),
             best_of_8=float(shares[order[:TOP]].max()),

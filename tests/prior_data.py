@@ -23,7 +23,7 @@ from calumma.space import KnobSpace  # noqa: E402
 
 WORKLOADS = 10
 CONFIGS = 24
-QUICK = TrainingSettings(members=3, hidden=(16, 16), steps=120)
+QUICK = TrainingSettings(members=3, trees=30)
 
 
 @functools.cache

@@ -468,7 +468,6 @@ def learn(
     save_data: str | PathLike[str] | None = None,
     exclude: str | PathLike[str] | None = None,
     seed: int = 0,
-    steps: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> LearnResult:
     """Train a prior on this machine's records; `compile` and `tune` use the newest one that fits.
@@ -482,22 +481,20 @@ def learn(
         save_data: file to write all that was learnt from to.
         exclude: JSON file of workloads to leave out: lists of their hashes, by name of the network.
         seed: of the training: the same data and seed give the same weights on the same machine.
-        steps: of the training; as many as any data need by default.
         say: called with a line about what is going on.
 
     Raises:
-        InputError: torch is missing, a file cannot be used, or there is too little to learn from.
+        InputError: a file cannot be used, or there is too little to learn from.
     """
     from calumma.prior import dataset, learning, library, weights
 
     start = time.perf_counter()
-    settings = learning.load_training().TrainingSettings()
     path = library.destination(name)
     hardware, toolchain = tvm_compat.hardware_for(), tvm_compat.toolchain()
     left_out = learning.excluded(Path(exclude)) if exclude is not None else frozenset()
     learnt = dataset.Dataset(hardware, toolchain, (), {})
     for database in databases or (None,):
-        with _store(database) as store:
+        with _store(database, create=False) as store:
             found = dataset.from_records(
                 store.records(),
                 hardware=hardware,
@@ -511,8 +508,7 @@ def learn(
     if known is not None:
         say(f"{known.rows} configurations of {len(known.workloads)} workloads in the data set {data}")
         learnt = learnt.merged(known.without(left_out))
-    settings = settings if steps is None else replace(settings, steps=steps)
-    prior = learning.learn(learnt, library.name_of(path), seed=seed, settings=settings, say=say)
+    prior = learning.learn(learnt, library.name_of(path), seed=seed, say=say)
     path.parent.mkdir(parents=True, exist_ok=True)
     if save_data is not None:
         dataset.save(learnt, Path(save_data))
@@ -624,10 +620,10 @@ def _budget(budget: Budget | float | str) -> Budget:
     return limits
 
 
-def _store(database: str | PathLike[str] | Store | None) -> AbstractContextManager[Store]:
+def _store(database: str | PathLike[str] | Store | None, create: bool = True) -> AbstractContextManager[Store]:
     """Open the store that the user named, to be closed again; a store that came open stays open."""
     from calumma.database import SqlStore
 
     if database is None or isinstance(database, (str, PathLike)):
-        return SqlStore.open(Path(database) if isinstance(database, PathLike) else database)
+        return SqlStore.open(Path(database) if isinstance(database, PathLike) else database, create=create)
     return nullcontext(database)

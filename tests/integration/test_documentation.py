@@ -43,6 +43,7 @@ SHORTER = (
     (r"--budget \d+s", "--budget 1s"),
     (r"\bbudget=\d+", "budget=1"),
     (r"\bcalumma bench ", "calumma bench --rounds 2 "),
+    (r"\bcalumma collect --budget \d+h", "calumma collect --families pointwise --configs 2 --trials 18"),
 )
 TIMEOUT_S = 300
 _CODE = re.compile(r"^\s*(\$|import |from \S+ import |def |class |calumma |pip |python3? |make )", re.MULTILINE)

@@ -34,7 +34,6 @@ from calumma.cli.prior import metric_rows
     "--exclude", type=EXISTING_FILE, metavar="FILE.json", help="Workloads to leave out: hashes, by name of the network."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the training. [enough for any data]")
 @output_options
 @click.pass_obj
 def learn(
@@ -45,7 +44,6 @@ def learn(
     save_data: Path | None,
     exclude: Path | None,
     seed: int,
-    steps: int | None,
 ) -> None:
     """Train a prior on this machine's records, and on the data set that is shipped for it if there is one.
 
@@ -61,7 +59,6 @@ def learn(
         save_data=save_data,
         exclude=exclude,
         seed=seed,
-        steps=steps,
         say=out.status,
     )
     out.table(*metric_rows(result.prior))

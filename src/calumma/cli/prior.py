@@ -49,6 +49,10 @@ def list_priors(out: Output) -> None:
                 "fits": f"with {', '.join(map(str, fitting))} threads" if fitting else next(iter(reasons.values())),
             }
         )
+    if not rows:
+        out.line("no priors: calumma collect measures what calumma learn makes one of")
+        out.document({"priors": []})
+        return
     out.table(
         ["prior", "origin", "created", "threads", "configurations", "fits this machine"],
         [
@@ -134,7 +138,7 @@ def _document(found: Prior) -> dict[str, Any]:
         "settings": found.settings,
         "metrics": found.metrics,
         "templates": {
-            template: {"version": family.version, "columns": len(family.ensemble.columns), "spread": family.spread}
+            template: {"version": family.version, "columns": len(family.columns), "spread": family.spread}
             for template, family in found.families.items()
         },
         "digest": found.digest,

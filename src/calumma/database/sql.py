@@ -122,18 +122,21 @@ class SqlStore:
         self._warned = False
 
     @classmethod
-    def open(cls, path_or_url: str | Path | None = None, *, timeout_s: float = 30.0) -> SqlStore:
+    def open(cls, path_or_url: str | Path | None = None, *, timeout_s: float = 30.0, create: bool = True) -> SqlStore:
         """Open a database, made with its folder if it is not there.
 
         Args:
             path_or_url: a file, or "sqlite:///FILE"; None means `default_path()`.
+            create: whether to make one that is not there.
             timeout_s: seconds to wait for other processes' writes before giving up.
 
         Raises:
             DatabaseError: it is not a database of calumma's, is damaged, from a newer version, locked, or cannot be
-                read and written.
+                read and written; or it is not there and must not be made.
         """
         path = _sqlite_path(default_path() if path_or_url is None else path_or_url)
+        if not create and not path.exists():
+            raise DatabaseError(f"{path}: there is no such database; name one that calumma tune or collect has written")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             is_folder = path.is_dir()

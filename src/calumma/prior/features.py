@@ -5,8 +5,9 @@ Notation: N configurations of one task; T columns that all of them share, C colu
     task.*      log2(1 + x) of what is known before any schedule: operations, bytes (weights, outputs, the largest
                 other input, the remaining ones), flops per byte, roofline bound in nanoseconds, arguments, blocks,
                 threads, and whether weights are in the last-level cache when it runs ("warm")
-    own columns as the design space names them (`feature_names`), and their difference from the default configuration's
-                (`-default` behind the name): what a reasoned default would do is the best point of reference there is
+    own columns as the design space names them (`feature_names`), log2 of the time that the template's own reasoning
+                estimates ("estimate"), and the difference of all of these from the default configuration's (`-default`
+                behind the name): what a reasoned default would do is the best point of reference there is
 
 A design space may lack columns that others of its template have (a 1x1 convolution knows no Winograd): they are 0.
 """
@@ -47,22 +48,23 @@ class TaskView:
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the columns of `table`."""
-        own = [self.space.feature_names[i] for i in self._kept]
+        own = [*(self.space.feature_names[i] for i in self._kept), "estimate"]
         return (*self.shared, *own, *(name + _RELATIVE for name in own))
 
     def table(self, indices: Indices) -> NDArray[np.float32]:
         """Configurations (N, D) -> (N, T + 2 C)."""
-        return self.completed(self.space.features(indices))
-
-    def completed(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the space says of N configurations -> (N, T + 2 C)."""
-        own = features[:, self._kept]
+        own = self._own(indices)
         shared = np.broadcast_to(np.array(list(self.shared.values()), np.float32), (len(own), len(self.shared)))
         return np.concatenate([shared, own, own - self._default], axis=1)
 
+    def _own(self, indices: Indices) -> NDArray[np.float32]:
+        features = self.space.features(indices)[:, self._kept]
+        estimate = np.log2(self.space.estimate(indices)).astype(np.float32)
+        return np.concatenate([features, estimate[:, None]], axis=1)
+
     @functools.cached_property
     def _default(self) -> NDArray[np.float32]:
-        return self.space.features(self.space.default()[None, :])[:, self._kept]
+        return self._own(self.space.default()[None, :])
 
     @functools.cached_property
     def _kept(self) -> list[int]:

@@ -1,8 +1,8 @@
-"""From a data set to a prior: one ensemble per template, judged on workloads that it has not seen.
+"""From a data set to a prior: one pair of forests per template, judged on workloads that it has not seen.
 
-Groups are dealt to folds by network (a workload of no known network is one by itself); an ensemble trained without a
-fold predicts it. What comes out is kept in three places: the metrics of the prior, the calibration of its errors, and
-nowhere else: the ensemble that is kept is trained on everything.
+Groups are dealt to folds by network (a workload of no known network is one by itself); forests trained without a fold
+predict it. What comes out are the metrics of the prior and the calibration of its errors, and nothing else: the forests
+that are kept are trained on everything.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
 from calumma.core.values import Hardware
-from calumma.prior import features, predictor
+from calumma.prior import features, training
 from calumma.prior.dataset import Dataset, Group
-from calumma.prior.mlp import Floats
-from calumma.prior.weights import Family, Prior
+from calumma.prior.forest import Floats
+from calumma.prior.training import Sample, TrainingSettings
+from calumma.prior.weights import NEVER, Family, Prior
 from calumma.tasks.roofline import MachineLimits, machine_limits
 
 _LEAST_GROUPS = 8
 """Workloads of a template, below which it is left to its default."""
 _FOLDS = 4
+_CAUTIONS = (1.0, 2.0, 3.0)
+"""Without caution the mean may be a little better, but a wrong guess halves a speed that was fine."""
+_LEAST_GAINS = (0.02, 0.05, 0.1, 0.15)
 _LEAST_JUDGED = 8
 """Configurations of a workload from which on an order can be judged."""
 
@@ -104,7 +108,7 @@ def learn(
     name: str,
     *,
     seed: int = 0,
-    settings: Any = None,
+    settings: TrainingSettings | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Prior:
     """Train a prior.
@@ -113,14 +117,13 @@ def learn(
         dataset: what to learn from.
         name: what the prior is called.
         seed: of everything random; the same data and seed give the same weights on the same machine.
-        settings: `training.TrainingSettings`, the defaults if None.
+        settings: sizes, the defaults if None.
         say: called with a line about what is going on.
 
     Raises:
-        InputError: torch is missing, or there is too little data.
+        InputError: there is too little data.
     """
-    training = load_training()
-    settings = settings or training.TrainingSettings()
+    settings = settings or TrainingSettings()
     everything = examples(dataset)
     families: dict[str, Family] = {}
     metrics: dict[str, Any] = {}
@@ -129,7 +132,7 @@ def learn(
         if len(members) < _LEAST_GROUPS:
             say(f"{template}: {len(members)} workloads are too few ({_LEAST_GROUPS} are needed): left to its default")
             continue
-        family, judged = _family(members, seed, settings, training, say)
+        family, judged = _family(members, seed, settings, say)
         families[template] = family
         metrics[template] = judged
     if not families:
@@ -157,34 +160,61 @@ def learn(
 
 
 def _family(
-    members: Sequence[Example], seed: int, settings: Any, training: Any, say: Callable[[str], None]
+    members: Sequence[Example], seed: int, settings: TrainingSettings, say: Callable[[str], None]
 ) -> tuple[Family, dict[str, Any]]:
     """One template: folds, calibration, and the ensemble of everything."""
     columns = columns_of(members)
     template, version = members[0].group.template, members[0].group.version
-    judgements: list[Judgement] = []
+    seen: list[tuple[NDArray[np.float64], NDArray[np.float64], Example]] = []
     ratios: list[NDArray[np.float64]] = []
     levels: list[float] = []
     fold_of = folds([example.network for example in members], _FOLDS)
     for fold in range(max(fold_of) + 1):
         held_out = [example for example, f in zip(members, fold_of, strict=True) if f == fold]
         rest = [example for example, f in zip(members, fold_of, strict=True) if f != fold]
-        ensemble, ridge = training.train(columns, samples(rest, columns, training), seed, settings)
-        trial = Family(template, version, ensemble, 1.0, 1.0, ridge)
+        if not rest:
+            continue
+        order, level = training.train(columns, samples(rest, columns), seed, settings)
         for example in held_out:
-            outputs = ensemble.predict(features.aligned(example.table, example.names, columns))
-            default = ensemble.predict(features.aligned(example.default, example.names, columns))
-            levels.append(float(np.median(outputs.mean(axis=0) - example.target)))
+            table = features.aligned(example.table, example.names, columns)
+            outputs = order.predict(table)
+            default = order.predict(features.aligned(example.default, example.names, columns))
+            gains = default - outputs
+            gain, deviation = gains.mean(axis=0, dtype=np.float64), gains.std(axis=0, dtype=np.float64)
+            latency = level.predict(table).mean(axis=0) + outputs.mean(axis=0)
+            levels.append(float(np.median(latency - example.target)))
             if example.default_row is not None:
-                ratios.append(_error_ratios(outputs, default, example))
+                ratios.append(_error_ratios(gain, deviation, example))
             if len(example.target) >= _LEAST_JUDGED:
-                judgements.append(judge(trial, example))
+                seen.append((gain, deviation, example))
         say(f"{template}: {len(rest)} workloads learnt, {len(held_out)} held out predicted")
     spread = max(0.2, float(np.sqrt(np.mean(np.concatenate(ratios) ** 2)))) if ratios else 1.0
-    level_error = max(0.01, float(np.std(levels)))
-    ensemble, ridge = training.train(columns, samples(members, columns, training), seed, settings)
-    family = Family(template, version, ensemble, spread, level_error, ridge)
+    level_error = max(0.01, float(np.std(levels))) if levels else 1.0
+    order, level = training.train(columns, samples(members, columns), seed, settings)
+    caution, least_gain = _trust(seen)
+    family = Family(template, version, order, level, spread, level_error, caution, least_gain)
+    judgements = [judged(*entry, caution, least_gain) for entry in seen]
     return family, {"workloads": len(members), **summary(judgements)}
+
+
+def _trust(seen: Sequence[tuple[NDArray[np.float64], NDArray[np.float64], Example]]) -> tuple[float, float]:
+    """Caution and least gain with which the choices, of predicted gains and deviations, were best.
+
+    Those that never choose anything but the default, unless choosing was better by more than its standard error.
+    """
+    known = [entry for entry in seen if entry[2].default_row is not None]
+    best = (_CAUTIONS[0], NEVER)
+    lead = 0.0
+    for caution in _CAUTIONS:
+        for least_gain in _LEAST_GAINS:
+            found = [judged(*entry, caution, least_gain) for entry in known]
+            gains = np.log([j.top1 / j.default for j in found if j.default is not None])
+            if len(gains) < _LEAST_GROUPS:
+                continue
+            mean, error = float(gains.mean()), float(gains.std() / np.sqrt(len(gains)))
+            if mean > error and mean > lead:
+                best, lead = (caution, least_gain), mean
+    return best
 
 
 def excluded(path: Path) -> frozenset[str]:
@@ -211,34 +241,28 @@ def columns_of(members: Sequence[Example]) -> tuple[str, ...]:
     return tuple(sorted({name for example in members for name in example.names}))
 
 
-def samples(members: Sequence[Example], columns: Sequence[str], training: Any) -> list[Any]:
+def samples(members: Sequence[Example], columns: Sequence[str]) -> list[Sample]:
     """Examples as the training takes them."""
     return [
-        training.Sample(example.group.workload, features.aligned(example.table, example.names, columns), example.target)
+        Sample(example.group.workload, features.aligned(example.table, example.names, columns), example.target)
         for example in members
     ]
 
 
-def judge(family: Family, example: Example) -> Judgement:
-    """Rank the measured configurations of a workload by a family's score."""
-    columns = family.ensemble.columns
-    outputs = family.ensemble.predict(features.aligned(example.table, example.names, columns))
-    default = family.ensemble.predict(features.aligned(example.default, example.names, columns))
-    gains = default - outputs
-    score = gains.mean(axis=0) - predictor.CAUTION * family.spread * gains.std(axis=0)
-    return judged(score, example)
-
-
-def judged(score: NDArray[np.floating[Any]], example: Example) -> Judgement:
-    """What an order (higher score first) of the rows of a workload is worth."""
+def judged(
+    gain: NDArray[np.float64], deviation: NDArray[np.float64], example: Example, caution: float, least_gain: float
+) -> Judgement:
+    """What the predicted gains (M,) of a workload's measured configurations are worth."""
+    score = gain - caution * deviation
     order = np.argsort(-score, kind="stable")
-    best = example.target.min()
-    shares = np.exp(best - example.target)
+    shares = np.exp(example.target.min() - example.target)
+    default = None if example.default_row is None else float(shares[example.default_row])
+    first = float(shares[order[0]])
     return Judgement(
-        top1=float(shares[order[0]]),
+        top1=first if default is None or score[order[0]] > least_gain else default,
         top8=float(shares[order[:8]].max()),
-        default=None if example.default_row is None else float(shares[example.default_row]),
-        correlation=correlation(-score, example.target),
+        default=default,
+        correlation=correlation(gain, -example.target),
     )
 
 
@@ -275,21 +299,8 @@ def folds(networks: Sequence[str], n: int) -> list[int]:
     return [fold[network] for network in networks]
 
 
-def _error_ratios(outputs: Floats, default: Floats, example: Example) -> NDArray[np.float64]:
+def _error_ratios(gain: NDArray[np.float64], deviation: NDArray[np.float64], example: Example) -> NDArray[np.float64]:
     """Errors of predicted gains of the faster half, over the members' deviation."""
-    gains = default - outputs
     true = example.target[example.default_row] - example.target
-    error = gains.mean(axis=0) - true
     fast = example.target <= np.median(example.target)
-    return np.clip(error[fast] / (gains.std(axis=0)[fast] + 0.01), -5, 5)
-
-
-def load_training() -> Any:
-    """The module that trains, which needs torch. Raises InputError if that is missing."""
-    try:
-        from calumma.prior import training
-    except ModuleNotFoundError as missing:
-        raise InputError(
-            f"learning a prior needs torch, and {missing.name} is not installed: pip install 'calumma[torch]'"
-        ) from missing
-    return training
+    return np.clip((gain - true)[fast] / (deviation[fast] + 0.01), -5, 5)

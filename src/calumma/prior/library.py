@@ -95,8 +95,9 @@ def find(name: str) -> Prior:
     if path is None and name.endswith(SUFFIX) and Path(name).is_file():
         path = Path(name)
     if path is None:
-        known = ", ".join(dict.fromkeys(entry.name for entry in found)) or "none"
-        raise InputError(f"prior {name!r}: there is no such prior; one of {known}, a {SUFFIX} file, or {NONE}")
+        known = ", ".join(dict.fromkeys(entry.name for entry in found))
+        choice = f"one of {known}, or" if known else "none is installed, give"
+        raise InputError(f"prior {name!r}: there is no such prior; {choice} a {SUFFIX} file, or {NONE!r} for no prior")
     return weights.load(path)
 
 

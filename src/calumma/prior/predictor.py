@@ -1,12 +1,16 @@
 """The zero-shot predictor: how fast a task's configurations will be, with nothing of the task measured.
 
-Notation: p_e(x) is what member e of the ensemble predicts of configuration x, log(latency / bound); d the default.
+Notation: p_e(x) is what member e of the forest predicts of configuration x, log(latency / bound) less what all
+configurations of the task have in common; d is the default.
 
-    gain(x)   = mean over e of p_e(d) - p_e(x)        how much faster than the default, as a logarithm
-    error(x)  = spread * deviation over e of the same its standard error, calibrated on workloads held out in turns
-    score(x)  = gain(x) - CAUTION * error(x)
+    gain(x)       = mean over e of p_e(d) - p_e(x)     how much faster than the default, as a logarithm
+    deviation(x)  = standard deviation over e of the same
+    error(x)      = spread * deviation(x)              standard error, calibrated on workloads held out in turns
+    score(x)      = gain(x) - caution * deviation(x)
 
-The configuration of the highest score is used if that is above `LEAST_GAIN`; else the default is as good as any.
+The configuration of the highest score is used if that is above the family's least gain; else the default is as good as
+any. Caution and least gain are those that paid best on workloads held out (`learning`), template by template: where the
+prior was no better than the default there, it is not trusted at all, and only tells a tuning session where to begin.
 """
 
 from __future__ import annotations
@@ -23,12 +27,12 @@ from calumma.core.rng import generator
 from calumma.core.values import Hardware
 from calumma.prior import features, ranking
 from calumma.prior.features import TaskView
-from calumma.prior.mlp import Floats
-from calumma.prior.weights import Family, Prior
+from calumma.prior.forest import Floats
+from calumma.prior.weights import NEVER, Family, Prior
 from calumma.space import KnobSpace
 
-CAUTION = 0.5
-LEAST_GAIN = 0.02
+KEPT = 64
+"""Configurations of a ranking."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,13 @@ class Predictions:
     """(N,)"""
     gain: NDArray[np.float64]
     """(N,) logarithm of the default's latency over the configuration's."""
+    deviation: NDArray[np.float64]
+    """(N,) of the members' gains."""
     error: NDArray[np.float64]
     """(N,) standard error of the gain."""
 
-    @property
-    def score(self) -> NDArray[np.float64]:
-        """(N,) higher is better."""
-        return self.gain - CAUTION * self.error
+    score: NDArray[np.float64]
+    """(N,) what configurations are ranked by, higher is better."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,8 @@ class Ranking:
 
     indices: Indices
     predictions: Predictions
-
-    @property
-    def trusted(self) -> bool:
-        """Whether the first one is to be used in the place of the default."""
-        return bool(self.predictions.score[0] > LEAST_GAIN)
+    trusted: bool
+    """Whether the first one is to be used in the place of the default."""
 
 
 class TaskPredictor:
@@ -68,28 +69,40 @@ class TaskPredictor:
         self.family = family
         self.view = view
         self._seed = seed
-        self._default = self._outputs(view.space.default()[None, :])  # (E, 1)
+        self._default = family.order.predict(self.table(view.space.default()[None, :]))  # (E, 1)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether anything can take the default's place."""
+        return self.family.least_gain < NEVER
 
     def predict(self, indices: Indices) -> Predictions:
-        """Configurations (N, D); what is predicted of one depends on the others by rounding at most."""
-        outputs = self._outputs(indices)
+        """Configurations (N, D); what is predicted of one does not depend on the others."""
+        table = self.table(indices)
+        outputs = self.family.order.predict(table)
         gains = self._default - outputs
-        latency_s = self.view.bound_s * np.exp(outputs.mean(axis=0, dtype=np.float64))
-        error = self.family.spread * gains.std(axis=0, dtype=np.float64)
-        return Predictions(latency_s, gains.mean(axis=0, dtype=np.float64), error)
+        level = self.family.level.predict(table).mean(axis=0, dtype=np.float64)
+        latency_s = self.view.bound_s * np.exp(level + outputs.mean(axis=0, dtype=np.float64))
+        gain, deviation = gains.mean(axis=0, dtype=np.float64), gains.std(axis=0, dtype=np.float64)
+        score = gain - self.family.caution * deviation
+        return Predictions(latency_s, gain, deviation, self.family.spread * deviation, score)
 
-    def table(self, space_features: Floats) -> Floats:
-        """What the design space says of configurations (N, F) -> the family's columns (N, C)."""
-        return features.aligned(self.view.completed(space_features), self.view.names, self.family.ensemble.columns)
+    def scores(self, indices: Indices) -> NDArray[np.float64]:
+        """Configurations (N, D) -> (N,): their scores alone, which is cheaper."""
+        gains = self._default - self.family.order.predict(self.table(indices))
+        deviation = gains.std(axis=0, dtype=np.float64)
+        return np.asarray(gains.mean(axis=0, dtype=np.float64) - self.family.caution * deviation)
+
+    def table(self, indices: Indices) -> Floats:
+        """Configurations (N, D) -> the family's columns (N, C)."""
+        return features.aligned(self.view.table(indices), self.view.names, self.family.columns)
 
     def rank(self) -> Ranking:
-        """The best of the design space; the default is always among them."""
+        """The best of the design space, `KEPT` at most."""
         rng = generator(self._seed, "prior")
-        indices, _ = ranking.best(self.view.space, lambda x: self.predict(x).score, rng)
-        return Ranking(indices, self.predict(indices))
-
-    def _outputs(self, indices: Indices) -> Floats:
-        return self.family.ensemble.predict(self.table(self.view.space.features(indices)))
+        indices, _ = ranking.best(self.view.space, self.scores, rng)
+        predictions = self.predict(indices[:KEPT])
+        return Ranking(indices[:KEPT], predictions, bool(predictions.score[0] > self.family.least_gain))
 
 
 class Predictor:

@@ -22,12 +22,12 @@ Scores = NDArray[np.float64]
 class RankingSettings:
     """How far the search goes: a few thousand to some ten thousand configurations are scored."""
 
-    exhaustive: int = 8192
+    exhaustive: int = 4096
     """A space of at most this many index vectors is scored whole."""
-    sample: int = 2048
-    beam: int = 24
+    sample: int = 1024
+    beam: int = 16
     """B."""
-    rounds: int = 12
+    rounds: int = 10
 
 
 def best(

@@ -1,36 +1,31 @@
-"""Training of the predictor: torch is needed here, and only here.
+"""Training of the predictor: boosted trees (Chen & Guestrin, 2016) on groups of configurations.
 
-For every group g of configurations i, with log latencies t_i, predictions p_i and weights w_i (sum 1 in a group):
+For every group g of configurations i, with t_i = log(latency / roofline bound) and weights of sum 1 in a group
 
-    w_i ~ (best / latency_i)^2                    the fast ones are what has to be told apart
-    t'  = sum w_i t_i,  p' = sum w_i p_i
-    loss = mean over g of [ sum w_i ((p_i - p') - (t_i - t'))^2  +  level (p' - t')^2 ]
+    w_i ~ (best / latency_i)^2                     the fast ones are what has to be told apart
 
-The first term is the order within a workload, the second how fast the workload is as a whole. t is the logarithm of
-latency over roofline bound: what is left to learn is how far a schedule stays behind the machine.
+the trees of a member regress t_i - sum w_i t_i: the order within a workload is all that they have to explain. How fast
+a workload is as a whole, sum w_i t_i, is a regression of its own on the columns that describe the task.
 
-The same networks are what the few-shot cost model adapts (`few_shot`), so they learn to be adapted, too: of the rows of
-a group some are the support, of which the adaptation is computed, and the rest the query, whose loss (the first term)
-is added. Support and query are always of one workload. The gradient goes through the closed form of the adaptation, and
-its ridge is learnt with the weights.
-
-All members of the ensemble are trained at once, as one batched network, each from its own initialisation and with its
-own random weights of the groups (Bayesian bootstrap): where they disagree, little is known.
+Every member is trained on groups drawn with replacement (bagging), whole groups, so that where members disagree little
+is known of such workloads.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from calumma.prior.few_shot import EMPHASIS
-from calumma.prior.mlp import Ensemble, Floats, normalisation
+from calumma.cost_model.boosting import xgboost
+from calumma.prior.forest import Floats, Forest
+
+TASK = "task."
+"""Prefix of the columns that describe the task."""
 
 
 @dataclass(frozen=True)
@@ -39,142 +34,128 @@ class Sample:
 
     workload: str
     table: Floats
-    """(M, F) raw columns."""
+    """(M, F) columns."""
     target: NDArray[np.float64]
     """(M,) log(latency / bound)."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Sizes and steps."""
+    """Size of the forests. Compared on held-out workloads in docs/prior.md."""
 
-    members: int = 5
-    hidden: tuple[int, ...] = (64, 64)
-    steps: int = 1500
-    groups: int = 24
-    """Groups of one step."""
-    rows: int = 32
-    """Rows drawn of each of them."""
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
-    level: float = 0.1
-    """Weight of the second term of the loss."""
-    supports: tuple[int, ...] = (4, 8, 16)
-    """Rows of the support, one of these at each step."""
-    adapted: float = 1.0
-    """Weight of the loss after adaptation; 0 trains for the prediction without measurements alone."""
+    members: int = 6
+    trees: int = 50
+    depth: int = 5
+    learning_rate: float = 0.12
+    rows: float = 0.7
+    """Share of the rows that a tree sees."""
+    columns: float = 0.5
+    """Share of the columns that a split may choose from."""
+    least_child_weight: float = 1.0
+    emphasis: float = 2.0
+    """Exponent of the weights of fast configurations."""
+    level_trees: int = 60
+    level_depth: int = 3
 
 
 def train(
     columns: Sequence[str], samples: Sequence[Sample], seed: int, settings: TrainingSettings
-) -> tuple[Ensemble, float]:
-    """Fit an ensemble and the ridge of its adaptation; the same seed gives the same on the same machine.
+) -> tuple[Forest, Forest]:
+    """Fit what tells configurations of a workload apart, and how fast a workload is as a whole.
+
+    The same samples and seed give the same forests.
 
     Args:
         columns: names of the F columns.
         samples: the groups, at least one.
-        seed: of initialisation, bootstrap and order.
-        settings: sizes and steps.
+        seed: of bagging and sampling.
+        settings: sizes.
     """
-    mean, scale = normalisation([sample.table for sample in samples])
-    blank = Ensemble(tuple(columns), mean, scale, (), ())
-    inputs = [blank.normalised(sample.table) for sample in samples]
     rng = np.random.default_rng(seed)
-    generator = torch.Generator().manual_seed(seed)
-    shape = (len(columns), *settings.hidden, 1)
-    weights, biases = [], []
-    for fan_in, fan_out in itertools.pairwise(shape):
-        bound = math.sqrt(2.0 / fan_in)
-        weights.append(
-            (torch.randn((settings.members, fan_in, fan_out), generator=generator) * bound).requires_grad_(True)
+    shares = [_shares(sample.target, settings.emphasis) for sample in samples]
+    levels = np.array([share @ sample.target for share, sample in zip(shares, samples, strict=True)])
+    members, level_members = [], []
+    for member in range(settings.members):
+        drawn = rng.integers(0, len(samples), len(samples))
+        table = np.concatenate([samples[g].table for g in drawn])
+        target = np.concatenate([samples[g].target - levels[g] for g in drawn])
+        weight = np.concatenate([shares[g] for g in drawn])
+        own = seed + member
+        members.append(_boosted(table, target, weight, own, settings, settings.trees, settings.depth))
+        task = _task_columns(columns, np.stack([samples[g].table[0] for g in drawn]))
+        even = np.ones(len(drawn))
+        level_members.append(
+            _boosted(task, levels[drawn], even, own, settings, settings.level_trees, settings.level_depth)
         )
-        biases.append(torch.zeros((settings.members, 1, fan_out)).requires_grad_(True))
-    ridge = torch.zeros(()).requires_grad_(True)  # its logarithm
-    optimiser = torch.optim.AdamW(
-        [{"params": [*weights, *biases]}, {"params": [ridge], "weight_decay": 0.0}],
-        settings.learning_rate,
-        weight_decay=settings.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, settings.steps)
-    credit = torch.tensor(rng.exponential(size=(settings.members, len(samples))), dtype=torch.float32)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small matrices; and one thread rounds the same way every time
-    try:
-        for _ in range(settings.steps):
-            x, t, chosen = _batch(samples, inputs, rng, settings)
-            h = x[None]
-            for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-                h = torch.relu(torch.matmul(h, weight) + bias)
-            p = (torch.matmul(h, weights[-1]) + biases[-1])[:, :, 0].view(settings.members, len(chosen), -1)
-            h = h.view(settings.members, len(chosen), p.shape[2], -1)
-            losses = _loss(p, t, settings.level)
-            if settings.adapted:
-                n = int(rng.choice([s for s in settings.supports if s < settings.rows]))
-                after = _adapted(h[:, :, :n], p[:, :, :n], t[:, :n], h[:, :, n:], p[:, :, n:], ridge.exp())
-                losses = losses + settings.adapted * _loss(after, t[:, n:], 0.0)
-            loss = (losses * credit[:, chosen]).mean()
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    finally:
-        torch.set_num_threads(threads)
-    ensemble = Ensemble(
-        tuple(columns),
-        mean,
-        scale,
-        tuple(weight.detach().numpy() for weight in weights),
-        tuple(bias.detach().numpy() for bias in biases),
-    )
-    return ensemble, math.exp(ridge.item())
+    return _forest(columns, members, settings.depth), _forest(columns, level_members, settings.level_depth)
 
 
-def _batch(
-    samples: Sequence[Sample], inputs: Sequence[Floats], rng: np.random.Generator, settings: TrainingSettings
-) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.int64]]:
-    """Rows of some groups: inputs (G R, F), targets (G, R), and which groups (G,)."""
-    chosen = rng.choice(len(samples), min(settings.groups, len(samples)), replace=False)
-    xs, ts = [], []
-    for g in chosen:
-        n = len(samples[g].target)
-        # Small groups are drawn with replacement: a row that comes twice weighs twice.
-        rows = rng.choice(n, settings.rows, replace=n < settings.rows)
-        xs.append(inputs[g][rows])
-        ts.append(samples[g].target[rows])
-    x = torch.from_numpy(np.concatenate(xs))
-    return x, torch.tensor(np.stack(ts), dtype=torch.float32), chosen
+def _shares(target: NDArray[np.float64], emphasis: float) -> NDArray[np.float64]:
+    """w (M,), of sum 1."""
+    weight = np.exp(-emphasis * (target - target.min()))
+    return weight / weight.sum()
 
 
-def _shares(t: torch.Tensor) -> torch.Tensor:
-    """Targets (G, R) -> weights w (G, R) of sum 1."""
-    w = torch.exp(-EMPHASIS * (t - t.amin(dim=1, keepdim=True)))
-    return w / w.sum(dim=1, keepdim=True)
+def _task_columns(columns: Sequence[str], table: Floats) -> Floats:
+    """The same table with all columns that do not describe the task blank."""
+    return np.where([name.startswith(TASK) for name in columns], table, np.float32(0)).astype(np.float32)
 
 
-def _loss(p: torch.Tensor, t: torch.Tensor, level: float) -> torch.Tensor:
-    """Predictions (E, G, R), targets (G, R) -> loss (E, G)."""
-    w = _shares(t)
-    off = p - t
-    mean = (w * off).sum(dim=-1, keepdim=True)
-    return (w * (off - mean) ** 2).sum(dim=-1) + level * mean[..., 0] ** 2
+def _boosted(
+    table: Floats,
+    target: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    seed: int,
+    settings: TrainingSettings,
+    trees: int,
+    depth: int,
+) -> Any:
+    parameters = {
+        "objective": "reg:squarederror",
+        "base_score": float(weight @ target / weight.sum()),
+        "max_depth": depth,
+        "eta": settings.learning_rate,
+        "subsample": settings.rows,
+        "colsample_bynode": settings.columns,
+        "min_child_weight": settings.least_child_weight,
+        "tree_method": "hist",
+        "nthread": 1,
+        "seed": seed,
+        "verbosity": 0,
+    }
+    data = xgboost().DMatrix(table, target, weight=weight / weight.mean(), nthread=1)
+    return xgboost().train(parameters, data, num_boost_round=trees)
 
 
-def _adapted(
-    h: torch.Tensor, p: torch.Tensor, t: torch.Tensor, query_h: torch.Tensor, query_p: torch.Tensor, ridge: torch.Tensor
-) -> torch.Tensor:
-    """Predictions (E, G, Q) of the query after adaptation to the support: `few_shot.adapted` in its dual form.
+def _forest(columns: Sequence[str], boosters: Sequence[Any], depth: int) -> Forest:
+    """The trees of boosters as arrays."""
+    members = [_arrays(json.loads(booster.save_raw("json")), depth) for booster in boosters]
+    features, thresholds, leaves = (np.stack(parts) for parts in zip(*members, strict=True))
+    return Forest(tuple(columns), features, thresholds, leaves)
 
-    Args:
-        h, p, t: support, units (E, G, S, H), predictions (E, G, S), targets (G, S).
-        query_h, query_p: units (E, G, Q, H), predictions (E, G, Q).
-        ridge: of the regression.
-    """
-    share = _shares(t)
-    root = torch.exp(-0.5 * EMPHASIS * (t - t.amin(dim=1, keepdim=True)))
-    centred = h - (share[None, :, :, None] * h).sum(dim=2, keepdim=True)
-    r = t - p
-    r = r - (share * r).sum(dim=-1, keepdim=True)
-    a = root[None, :, :, None] * centred
-    gram = a @ a.transpose(2, 3) + ridge * torch.eye(t.shape[1])
-    delta = a.transpose(2, 3) @ torch.linalg.solve(gram, (root * r)[..., None])
-    return query_p + (query_h @ delta)[..., 0]
+
+def _arrays(model: Any, depth: int) -> tuple[NDArray[np.int32], Floats, Floats]:
+    """Features, thresholds and leaves of one booster, the base score spread over the trees."""
+    learner = model["learner"]
+    trees = learner["gradient_booster"]["model"]["trees"]
+    base = learner["learner_model_param"]["base_score"]
+    base_score = float(json.loads(base)[0] if base.startswith("[") else base)
+    inner = 2**depth - 1
+    features = np.zeros((len(trees), inner), np.int32)
+    thresholds = np.full((len(trees), inner), np.inf, np.float32)
+    leaves = np.zeros((len(trees), inner + 1), np.float32)
+    for number, tree in enumerate(trees):
+        left, right = tree["left_children"], tree["right_children"]
+        pending = [(0, 0)]
+        while pending:
+            node, place = pending.pop()
+            if left[node] >= 0:
+                features[number, place] = tree["split_indices"][node]
+                thresholds[number, place] = tree["split_conditions"][node]
+                pending += [(left[node], 2 * place + 1), (right[node], 2 * place + 2)]
+                continue
+            while place < inner:  # a leaf above the last level: nobody goes right
+                place = 2 * place + 1
+            leaves[number, place - inner] = tree["split_conditions"][node]
+    leaves += np.float32(base_score / len(trees))
+    return features, thresholds, leaves

@@ -19,18 +19,23 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
 from calumma.core.files import replacing
 from calumma.core.values import Hardware
 from calumma.database.codec import restore_hardware
 from calumma.prior import features
-from calumma.prior.mlp import Ensemble, Floats
+from calumma.prior.forest import Forest
 from calumma.tasks.roofline import MachineLimits
 
 FORMAT = "calumma-prior"
 VERSION = 1
 SUFFIX = ".safetensors"
+NEVER = 100.0
+"""A least gain that no configuration reaches."""
+
+Tensors = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,14 +44,23 @@ class Family:
 
     template: str
     version: int
-    ensemble: Ensemble
-    """Predicts log(latency / bound)."""
+    order: Forest
+    """Predicts log(latency / bound) of a configuration, less the workload's level."""
+    level: Forest
+    """Predicts the level: how fast the workload is as a whole."""
     spread: float
     """Standard error of a predicted difference, per standard deviation of the members; from workloads held out."""
     level_error: float
     """Standard deviation of log(predicted / true latency) of a workload as a whole."""
-    ridge: float
-    """Regularisation of the few-shot adaptation; see `few_shot`."""
+    caution: float
+    """Deviations that a predicted gain is lowered by before it counts."""
+    least_gain: float
+    """What must be left for a configuration to take the default's place: what paid on workloads held out."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the inputs of both."""
+        return self.order.columns
 
 
 @dataclass(frozen=True)
@@ -105,11 +119,11 @@ def save(prior: Prior, path: Path) -> None:
             {
                 "template": family.template,
                 "version": family.version,
-                "columns": list(family.ensemble.columns),
-                "layers": len(family.ensemble.weights),
+                "columns": list(family.columns),
                 "spread": family.spread,
                 "level_error": family.level_error,
-                "ridge": family.ridge,
+                "caution": family.caution,
+                "least_gain": family.least_gain,
             }
             for family in prior.families.values()
         ],
@@ -146,34 +160,27 @@ def load(path: Path) -> Prior:
         ) from fault
 
 
-def _tensors(prior: Prior) -> dict[str, Floats]:
-    tensors: dict[str, Floats] = {}
+def _tensors(prior: Prior) -> Tensors:
+    tensors: Tensors = {}
     for template, family in prior.families.items():
-        ensemble = family.ensemble
-        tensors |= {f"{template}.mean": ensemble.mean, f"{template}.scale": ensemble.scale}
-        for layer, (weight, bias) in enumerate(zip(ensemble.weights, ensemble.biases, strict=True)):
-            tensors |= {f"{template}.weight{layer}": weight, f"{template}.bias{layer}": bias}
-    return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+        for kind, forest in (("order", family.order), ("level", family.level)):
+            tensors[f"{template}.{kind}.features"] = np.ascontiguousarray(forest.features, np.int32)
+            tensors[f"{template}.{kind}.thresholds"] = np.ascontiguousarray(forest.thresholds, np.float32)
+            tensors[f"{template}.{kind}.leaves"] = np.ascontiguousarray(forest.leaves, np.float32)
+    return tensors
 
 
-def _restored(header: Mapping[str, Any], tensors: Mapping[str, Floats]) -> Prior:
+def _restored(header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Prior:
     """Build a prior from contents whose digest was checked. Raises what `load` catches."""
     families = {}
     for entry in header["families"]:
-        template, layers = str(entry["template"]), int(entry["layers"])
+        template = str(entry["template"])
         columns = tuple(map(str, entry["columns"]))
-        ensemble = Ensemble(
-            columns,
-            tensors[f"{template}.mean"],
-            tensors[f"{template}.scale"],
-            tuple(tensors[f"{template}.weight{layer}"] for layer in range(layers)),
-            tuple(tensors[f"{template}.bias{layer}"] for layer in range(layers)),
-        )
-        _check(ensemble)
-        numbers = {name: float(entry[name]) for name in ("spread", "level_error", "ridge")}
-        if not all(math.isfinite(value) and value > 0 for value in numbers.values()):
+        numbers = {name: float(entry[name]) for name in ("spread", "level_error", "caution", "least_gain")}
+        if not all(math.isfinite(value) and value >= 0 for value in numbers.values()):
             raise ValueError(f"family {template} has {numbers}")
-        families[template] = Family(template, int(entry["version"]), ensemble, **numbers)
+        order, level = (_forest(columns, f"{template}.{kind}", tensors) for kind in ("order", "level"))
+        families[template] = Family(template, int(entry["version"]), order, level, **numbers)
     kinds = {entry.name: entry.type for entry in fields(MachineLimits)}
     limits = [MachineLimits(**{name: entry[name] for name in kinds}) for entry in header["limits"]]
     return Prior(
@@ -189,25 +196,25 @@ def _restored(header: Mapping[str, Any], tensors: Mapping[str, Floats]) -> Prior
     )
 
 
-def _check(ensemble: Ensemble) -> None:
-    """Whether shapes fit and numbers are finite. Raises ValueError."""
-    width = len(ensemble.columns)
-    if ensemble.mean.shape != (width,) or ensemble.scale.shape != (width,) or not (ensemble.scale > 0).all():
-        raise ValueError(f"the normalisation does not fit {width} columns")
-    if not np.isfinite(ensemble.mean).all() or np.isnan(ensemble.scale).any():
-        raise ValueError("the normalisation is not finite")
-    members = len(ensemble.weights[0])
-    for weight, bias in zip(ensemble.weights, ensemble.biases, strict=True):
-        if weight.ndim != 3 or weight.shape[:2] != (members, width) or bias.shape != (members, 1, weight.shape[2]):
-            raise ValueError(f"a layer of shapes {weight.shape} and {bias.shape} does not follow one of width {width}")
-        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            raise ValueError("weights that are not finite")
-        width = weight.shape[2]
-    if width != 1:
-        raise ValueError(f"{width} outputs, expected 1")
+def _forest(columns: tuple[str, ...], name: str, tensors: Mapping[str, NDArray[Any]]) -> Forest:
+    """Build a forest whose shapes fit and whose numbers make sense. Raises ValueError or KeyError."""
+    features, thresholds, leaves = (tensors[f"{name}.{part}"] for part in ("features", "thresholds", "leaves"))
+    kinds = [features.dtype, thresholds.dtype, leaves.dtype]
+    if kinds != [np.int32, np.float32, np.float32] or leaves.ndim != 3 or 0 in leaves.shape:
+        raise ValueError(f"forest {name} is of {kinds} and {leaves.ndim} dimensions")
+    members, trees, ends = leaves.shape
+    if ends < 2 or ends & (ends - 1) or not features.shape == thresholds.shape == (members, trees, ends - 1):
+        raise ValueError(
+            f"forest {name} has questions {features.shape} and {thresholds.shape} for leaves {leaves.shape}"
+        )
+    if features.min() < 0 or features.max() >= len(columns):
+        raise ValueError(f"forest {name} asks for columns beyond its {len(columns)}")
+    if np.isnan(thresholds).any() or not np.isfinite(leaves).all():
+        raise ValueError(f"forest {name} has values that are no numbers")
+    return Forest(columns, features, thresholds, leaves)
 
 
-def _digest(tensors: Mapping[str, Floats]) -> str:
+def _digest(tensors: Mapping[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(json.dumps([name, list(tensors[name].shape), str(tensors[name].dtype)]).encode())

@@ -96,6 +96,14 @@ class AlternativesSpace(KnobSpace):
         """The configuration (n_knobs,) to use without any measurement where that algorithm is wanted."""
         return self._embedded(self._names.index(algorithm), self._spaces[algorithm].default()[None, :])[0]
 
+    def estimate(self, indices: Indices) -> NDArray[np.float64]:
+        """The algorithms' own estimates, which have to be in one unit."""
+        result = np.empty(len(indices))
+        for algorithm, (space, segment) in enumerate(zip(self._spaces.values(), self._segments, strict=True)):
+            rows = indices[:, 0] == algorithm
+            result[rows] = space.estimate(indices[rows, segment])
+        return result
+
     @property
     def feature_names(self) -> tuple[str, ...]:
         names = [f"{ALGORITHM}.{name}" for name in self._names]

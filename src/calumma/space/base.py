@@ -139,6 +139,10 @@ class KnobSpace(ABC):
         """Operations and bytes of weights of the workload, by each algorithm that the space has for it."""
         return ((flops, weight_bytes),)
 
+    def estimate(self, indices: Indices) -> NDArray[np.float64]:
+        """Relative time (N,) of configurations by a template's reasoning, as far as it reasons; all 1 otherwise."""
+        return np.ones(len(indices))
+
     @abstractmethod
     def default(self) -> Indices: ...
 

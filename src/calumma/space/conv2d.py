@@ -13,6 +13,7 @@ serves all its pixels, and the accumulators of the whole step live in memory, lo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,7 +152,30 @@ class Conv2dSpace(blocks.AnchorSpace):
         pixel, the input rows for every channel block) should come from the L2 cache.
         """
         candidates = self.grid(fixed=("ic_chunk", "order", "unroll", "prefetch"))  # decided apart, or hardly matter
-        k = self.columns(candidates)
+        best = self.decode(candidates[int(np.argmin(self._cost(self.columns(candidates))))])
+        if best["accumulate"] == "plane":
+            best["ic_chunk"] = self._least_chunk()
+        elif not self.plain and self._weight_bytes > self.hardware.l1_bytes and int(best["oc_tile"]) < self.oc_blocks:
+            # Calling for weights again with every row of tiles costs more than their first time saves.
+            passes = 1 if best["outer"] == "oc,oh,ow" else self.out_h // int(best["oh_tile"])
+            best["prefetch"] = passes <= _MOST_PASSES
+        return self.encode(best)
+
+    def estimate(self, indices: Indices) -> NDArray[np.float64]:
+        """In vector multiply-adds that one core does meanwhile, as `best_case`, which is the default's."""
+        return self.best_case() * self._cost(self.columns(indices)) / self._default_cost
+
+    @functools.cached_property
+    def _default_cost(self) -> float:
+        return float(self._cost(self.columns(self.default()[None, :]))[0])
+
+    @property
+    def _weight_bytes(self) -> float:
+        blocks_of_weights = self.oc_blocks * self.lanes * self.in_blocks * self.in_lanes
+        return 4.0 * blocks_of_weights * self.kernel_h * self.kernel_w
+
+    def _cost(self, k: dict[str, NDArray]) -> NDArray[np.float64]:
+        """Time (N,) in no particular unit, by the model of `default`."""
         d = self._derived(k)
         compute = blocks.issue_rate(d["accumulators"], k["oc_tile"], self.registers)
         compute /= 1 + 0.2 * np.maximum(0, d["loads"] - 0.65)
@@ -159,7 +183,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         l2 = 0.75 * self.hardware.l2_bytes
         flops = 2.0 * self.batch * self.oc_blocks * self.out_h * self.out_w * self.lanes
         flops *= self.in_blocks * self.in_lanes * self.kernel_h * self.kernel_w
-        weights = 4.0 * self.oc_blocks * self.lanes * self.in_blocks * self.in_lanes * self.kernel_h * self.kernel_w
+        weights = self._weight_bytes
         oc_first = k["outer"] == "oc,oh,ow"
         rows = self.out_h / k["oh_tile"]
         input_passes = np.where(oc_first, self.oc_blocks / k["oc_tile"], 1)
@@ -176,15 +200,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         # Weights that fill most of L2 are better read once per chunk; a plane beyond L2 costs more than that saves.
         seconds *= 1 + 0.04 * (~sheltered & (d["weight_tile"] > 0.5 * self.hardware.l2_bytes))
         plane_bytes = 4.0 * k["oc_tile"] * self.lanes * self.out_h * self.out_w
-        seconds *= 1 + plane * (0.01 + 0.1 * (plane_bytes > 0.5 * l2)) + 0.2 * (plane & ~sheltered)
-        best = self.decode(candidates[int(np.argmin(seconds))])
-        if best["accumulate"] == "plane":
-            best["ic_chunk"] = self._least_chunk()
-        elif not self.plain and weights > self.hardware.l1_bytes and int(best["oc_tile"]) < self.oc_blocks:
-            # Calling for weights again with every row of tiles costs more than their first time saves.
-            passes = 1 if best["outer"] == "oc,oh,ow" else self.out_h // int(best["oh_tile"])
-            best["prefetch"] = passes <= _MOST_PASSES
-        return self.encode(best)
+        return seconds * (1 + plane * (0.01 + 0.1 * (plane_bytes > 0.5 * l2)) + 0.2 * (plane & ~sheltered))
 
     def best_case(self) -> float:
         """Estimated time of a good schedule, in vector multiply-adds that one core does meanwhile."""

@@ -73,12 +73,14 @@ class DepthwiseSpace(blocks.AnchorSpace):
         of an unrolled row are known when the code is generated.
         """
         grid = self.grid()
-        k = self.columns(grid)
+        return grid[int(np.argmin(self.estimate(grid)))]
+
+    def estimate(self, indices: Indices) -> NDArray[np.float64]:
+        k = self.columns(indices)
         accumulators = k["oh_tile"] * k["ow_tile"]
         cost = 1 / (np.minimum(1.0, accumulators / 10) * blocks.balance(self._chunks(k), self.threads))
         cost *= 1 + 0.01 * k["oh_tile"] + 0.5 * (k["pad"] != "inline") + 0.05 * (k["pad"] == "tile")
-        cost *= 1 + 0.1 * (k["unroll"] == "none") + 0.02 * (k["unroll"] == "width")
-        return grid[int(np.argmin(cost))]
+        return cost * (1 + 0.1 * (k["unroll"] == "none") + 0.02 * (k["unroll"] == "width"))
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = blocks.schedule_of(self.func)

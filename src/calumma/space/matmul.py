@@ -104,7 +104,10 @@ class MatmulSpace(blocks.AnchorSpace):
     def default(self) -> Indices:
         """Full register tiles, equal shares for the threads, a column group whose weights stay in L2."""
         grid = self.grid(fixed=("prefetch",))  # it wins or loses a few per cent
-        k = self.columns(grid)
+        return grid[int(np.argmin(self.estimate(grid)))]
+
+    def estimate(self, indices: Indices) -> NDArray[np.float64]:
+        k = self.columns(indices)
         accumulators = k["m_tile"] * k["n_tile"]
         loads = (k["m_tile"] + k["n_tile"]) / accumulators
         compute = np.minimum(1.0, accumulators / 12) / (1 + 0.5 * np.maximum(0, loads - 0.3))
@@ -122,8 +125,7 @@ class MatmulSpace(blocks.AnchorSpace):
         places = _L1_WAY // math.gcd(4 * self.depth, _L1_WAY)
         cost *= np.where(k["m_tile"] > _L1_LINES * places, 1.3, 1.0)
         cost *= 1 + 0.01 * np.abs(np.log2(k["k_unroll"]) - (2 if self.rows == 1 else 0)) + 0.001 * np.log2(k["n_group"])
-        cost *= 1 + 0.02 * (k["outer"] == "m,n")
-        return grid[int(np.argmin(cost))]
+        return cost * (1 + 0.02 * (k["outer"] == "m,n"))
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = blocks.schedule_of(self.func)

@@ -44,7 +44,7 @@ def choices(model: TunableModel, predictor: Predictor, known: Collection[str] = 
     chosen: dict[str, Mapping[str, KnobValue]] = {}
     for key, func in model.parts.functions.items():
         task = None if key in known else predictor.task(func, model.spaces[key])
-        ranking = None if task is None else task.rank()
+        ranking = task.rank() if task is not None and task.trusted else None
         if ranking is not None and ranking.trusted:
             chosen[key] = model.spaces[key].decode(ranking.indices[0])
     return chosen

@@ -1,0 +1,61 @@
+"""The predictor's trees, evaluated with NumPy: members of perfect binary trees.
+
+Notation: N rows, F columns; E members of T trees of depth D each. Inner node j of a tree has the children 2j + 1 and
+2j + 2 and asks x[feature_j] >= threshold_j: no goes left, yes right. After D questions a row is in one of 2^D leaves,
+and a member predicts the sum of the values of its trees' leaves. A tree that stops earlier is filled up with questions
+that nobody answers with yes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+BLOCK = 4096
+"""Rows of one pass: their answers to one tree's questions stay in the caches."""
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Members of boosted trees over the same columns."""
+
+    columns: tuple[str, ...]
+    """Names of the F inputs."""
+    features: NDArray[np.int32]
+    """(E, T, 2^D - 1) column of each question."""
+    thresholds: Floats
+    """(E, T, 2^D - 1); infinite where a tree is filled up."""
+    leaves: Floats
+    """(E, T, 2^D)"""
+
+    @property
+    def members(self) -> int:
+        return len(self.features)
+
+    @property
+    def depth(self) -> int:
+        return int(self.leaves.shape[2]).bit_length() - 1
+
+    def predict(self, table: Floats) -> Floats:
+        """Columns (N, F) -> predictions of the members (E, N); what is predicted of a row depends on no other."""
+        starts = range(0, max(1, len(table)), BLOCK)
+        return np.concatenate([self._block(table[start : start + BLOCK]) for start in starts], axis=1)
+
+    def _block(self, table: Floats) -> Floats:
+        columns = np.ascontiguousarray(table.T)
+        result = np.zeros((self.members, len(table)), np.float32)
+        place = np.arange(len(table))
+        for member in range(self.members):
+            for features, thresholds, leaves in zip(
+                self.features[member], self.thresholds[member], self.leaves[member], strict=True
+            ):
+                answers = (columns[features] >= thresholds[:, None]).ravel()
+                node = answers[: len(place)] + 1
+                for _ in range(self.depth - 1):
+                    node = 2 * node + 1 + answers[node * len(place) + place]
+                result[member] += leaves[node - len(features)]
+        return result
