@@ -57,10 +57,15 @@ class AdaptiveSampler:
     def choose(self, explored: Explored, score: Score, history: History, n: int) -> Indices:
         near = self._near(score, history, int(self._settings.near * n))
         apart = ~np.isin(_keys(explored.indices), _keys(near))
-        if not apart.any():
-            return near
-        far = self._far(Explored(explored.indices[apart], explored.scores[apart]), score, history, n - len(near))
-        return history.fresh(np.concatenate([near, far]))
+        chosen = near
+        if apart.any():
+            far = self._far(Explored(explored.indices[apart], explored.scores[apart]), score, history, n - len(near))
+            chosen = history.fresh(np.concatenate([near, far]))  # what stands for a cluster may be near as well
+        if len(chosen) < n:
+            # Of n + |chosen| draws at least n are others, where the space has as many.
+            drawn = history.draw(self._rng, n + len(chosen))
+            chosen = history.fresh(np.concatenate([chosen, drawn]))[:n]
+        return chosen
 
     def _near(self, score: Score, history: History, n: int) -> Indices:
         """The `n` best predicted of those that are one knob from one of the best measured."""
@@ -77,11 +82,7 @@ class AdaptiveSampler:
             chosen = pool[: clustering.k]
         else:
             chosen = self._representatives(pool, predicted, clustering, scale, score, history)
-        if len(chosen) < n:
-            # Of the pool and n + |chosen| draws at least n are distinct, where the space has as many.
-            drawn = history.draw(self._rng, n + len(chosen))
-            chosen = history.fresh(np.concatenate([chosen, pool, drawn]))[:n]
-        return chosen
+        return chosen if len(chosen) >= n else history.fresh(np.concatenate([chosen, pool]))[:n]
 
     def _clusters(self, points: NDArray[np.float64], n: int) -> Clustering:
         """Grow k to the knee of the loss, and further if more than that are asked for."""
