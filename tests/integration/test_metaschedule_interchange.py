@@ -304,7 +304,7 @@ def test_a_missing_database_is_bad_input(contraction, tmp_path):
 
 def test_command_line(model, model_path, tmp_path, capsys):
     with SqlStore.open(tmp_path / "one.sqlite") as store:
-        store.append(_measured(model))
+        store.append([replace(record, cache_state=model.cache_state) for record in _measured(model)])
     folder = str(tmp_path / "db")
     common = ["--model", str(model_path), "--threads", str(THREADS)]
     count = len(_measured(model))

@@ -427,7 +427,7 @@ def _annotation(instructions: list[list[Any]]) -> dict[str, Any] | None:
                     "template": str(),
                     "version": int(),
                     "config": dict() as config,
-                    "cache_state": "cold" | "hot",
+                    "cache_state": "cold" | "warm" | "hot",
                     "toolchain": str(),
                 } if all(type(value) in (int, str, bool) for value in config.values()):
                     return dict(note)
