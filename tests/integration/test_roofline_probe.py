@@ -60,4 +60,4 @@ def test_a_failing_child_gives_an_estimate_with_its_message() -> None:
     threads = (os.cpu_count() or 1) + 1
     limits = machine_limits(tvm_compat.hardware_for(), threads)
     assert limits.estimated
-    assert f"--threads {threads}" in limits.note
+    assert f"threads={threads}" in limits.note

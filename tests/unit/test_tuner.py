@@ -29,6 +29,7 @@ from calumma.tuner import (
 )
 from calumma.tuner.allocation import Allocator
 from calumma.tuner.phases import PhaseClock
+from calumma.tuner.session import DEFAULT, PRIOR
 from tests.conformance.test_design_space_contract import ToySpace
 
 HARDWARE = Hardware("Toy CPU", "generic", 512, 32 << 10, 1 << 20, 32 << 20, 2)
@@ -167,6 +168,21 @@ def proposals(store: MemoryStore) -> list[tuple[str, str]]:
         for record in store.records()
         if record.strategy != REMEASURED
     ]
+
+
+def test_what_a_prior_advises_comes_right_after_the_default_in_its_order() -> None:
+    world = three()
+    task, space = world.tasks[1]
+    rows = [row for row in space.sample(np.random.default_rng(0), 5) if (row != space.default()).any()][:4]
+    advised = [space.decode(row) for row in rows]
+    world.run(Budget(trials=60), first={task.workload.hash: advised})
+    asked = [
+        (record.strategy, config_text(record.candidate.config))
+        for record in world.store.records()
+        if record.candidate.workload == task.workload and record.strategy != REMEASURED
+    ]
+    assert asked[:5] == [(DEFAULT, asked[0][1]), *((PRIOR, config_text(config)) for config in advised)]
+    assert PRIOR not in {strategy for strategy, _ in asked[5:]}
 
 
 def test_a_session_makes_the_model_faster_and_accounts_for_everything() -> None:
