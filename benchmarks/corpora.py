@@ -24,11 +24,7 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
-import os
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +37,7 @@ from numpy.typing import NDArray
 from benchmarks import output
 from benchmarks.subspace import SubSpace, part_of
 from calumma import tvm_compat
+from calumma.core import archives
 from calumma.core.errors import InputError
 from calumma.core.protocols import Indices, Runner, Store
 from calumma.core.rng import generator
@@ -59,7 +56,6 @@ TOP = 64
 PASSES = 2
 """Configurations measured again, and how often."""
 CACHE_STATE = "cold"
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, TypeError)
 _SPACES = {"template": "benchmarks.corpora:template_space", "generated": "benchmarks.corpora:generated_space"}
 _TRANSIENT = (Status.BUILD_TIMEOUT, Status.RUN_TIMEOUT, Status.WORKER_LOST)
 """Failures that other work on the machine can cause: they count only when they happen twice."""
@@ -218,7 +214,6 @@ def save(corpus: Corpus, folder: Path = FOLDER) -> Path:
     }
     results = corpus.results
     arrays = {
-        "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
         "indices": corpus.indices.astype(np.uint16),
         "status": np.array([statuses.index(result.status.value) for result in results], dtype=np.uint8),
         "reason": np.array([reasons.index(result.reason) for result in results], dtype=np.uint16),
@@ -231,12 +226,7 @@ def save(corpus: Corpus, folder: Path = FOLDER) -> Path:
         arrays[phase] = np.array(ticks, dtype=np.uint32)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{corpus.name}.npz"
-    partial = folder / f".{corpus.name}.{os.getpid()}.npz"
-    try:
-        np.savez_compressed(partial, allow_pickle=False, **arrays)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    archives.save(path, header, arrays)
     return path
 
 
@@ -250,18 +240,7 @@ def load(name: str, folder: Path = FOLDER) -> Corpus:
     if not path.exists():
         known = ", ".join(names(folder)) or "none"
         raise InputError(f"no corpus {name!r} in {folder} (there: {known}): record it with --record {name}")
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-        header = json.loads(arrays["header"].tobytes().decode())
-        if header["format"] != FORMAT:
-            raise InputError(f"{path} is of format {header['format']}, expected {FORMAT}: record it again")
-        return _restored(header, arrays)
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{path} is damaged ({type(error).__name__}: {reason}): restore it, or record it again (--record {name})"
-        ) from error
+    return archives.load(path, FORMAT, _restored, f"restore it, or record it again (--record {name})")
 
 
 def names(folder: Path = FOLDER) -> list[str]:
@@ -271,8 +250,8 @@ def names(folder: Path = FOLDER) -> list[str]:
     return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
 
 
-def _restored(header: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> Corpus:
-    """Build a corpus from unchecked contents. Raises one of `_DAMAGE` (MalformedError is a ValueError)."""
+def _restored(header: Mapping[str, Any], arrays: archives.Arrays) -> Corpus:
+    """Build a corpus from unchecked contents. Raises what `archives.load` expects."""
     values = {str(name): tuple(kept) for name, kept in header["values"]}
     if not all(type(value) in (int, str, bool) for kept in values.values() for value in kept):
         raise MalformedError("a knob's value is no integer, text or boolean")

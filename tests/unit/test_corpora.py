@@ -20,48 +20,37 @@ from calumma.core.values import MeasureResult, Status, Workload
 from calumma.database import MemoryStore
 from calumma.space.generated import GeneratedSpace
 from tests.prim_funcs import prim_func, tvm
+from tests.simulated_runner import SimulatedRunner
 
 HARDWARE = tvm_compat.hardware_for("x86-64-v3")
 SOURCE = Source("a model", "a task", "generated")
 
 
-class PretendRunner:
+class PretendRunner(SimulatedRunner):
     """Latencies from the candidate's key: 100 to 200 us, a tenth of the candidates invalid."""
 
-    cache_state = "cold"
-    threads = 2
-
     def __init__(self, *, wrong=(), lost=(), dies_after=math.inf):
+        super().__init__()
         self.measured = []
         self.wrong, self.lost, self.dies_after = set(wrong), set(lost), dies_after
 
-    def measure(self, candidates, best_s=None, on_result=None):
-        results = []
-        for candidate in candidates:
-            if len(self.measured) >= self.dies_after:
-                raise KeyboardInterrupt
-            self.measured.append(candidate.key)
-            luck = zlib.crc32(candidate.key.encode()) % 1000 / 1000
-            phases = {"build": 0.1, "run": 0.02 + luck / 100}
-            if candidate.key in self.lost and self.measured.count(candidate.key) == 1:
-                results.append(MeasureResult(Status.WORKER_LOST, (), "killed", phases))
-            elif luck < 0.1:
-                results.append(MeasureResult(Status.INVALID_CONFIG, (), "does not fit", phases))
-            else:
-                latency = 1e-4 * (1 + luck)
-                results.append(MeasureResult(Status.OK, (latency, latency * 1.01, latency * 0.99), "", phases))
-        return results
+    def outcome(self, candidate):
+        if len(self.measured) >= self.dies_after:
+            raise KeyboardInterrupt
+        self.measured.append(candidate.key)
+        luck = zlib.crc32(candidate.key.encode()) % 1000 / 1000
+        phases = {"build": 0.1, "run": 0.02 + luck / 100}
+        if candidate.key in self.lost and self.measured.count(candidate.key) == 1:
+            return MeasureResult(Status.WORKER_LOST, (), "killed", phases)
+        if luck < 0.1:
+            return MeasureResult(Status.INVALID_CONFIG, (), "does not fit", phases)
+        latency = 1e-4 * (1 + luck)
+        return MeasureResult(Status.OK, (latency, latency * 1.01, latency * 0.99), "", phases)
 
-    def verify(self, candidates):
-        return [
-            MeasureResult(Status.WRONG_OUTPUT, (), "relative error 1")
-            if c.key in self.wrong
-            else MeasureResult(Status.OK)
-            for c in candidates
-        ]
-
-    def close(self):
-        pass
+    def verdict(self, candidate):
+        if candidate.key in self.wrong:
+            return MeasureResult(Status.WRONG_OUTPUT, (), "relative error 1")
+        return MeasureResult(Status.OK)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +232,7 @@ def _header(key, value):
 )
 def test_damage_is_one_clear_line(corpus, tmp_path, change):
     _altered(corpus, tmp_path, change)
-    with pytest.raises(InputError, match=r"toy\.npz is damaged") as caught:
+    with pytest.raises(InputError, match=r"toy\.npz cannot be read") as caught:
         corpora.load("toy", tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -253,7 +242,7 @@ def test_a_torn_file_or_another_format_is_refused(corpus, tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"rubbish", whole[: len(whole) // 2], whole[:-200] + bytes(100) + whole[-100:]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="is damaged"):
+        with pytest.raises(InputError, match="cannot be read"):
             corpora.load("toy", tmp_path)
     _altered(corpus, tmp_path, _header("format", 2))
     with pytest.raises(InputError, match="is of format 2, expected 1"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from calumma.prior.collect import (
 )
 from calumma.prior.workloads import TrainingWorkload, drawn_workloads
 from calumma.tvm_compat import hardware_for
+from tests.simulated_runner import SimulatedRunner
 
 FAMILIES = ("pointwise", "depthwise", "dense")
 
@@ -36,59 +37,36 @@ def workloads() -> list[TrainingWorkload]:
     return list(itertools.islice(drawn_workloads(16, families=FAMILIES), 12))
 
 
-class SimulatedRunner:
-    """Latencies that depend on the configuration, a clock of its own, Ctrl-C or failures where they are wanted."""
-
-    cache_state = "cold"
-    threads = 2
+class KeyedRunner(SimulatedRunner):
+    """Latencies that depend on the configuration, Ctrl-C or failures where they are wanted."""
 
     def __init__(self, interrupt_after: int | None = None, failing: Callable[[Candidate], bool] = lambda c: False):
-        self.now_s = 0.0
-        self.batches: list[list[Candidate]] = []
-        self.best_s: list[Mapping[str, float]] = []
+        super().__init__()
         self._interrupt_after = interrupt_after
         self._failing = failing
         self._measured = 0
 
-    def clock(self) -> float:
-        return self.now_s
+    def outcome(self, candidate: Candidate) -> MeasureResult:
+        if self._measured == self._interrupt_after:
+            raise KeyboardInterrupt
+        self._measured += 1
+        phases_s = {"run": 0.2}
+        if self._failing(candidate):
+            return MeasureResult(Status.BUILD_ERROR, phases_s=phases_s)
+        return MeasureResult(Status.OK, (1e-3 * (1 + int(candidate.key, 16) % 97 / 97),), phases_s=phases_s)
 
-    def measure(
-        self,
-        candidates: Sequence[Candidate],
-        best_s: Mapping[str, float] | None = None,
-        on_result: Callable[[int, MeasureResult], None] | None = None,
-    ) -> list[MeasureResult]:
-        self.batches.append(list(candidates))
-        self.best_s.append(dict(best_s or {}))
-        results = []
-        for i, candidate in enumerate(candidates):
-            if self._measured == self._interrupt_after:
-                raise KeyboardInterrupt
-            self._measured += 1
-            self.now_s += 0.2
-            latency_s = 1e-3 * (1 + int(candidate.key, 16) % 97 / 97)
-            ok = not self._failing(candidate)
-            results.append(MeasureResult(Status.OK, (latency_s,)) if ok else MeasureResult(Status.BUILD_ERROR))
-            assert on_result is not None
-            on_result(i, results[-1])
-        return results
-
-    def verify(self, candidates: Sequence[Candidate]) -> list[MeasureResult]:
+    def verdict(self, candidate: Candidate) -> MeasureResult:
         raise AssertionError("a collection verifies nothing")
-
-    def close(self) -> None:
-        pass
 
 
 def collect(
     workloads: Sequence[TrainingWorkload] | Iterator[TrainingWorkload],
     store: MemoryStore,
-    runner: SimulatedRunner | None = None,
+    runner: KeyedRunner | None = None,
     budget: Budget | None = None,
     **options: Any,
 ) -> CollectResult:
-    runner = runner or SimulatedRunner()
+    runner = runner or KeyedRunner()
     collection = Collection(
         iter(workloads),
         runner,
@@ -135,7 +113,7 @@ def test_the_random_share_is_a_setting(workloads: list[TrainingWorkload], share:
 
 
 def test_a_stopped_collection_is_balanced(workloads: list[TrainingWorkload]) -> None:
-    store, runner = MemoryStore(), SimulatedRunner()
+    store, runner = MemoryStore(), KeyedRunner()
     result = collect(workloads, store, runner, Budget(trials=100))
     assert len(store.records()) == result.progress.trials == 100
     assert result.progress.trials_left == 0 and not result.exhausted
@@ -145,7 +123,7 @@ def test_a_stopped_collection_is_balanced(workloads: list[TrainingWorkload]) -> 
 
 
 def test_a_budget_in_seconds_ends_it(workloads: list[TrainingWorkload]) -> None:
-    store, runner = MemoryStore(), SimulatedRunner()
+    store, runner = MemoryStore(), KeyedRunner()
     result = collect(workloads, store, runner, Budget(seconds=10.0))
     assert 9.0 < runner.now_s <= 10.0
     assert result.progress.seconds_left is not None and result.progress.seconds_left < 1.0
@@ -154,7 +132,7 @@ def test_a_budget_in_seconds_ends_it(workloads: list[TrainingWorkload]) -> None:
 def test_another_session_goes_on_where_one_stopped(workloads: list[TrainingWorkload]) -> None:
     store = MemoryStore()
     collect(workloads, store, budget=Budget(trials=101))
-    runner = SimulatedRunner()
+    runner = KeyedRunner()
     result = collect(workloads, store, runner)
     assert sum(map(len, runner.batches)) == 12 * 24 - 101
     assert result.progress.recalled == 101
@@ -170,7 +148,7 @@ def test_another_session_goes_on_where_one_stopped(workloads: list[TrainingWorkl
 def test_records_under_other_conditions_do_not_count(workloads: list[TrainingWorkload]) -> None:
     store = MemoryStore()
     collect(workloads[:1], store)
-    runner = SimulatedRunner()
+    runner = KeyedRunner()
     runner.threads = 1
     collect(workloads[:1], store, runner)
     assert sum(map(len, runner.batches)) == 24
@@ -178,7 +156,7 @@ def test_records_under_other_conditions_do_not_count(workloads: list[TrainingWor
 
 def test_ctrl_c_keeps_what_was_measured(workloads: list[TrainingWorkload]) -> None:
     store = MemoryStore()
-    result = collect(workloads, store, SimulatedRunner(interrupt_after=45))
+    result = collect(workloads, store, KeyedRunner(interrupt_after=45))
     assert result.interrupted and not result.exhausted
     assert len(store.records()) == result.progress.trials == 45
     (session,) = store.sessions()
@@ -190,7 +168,7 @@ def test_ctrl_c_keeps_what_was_measured(workloads: list[TrainingWorkload]) -> No
 def test_a_hopeless_workload_is_given_up(workloads: list[TrainingWorkload]) -> None:
     store = MemoryStore()
     bad = workloads[0].task.workload.hash
-    result = collect(workloads[:2], store, SimulatedRunner(failing=lambda c: c.workload.hash == bad))
+    result = collect(workloads[:2], store, KeyedRunner(failing=lambda c: c.workload.hash == bad))
     assert len(store.records(workloads=[bad])) == 8
     assert len(store.records()) == 8 + 24
     assert result.progress.failures == result.statuses["build_error"] == 8
@@ -241,7 +219,7 @@ def test_other_hardware_has_its_own_records(workloads: list[TrainingWorkload]) -
     collect(workloads[:1], store)
     host = hardware_for()
     other = Hardware("Another CPU", host.mcpu, 512, host.l1_bytes, host.l2_bytes, host.l3_bytes, host.cores)
-    runner = SimulatedRunner()
+    runner = KeyedRunner()
     Collection(iter(workloads[:1]), runner, store, Budget(), hardware=other, toolchain="toy", clock=runner.clock).run()
     assert sum(map(len, runner.batches)) == 24
 

@@ -23,6 +23,7 @@ from calumma.cost_model import TreePrior
 from calumma.database import MemoryStore
 from calumma.space.generated import GeneratedSpace
 from tests.prim_funcs import prim_func, tvm
+from tests.simulated_runner import SimulatedRunner
 
 
 def run(strategy, *improvements, workload="w", seed=0, seconds=100.0, steps=1000, budget=256, **more):
@@ -144,21 +145,12 @@ def test_a_recorder_keeps_improvements_and_counts_failures():
 # -- replay ---------------------------------------------------------------------------------------
 
 
-class _Bowl:
-    """A runner whose latency falls towards one corner of the space, so that there is something to learn."""
+class _Bowl(SimulatedRunner):
+    """Latencies that fall towards one corner of the space, so that there is something to learn."""
 
-    cache_state, threads = "cold", 2
-
-    def measure(self, candidates, best_s=None, on_result=None):
-        results = []
-        for candidate in candidates:
-            distance = sum(zlib.crc32(f"{k}={v}".encode()) % 97 for k, v in candidate.config.items())
-            phases = {"build": 0.1, "run": 0.05}
-            results.append(MeasureResult(Status.OK, (1e-5 * (1 + distance / 100),), "", phases))
-        return results
-
-    def verify(self, candidates):
-        return [MeasureResult(Status.OK)] * len(candidates)
+    def outcome(self, candidate):
+        distance = sum(zlib.crc32(f"{k}={v}".encode()) % 97 for k, v in candidate.config.items())
+        return MeasureResult(Status.OK, (1e-5 * (1 + distance / 100),), "", {"build": 0.1, "run": 0.05})
 
 
 @pytest.fixture(scope="module")

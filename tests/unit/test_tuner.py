@@ -31,6 +31,7 @@ from calumma.tuner.allocation import Allocator
 from calumma.tuner.phases import PhaseClock
 from calumma.tuner.session import DEFAULT, PRIOR
 from tests.conformance.test_design_space_contract import ToySpace
+from tests.simulated_runner import SimulatedRunner
 
 HARDWARE = Hardware("Toy CPU", "generic", 512, 32 << 10, 1 << 20, 32 << 20, 2)
 ORDERS = ("xck", "xkc", "cxk", "kxc")
@@ -55,64 +56,26 @@ class Landscape:
         return self.bound_s / float(share)
 
 
-class SimulatedRunner:
-    """Answers from landscapes and charges time to its own clock. `fault` may replace a result."""
+class LandscapeRunner(SimulatedRunner):
+    """Answers from landscapes. `fault` may replace a result."""
 
-    cache_state = "cold"
-    threads = 2
-
-    def __init__(
-        self,
-        landscapes: Mapping[str, Landscape],
-        fault: Callable[[Candidate, MeasureResult], MeasureResult] = lambda candidate, result: result,
-        noise: float = 0.005,
-    ) -> None:
+    def __init__(self, landscapes: Mapping[str, Landscape]) -> None:
+        super().__init__()
         self.landscapes = landscapes
-        self.fault = fault
-        self.noise = noise
+        self.fault: Callable[[Candidate, MeasureResult], MeasureResult] = lambda candidate, result: result
+        self.noise = 0.005
         self.rng = np.random.default_rng(0)
-        self.now_s = 0.0
-        self.batches: list[int] = []
-        self.verified: list[str] = []
         self.wrong: set[str] = set()
 
-    def clock(self) -> float:
-        return self.now_s
-
-    def measure(
-        self,
-        candidates: Sequence[Candidate],
-        best_s: Mapping[str, float] | None = None,
-        on_result: Callable[[int, MeasureResult], None] | None = None,
-    ) -> list[MeasureResult]:
-        self.batches.append(len(candidates))
-        results = []
-        for index, candidate in enumerate(candidates):
-            results.append(self._measure(candidate))
-            if on_result is not None:
-                on_result(index, results[-1])
-        return results
-
-    def _measure(self, candidate: Candidate) -> MeasureResult:
+    def outcome(self, candidate: Candidate) -> MeasureResult:
         latency_s = self.landscapes[candidate.workload.hash].latency_s(candidate.config)
         latencies_s = tuple(latency_s * (1 + self.noise * abs(self.rng.standard_normal(3))))
-        phases_s = {"build": 0.1, "run": 0.05}
-        self.now_s += sum(phases_s.values())
-        return self.fault(candidate, MeasureResult(Status.OK, latencies_s, phases_s=phases_s))
+        return self.fault(candidate, MeasureResult(Status.OK, latencies_s, phases_s={"build": 0.1, "run": 0.05}))
 
-    def verify(self, candidates: Sequence[Candidate]) -> list[MeasureResult]:
-        verdicts = []
-        for candidate in candidates:
-            self.verified.append(candidate.key)
-            self.now_s += 0.1
-            if candidate.key in self.wrong:
-                verdicts.append(MeasureResult(Status.WRONG_OUTPUT, reason="off by 0.3", phases_s={"verify": 0.1}))
-            else:
-                verdicts.append(MeasureResult(Status.OK, phases_s={"verify": 0.1}))
-        return verdicts
-
-    def close(self) -> None:
-        pass
+    def verdict(self, candidate: Candidate) -> MeasureResult:
+        if candidate.key in self.wrong:
+            return MeasureResult(Status.WRONG_OUTPUT, reason="off by 0.3", phases_s={"verify": 0.1})
+        return MeasureResult(Status.OK, phases_s={"verify": 0.1})
 
 
 def task(name: str, weight: int = 1, width: int = 28) -> Task:
@@ -126,7 +89,7 @@ class World:
     def __init__(self, tasks: Sequence[Task], landscapes: Sequence[Landscape], extra: int = 0) -> None:
         self.tasks = [(t, ToySpace(width=t.arguments[0][0][-1], extra=extra)) for t in tasks]
         self.landscapes = {t.workload.hash: scape for t, scape in zip(tasks, landscapes, strict=True)}
-        self.runner = SimulatedRunner(self.landscapes)
+        self.runner = LandscapeRunner(self.landscapes)
         self.store = MemoryStore()
         self.events: list = []
 

@@ -12,7 +12,7 @@ import click
 
 from calumma.cli.options import EXISTING_FILE, Duration, database_option, output_options
 from calumma.cli.output import INTERRUPTED, STDOUT, Output, table_lines
-from calumma.cli.progress import can_redraw, duration
+from calumma.cli.progress import can_redraw, pace
 
 if TYPE_CHECKING:
     from calumma.prior.collect import CollectProgress
@@ -175,13 +175,7 @@ def _summary(progress: CollectProgress) -> list[str]:
     parts = [f"{progress.elapsed_s:.0f} s", f"{progress.workloads} workloads finished", f"{progress.trials} trials"]
     if progress.recalled:
         parts.append(f"{progress.recalled} known from before")
-    if progress.candidates_per_s is not None:
-        parts.append(f"{progress.candidates_per_s:.1f}/s")
-    if progress.seconds_left is not None:
-        parts.append(f"{duration(progress.seconds_left)} left")
-    if progress.trials_left is not None:
-        eta = "" if progress.eta_s is None else f" (about {duration(progress.eta_s)})"
-        parts.append(f"{progress.trials_left} trials left{eta}")
+    parts += pace(progress)
     if progress.failures:
         parts.append(f"{progress.failures} failed")
     return parts

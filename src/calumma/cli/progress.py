@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+    from calumma.prior.collect import CollectProgress
     from calumma.tuner import Event, Listener, SessionProgress, TaskProgress
 
 _REDRAW_S = 0.5
@@ -117,7 +118,7 @@ def _begins(event: Event) -> str | None:
             if event.recalled:
                 text += f", {event.recalled} configurations known from before"
             if event.unreadable:
-                text += f", {event.unreadable} records of an older design space left out"
+                text += f", {event.unreadable} records outside of the design spaces left out"
             return text
         case tuner.FinalCheckStarted():
             winners = "the winner of 1 task" if event.tasks == 1 else f"the winners of {event.tasks} tasks"
@@ -130,14 +131,7 @@ def _begins(event: Event) -> str | None:
 
 def summary(progress: SessionProgress) -> list[str]:
     """What is said of the whole session, most telling first."""
-    parts = [f"{progress.elapsed_s:.1f} s", f"{progress.trials} trials"]
-    if progress.candidates_per_s is not None:
-        parts.append(f"{progress.candidates_per_s:.1f}/s")
-    if progress.seconds_left is not None:
-        parts.append(f"{duration(progress.seconds_left)} left")
-    if progress.trials_left is not None:
-        eta = "" if progress.eta_s is None else f" (about {duration(progress.eta_s)})"
-        parts.append(f"{progress.trials_left} trials left{eta}")
+    parts = [f"{progress.elapsed_s:.1f} s", f"{progress.trials} trials", *pace(progress)]
     # Only tasks of which both are known: the two sums are there to be compared.
     known = [(task.weight, task.latency_s, task.default_latency_s) for task in progress.tasks]
     sums = [(weight * best, weight * default) for weight, best, default in known if best and default]
@@ -147,6 +141,19 @@ def summary(progress: SessionProgress) -> list[str]:
     failures = sum(task.failures for task in progress.tasks)
     if failures:
         parts.append(f"{failures} failed")
+    return parts
+
+
+def pace(progress: SessionProgress | CollectProgress) -> list[str]:
+    """How fast candidates are measured, and what is left of the budget."""
+    parts = []
+    if progress.candidates_per_s is not None:
+        parts.append(f"{progress.candidates_per_s:.1f}/s")
+    if progress.seconds_left is not None:
+        parts.append(f"{duration(progress.seconds_left)} left")
+    if progress.trials_left is not None:
+        eta = "" if progress.eta_s is None else f" (about {duration(progress.eta_s)})"
+        parts.append(f"{progress.trials_left} trials left{eta}")
     return parts
 
 

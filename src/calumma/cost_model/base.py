@@ -6,6 +6,7 @@ configuration and 0 for a failed one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,15 @@ Features = NDArray[np.float32]
 """One row per configuration: (n_configs, n_features)."""
 Scores = NDArray[np.float64]
 """One value per configuration, higher is better: (n_configs,)."""
+
+
+def aligned(features: Features, names: Sequence[str], wanted: Sequence[str], fill: float = 0.0) -> Features:
+    """Columns (N, len(wanted)) in the order of `wanted`; `fill` in those that `names` does not have."""
+    place = {name: column for column, name in enumerate(names)}
+    have = [i for i, name in enumerate(wanted) if name in place]
+    result = np.full((len(features), len(wanted)), fill, np.float32)
+    result[:, have] = features[:, [place[wanted[i]] for i in have]]
+    return result
 
 
 class CostModel(Protocol):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from calumma.core.errors import InputError
-from calumma.cost_model.base import Features, Scores
+from calumma.cost_model.base import Features, Scores, aligned
 from calumma.cost_model.boosting import xgboost
 from calumma.cost_model.trees import GradientBoostedTrees, TreeSettings, standing
 
@@ -54,7 +54,7 @@ class TreePrior:
             raise InputError("a prior learns from measurements of other workloads, and there are none: collect some")
         self.names = tuple(dict.fromkeys(name for known in workloads for name in known.names))
         data = xgboost().DMatrix(
-            np.concatenate([self._aligned(known.names, known.features) for known in workloads]),
+            np.concatenate([aligned(known.features, known.names, self.names, np.nan) for known in workloads]),
             np.concatenate([standing(known.scores) for known in workloads]),
             weight=np.concatenate([np.full(len(known.scores), 1e3 / len(known.scores)) for known in workloads]),
             nthread=1,
@@ -65,13 +65,7 @@ class TreePrior:
         """Standings (N,) of configurations with these features (N, F)."""
         if len(features) == 0:
             return np.zeros(0)
-        return np.asarray(self._booster.inplace_predict(self._aligned(names, features)), dtype=np.float64)
-
-    def _aligned(self, names: Sequence[str], features: Features) -> Features:
-        """(N, F) -> (N, |names|); what a workload does not have is missing."""
-        place = {name: column for column, name in enumerate(names)}
-        columns = [place.get(name, -1) for name in self.names]
-        return np.where(np.array(columns) >= 0, features[:, columns], np.float32(np.nan)).astype(np.float32)
+        return np.asarray(self._booster.inplace_predict(aligned(features, names, self.names, np.nan)), dtype=np.float64)
 
 
 class InformedTrees(GradientBoostedTrees):

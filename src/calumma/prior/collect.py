@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from calumma.core.errors import InputError
-from calumma.core.protocols import DesignSpace, Indices, Runner, Store
+from calumma.core.keys import Key, indices_of, key_of
+from calumma.core.protocols import DesignSpace, Runner, Store
 from calumma.core.rng import generator
 from calumma.core.values import COLLECTION, Budget, Candidate, Hardware, MeasureRecord, MeasureResult, Status
 from calumma.cost_model import CostModel, SharedTrees
@@ -146,9 +147,9 @@ class _Open:
         self._settings = settings
         self._strategy = make_strategy(settings.strategy, space, generator(seed, "collect", hash_), model=model)
         self._rng = generator(seed, "collect random", hash_)
-        self._default = _key(space.default())
-        self.latencies: dict[bytes, float] = {}
-        self._known: set[bytes] = set()
+        self._default = key_of(space.default())
+        self.latencies: dict[Key, float] = {}
+        self._known: set[Key] = set()
         self.origins: Counter[str] = Counter()
         self._reference_s: float | None = None
         self._used_up = False
@@ -163,10 +164,10 @@ class _Open:
     def best_s(self) -> float | None:
         return min(self.latencies.values(), default=None)
 
-    def propose(self, n: int) -> list[tuple[bytes, str]]:
+    def propose(self, n: int) -> list[tuple[Key, str]]:
         """Up to `n` configurations never measured, each with where it comes from; none is proposed twice."""
         n = min(n, self._settings.configs - len(self._known))
-        proposed: list[tuple[bytes, str]] = []
+        proposed: list[tuple[Key, str]] = []
         if self._default not in self._known:
             proposed.append((self._default, DEFAULT))
         due = round(self._settings.random_share * min(self._settings.configs, len(self._known) + n))
@@ -176,30 +177,30 @@ class _Open:
         asked = self._strategy.ask(guided) if guided > 0 and self._known else ()
         taken = self._known | {key for key, _ in proposed}
         for row in asked:
-            if (key := _key(row)) not in taken:
+            if (key := key_of(row)) not in taken:
                 taken.add(key)
                 proposed.append((key, self._settings.strategy))
         for row in self.space.sample(self._rng, n + len(taken)):
             if len(proposed) >= n:
                 break
-            if (key := _key(row)) not in taken:
+            if (key := key_of(row)) not in taken:
                 taken.add(key)
                 proposed.append((key, RANDOM))
         self._used_up = not proposed
         return proposed[:n]
 
-    def candidate(self, key: bytes) -> Candidate:
-        config = self.space.decode(_indices(key))
+    def candidate(self, key: Key) -> Candidate:
+        config = self.space.decode(indices_of(key))
         return Candidate(self.workload.task.workload, self.space.template, self.space.version, config)
 
-    def note(self, key: bytes, origin: str, result: MeasureResult) -> None:
+    def note(self, key: Key, origin: str, result: MeasureResult) -> None:
         """Take in an outcome."""
         self._known.add(key)
         self.origins[origin] += 1
         if result.status is Status.OK:
             self.latencies[key] = result.latency_s
 
-    def learn(self, keys: list[bytes]) -> None:
+    def learn(self, keys: list[Key]) -> None:
         """Tell the strategy outcomes that were noted, as throughput relative to the first that is known."""
         if self._reference_s is None:
             self._reference_s = self.latencies.get(self._default, self.best_s)
@@ -207,7 +208,7 @@ class _Open:
             scores = [
                 (self._reference_s or 0.0) / self.latencies[key] if key in self.latencies else 0.0 for key in keys
             ]
-            self._strategy.tell(np.stack([_indices(key) for key in keys]), np.array(scores))
+            self._strategy.tell(np.stack([indices_of(key) for key in keys]), np.array(scores))
 
 
 class Collection:
@@ -326,7 +327,7 @@ class Collection:
             if (candidate.template, candidate.template_version) != (space.template, space.version):
                 continue
             try:
-                key = _key(space.encode(candidate.config))
+                key = key_of(space.encode(candidate.config))
             except InputError:
                 continue  # of a knob value that this space no longer has: it will not be proposed either
             if key not in known:
@@ -357,7 +358,7 @@ class Collection:
     def _batch(self, room: int) -> None:
         """Measure a few configurations of every open workload."""
         start_s = self._clock()
-        trials: list[tuple[_Open, bytes, str]] = []
+        trials: list[tuple[_Open, Key, str]] = []
         for state in self._open:
             turn = min(self._settings.turn, room - len(trials))
             trials += [(state, key, origin) for key, origin in (state.propose(turn) if turn > 0 else ())]
@@ -373,7 +374,7 @@ class Collection:
             self._finished[state.workload.family] += 1
         self._report(self._progress())
 
-    def _measure(self, trials: list[tuple[_Open, bytes, str]]) -> None:
+    def _measure(self, trials: list[tuple[_Open, Key, str]]) -> None:
         candidates = [state.candidate(key) for state, key, _ in trials]
 
         def keep(i: int, result: MeasureResult) -> None:
@@ -387,7 +388,7 @@ class Collection:
 
         best_s = {state.workload.task.workload.hash: state.best_s for state, _, _ in trials if state.best_s is not None}
         self._runner.measure(candidates, best_s, keep)
-        keys: dict[int, list[bytes]] = {}
+        keys: dict[int, list[Key]] = {}
         for state, key, _ in trials:
             keys.setdefault(id(state), []).append(key)
         for state in self._open:
@@ -423,11 +424,3 @@ class Collection:
             eta_s=min((eta for eta in (seconds_left, by_trials) if eta is not None), default=None),
             candidates_per_s=1 / pace_s if pace_s else None,
         )
-
-
-def _key(indices: Indices) -> bytes:
-    return np.ascontiguousarray(indices, dtype=np.int32).tobytes()
-
-
-def _indices(key: bytes) -> Indices:
-    return np.frombuffer(key, dtype=np.int32)

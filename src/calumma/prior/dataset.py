@@ -20,8 +20,6 @@ import functools
 import hashlib
 import json
 import lzma
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,8 +31,9 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
+from calumma.core import archives
 from calumma.core.errors import InputError
-from calumma.core.files import replacing
+from calumma.core.keys import Key, indices_of, key_of, keys_of
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue, MeasureRecord, Status
 from calumma.database.codec import MalformedError, restore_hardware, restore_workload
@@ -46,7 +45,6 @@ CACHE_STATES = ("cold", "warm")
 _LEAST_ROWS = 2
 """Configurations that worked, below which a group says nothing about an order."""
 _MOST_TEXT_BYTES = 1 << 30
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _COLUMNS = ("latency", "status")
 
 
@@ -210,8 +208,8 @@ def _group(
 ) -> Group | None:
     workload, threads = records[0].candidate.workload, records[0].threads
     space = design_space(tvm.ir.load_json(workload.text), hardware, threads)
-    latencies: dict[bytes, list[float]] = {}
-    failures: dict[bytes, Status] = {}
+    latencies: dict[Key, list[float]] = {}
+    failures: dict[Key, Status] = {}
     for record in records:
         candidate = record.candidate
         if (candidate.template, candidate.template_version) != (space.template, space.version):
@@ -225,10 +223,11 @@ def _group(
         if not space.valid(indices[None, :])[0]:
             left_out["no such configuration today"] += 1
             continue
+        key = key_of(indices)
         if record.result.status is Status.OK:
-            latencies.setdefault(indices.tobytes(), []).append(record.result.latency_s)
-        elif failures.get(indices.tobytes()) is not Status.WRONG_OUTPUT:
-            failures[indices.tobytes()] = record.result.status
+            latencies.setdefault(key, []).append(record.result.latency_s)
+        elif failures.get(key) is not Status.WRONG_OUTPUT:
+            failures[key] = record.result.status
     wrong = {key for key, status in failures.items() if status is Status.WRONG_OUTPUT}
     worked = {key: median(values) for key, values in latencies.items() if key not in wrong}
     failed = {key: status for key, status in failures.items() if key not in worked}
@@ -246,7 +245,7 @@ def _group(
         threads,
         records[0].cache_state,
         {knob.name: tuple(knob.values) for knob in space.knobs},
-        np.stack([np.frombuffer(key, np.int32) for key in keys]),
+        np.stack([indices_of(key) for key in keys]),
         np.array([worked.get(key, np.inf) for key in keys]),
         tuple(failed.get(key, Status.OK) for key in keys),
     )
@@ -256,8 +255,8 @@ def _joined(first: Group, second: Group) -> Group:
     """Rows of both; the first's where both have one. Groups of different knobs or values: the first alone."""
     if first.values != second.values or first.version != second.version:
         return first
-    known = {row.tobytes() for row in first.indices}
-    new = [i for i, row in enumerate(second.indices) if row.tobytes() not in known]
+    known = set(keys_of(first.indices))
+    new = [i for i, key in enumerate(keys_of(second.indices)) if key not in known]
     return Group(
         first.workload,
         first.text,
@@ -300,18 +299,14 @@ def save(dataset: Dataset, path: Path) -> None:
         ],
     }
     texts = lzma.compress(json.dumps([group.text for group in dataset.groups]).encode(), preset=6)
-    with replacing(path) as out:
-        np.savez_compressed(
-            out,
-            allow_pickle=False,
-            header=np.frombuffer(json.dumps(header).encode(), np.uint8),
-            texts=np.frombuffer(texts, np.uint8),
-            indices=_concatenated([group.indices.ravel() for group in dataset.groups], np.uint16),
-            latency=_concatenated([_nanoseconds(group.latency_s) for group in dataset.groups], np.uint32),
-            status=_concatenated(
-                [np.array([statuses.index(s.value) for s in group.status]) for group in dataset.groups], np.uint8
-            ),
-        )
+    positions = [np.array([statuses.index(s.value) for s in group.status]) for group in dataset.groups]
+    arrays = {
+        "texts": np.frombuffer(texts, np.uint8),
+        "indices": _concatenated([group.indices.ravel() for group in dataset.groups], np.uint16),
+        "latency": _concatenated([_nanoseconds(group.latency_s) for group in dataset.groups], np.uint32),
+        "status": _concatenated(positions, np.uint8),
+    }
+    archives.save(path, header, arrays)
 
 
 def load(path: Path) -> Dataset:
@@ -320,22 +315,11 @@ def load(path: Path) -> Dataset:
     Raises:
         InputError: there is no such file, it is damaged, or of another format.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-        header = json.loads(arrays["header"].tobytes().decode())
-        if header["format"] != FORMAT:
-            raise MalformedError(f"it is of format {header['format']}, expected {FORMAT}")
-        return _restored(header, arrays)
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"data set {path} cannot be read ({type(error).__name__}: {reason}): restore the file, or collect again"
-        ) from error
+    return archives.load(path, FORMAT, _restored, "restore the data set, or collect again")
 
 
-def _restored(header: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> Dataset:
-    """Build a data set from unchecked contents. Raises one of `_DAMAGE` (MalformedError is a ValueError)."""
+def _restored(header: Mapping[str, Any], arrays: archives.Arrays) -> Dataset:
+    """Build a data set from unchecked contents. Raises what `archives.load` expects."""
     for name, kind in (("indices", np.uint16), ("latency", np.uint32), ("status", np.uint8), ("texts", np.uint8)):
         if arrays[name].dtype != kind or arrays[name].ndim != 1:
             raise MalformedError(f"{name} is {arrays[name].dtype} of {arrays[name].ndim} dimensions")

@@ -15,7 +15,6 @@ A design space may lack columns that others of its template have (a 1x1 convolut
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,12 +105,3 @@ def view(func: tirx.PrimFunc, space: KnobSpace, limits: MachineLimits, cache_sta
     }
     shared = {f"task.{name}": float(np.log2(1.0 + value)) for name, value in quantities.items()}
     return TaskView(space, shared, bound)
-
-
-def aligned(table: NDArray[np.float32], names: Sequence[str], wanted: Sequence[str]) -> NDArray[np.float32]:
-    """Columns (N, len(wanted)) in the order of `wanted`; those that `names` does not have are 0."""
-    position = {name: i for i, name in enumerate(names)}
-    result = np.zeros((len(table), len(wanted)), np.float32)
-    have = [i for i, name in enumerate(wanted) if name in position]
-    result[:, have] = table[:, [position[wanted[i]] for i in have]]
-    return result

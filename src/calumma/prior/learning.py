@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
 from calumma.core.values import Hardware
+from calumma.cost_model.base import aligned
 from calumma.prior import features, training
 from calumma.prior.dataset import Dataset, Group
 from calumma.prior.forest import Floats
+from calumma.prior.predictor import Gains, gains_over
 from calumma.prior.training import Sample, TrainingSettings
 from calumma.prior.weights import NEVER, Family, Prior
 from calumma.tasks.roofline import MachineLimits, machine_limits
@@ -165,7 +167,7 @@ def _family(
     """One template: folds, calibration, and the ensemble of everything."""
     columns = columns_of(members)
     template, version = members[0].group.template, members[0].group.version
-    seen: list[tuple[NDArray[np.float64], NDArray[np.float64], Example]] = []
+    seen: list[tuple[Gains, Example]] = []
     ratios: list[NDArray[np.float64]] = []
     levels: list[float] = []
     fold_of = folds([example.network for example in members], _FOLDS)
@@ -176,17 +178,16 @@ def _family(
             continue
         order, level = training.train(columns, samples(rest, columns), seed, settings)
         for example in held_out:
-            table = features.aligned(example.table, example.names, columns)
+            table = aligned(example.table, example.names, columns)
             outputs = order.predict(table)
-            default = order.predict(features.aligned(example.default, example.names, columns))
-            gains = default - outputs
-            gain, deviation = gains.mean(axis=0, dtype=np.float64), gains.std(axis=0, dtype=np.float64)
+            default = order.predict(aligned(example.default, example.names, columns))
+            gains = gains_over(default, outputs)
             latency = level.predict(table).mean(axis=0) + outputs.mean(axis=0)
             levels.append(float(np.median(latency - example.target)))
             if example.default_row is not None:
-                ratios.append(_error_ratios(gain, deviation, example))
+                ratios.append(_error_ratios(gains, example))
             if len(example.target) >= _LEAST_JUDGED:
-                seen.append((gain, deviation, example))
+                seen.append((gains, example))
         say(f"{template}: {len(rest)} workloads learnt, {len(held_out)} held out predicted")
     spread = max(0.2, float(np.sqrt(np.mean(np.concatenate(ratios) ** 2)))) if ratios else 1.0
     level_error = max(0.01, float(np.std(levels))) if levels else 1.0
@@ -197,12 +198,12 @@ def _family(
     return family, {"workloads": len(members), **summary(judgements)}
 
 
-def _trust(seen: Sequence[tuple[NDArray[np.float64], NDArray[np.float64], Example]]) -> tuple[float, float]:
-    """Caution and least gain with which the choices, of predicted gains and deviations, were best.
+def _trust(seen: Sequence[tuple[Gains, Example]]) -> tuple[float, float]:
+    """Caution and least gain with which the choices by predicted gains were best.
 
     Those that never choose anything but the default, unless choosing was better by more than its standard error.
     """
-    known = [entry for entry in seen if entry[2].default_row is not None]
+    known = [entry for entry in seen if entry[1].default_row is not None]
     best = (_CAUTIONS[0], NEVER)
     lead = 0.0
     for caution in _CAUTIONS:
@@ -244,16 +245,14 @@ def columns_of(members: Sequence[Example]) -> tuple[str, ...]:
 def samples(members: Sequence[Example], columns: Sequence[str]) -> list[Sample]:
     """Examples as the training takes them."""
     return [
-        Sample(example.group.workload, features.aligned(example.table, example.names, columns), example.target)
+        Sample(example.group.workload, aligned(example.table, example.names, columns), example.target)
         for example in members
     ]
 
 
-def judged(
-    gain: NDArray[np.float64], deviation: NDArray[np.float64], example: Example, caution: float, least_gain: float
-) -> Judgement:
-    """What the predicted gains (M,) of a workload's measured configurations are worth."""
-    score = gain - caution * deviation
+def judged(gains: Gains, example: Example, caution: float, least_gain: float) -> Judgement:
+    """What the predicted gains of a workload's M measured configurations are worth."""
+    score = gains.score(caution)
     order = np.argsort(-score, kind="stable")
     shares = np.exp(example.target.min() - example.target)
     default = None if example.default_row is None else float(shares[example.default_row])
@@ -262,7 +261,7 @@ def judged(
         top1=first if default is None or score[order[0]] > least_gain else default,
         top8=float(shares[order[:8]].max()),
         default=default,
-        correlation=correlation(gain, -example.target),
+        correlation=correlation(gains.mean, -example.target),
     )
 
 
@@ -299,8 +298,8 @@ def folds(networks: Sequence[str], n: int) -> list[int]:
     return [fold[network] for network in networks]
 
 
-def _error_ratios(gain: NDArray[np.float64], deviation: NDArray[np.float64], example: Example) -> NDArray[np.float64]:
+def _error_ratios(gains: Gains, example: Example) -> NDArray[np.float64]:
     """Errors of predicted gains of the faster half, over the members' deviation."""
     true = example.target[example.default_row] - example.target
     fast = example.target <= np.median(example.target)
-    return np.clip((gain - true)[fast] / (deviation[fast] + 0.01), -5, 5)
+    return np.clip((gains.mean - true)[fast] / (gains.deviation[fast] + 0.01), -5, 5)

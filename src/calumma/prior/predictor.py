@@ -25,6 +25,7 @@ from calumma.core.errors import InputError
 from calumma.core.protocols import Indices
 from calumma.core.rng import generator
 from calumma.core.values import Hardware
+from calumma.cost_model.base import aligned
 from calumma.prior import features, ranking
 from calumma.prior.features import TaskView
 from calumma.prior.forest import Floats
@@ -33,6 +34,26 @@ from calumma.space import KnobSpace
 
 KEPT = 64
 """Configurations of a ranking."""
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What the members of a forest say of N configurations beside the default."""
+
+    mean: NDArray[np.float64]
+    """(N,) logarithm of the default's latency over the configuration's."""
+    deviation: NDArray[np.float64]
+    """(N,) of the members."""
+
+    def score(self, caution: float) -> NDArray[np.float64]:
+        """(N,) what configurations are ranked by, higher is better."""
+        return self.mean - caution * self.deviation
+
+
+def gains_over(default: Floats, outputs: Floats) -> Gains:
+    """Predictions of the members for the default (E, 1) and for configurations (E, N) -> their gains."""
+    gains = default - outputs
+    return Gains(gains.mean(axis=0, dtype=np.float64), gains.std(axis=0, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -80,22 +101,24 @@ class TaskPredictor:
         """Configurations (N, D); what is predicted of one does not depend on the others."""
         table = self.table(indices)
         outputs = self.family.order.predict(table)
-        gains = self._default - outputs
+        gains = gains_over(self._default, outputs)
         level = self.family.level.predict(table).mean(axis=0, dtype=np.float64)
         latency_s = self.view.bound_s * np.exp(level + outputs.mean(axis=0, dtype=np.float64))
-        gain, deviation = gains.mean(axis=0, dtype=np.float64), gains.std(axis=0, dtype=np.float64)
-        score = gain - self.family.caution * deviation
-        return Predictions(latency_s, gain, deviation, self.family.spread * deviation, score)
+        return Predictions(
+            latency_s,
+            gains.mean,
+            gains.deviation,
+            self.family.spread * gains.deviation,
+            gains.score(self.family.caution),
+        )
 
     def scores(self, indices: Indices) -> NDArray[np.float64]:
         """Configurations (N, D) -> (N,): their scores alone, which is cheaper."""
-        gains = self._default - self.family.order.predict(self.table(indices))
-        deviation = gains.std(axis=0, dtype=np.float64)
-        return np.asarray(gains.mean(axis=0, dtype=np.float64) - self.family.caution * deviation)
+        return gains_over(self._default, self.family.order.predict(self.table(indices))).score(self.family.caution)
 
     def table(self, indices: Indices) -> Floats:
         """Configurations (N, D) -> the family's columns (N, C)."""
-        return features.aligned(self.view.table(indices), self.view.names, self.family.columns)
+        return aligned(self.view.table(indices), self.view.names, self.family.columns)
 
     def rank(self) -> Ranking:
         """The best of the design space, `KEPT` at most."""

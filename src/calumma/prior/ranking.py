@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from calumma.core.keys import Key, keys_of
 from calumma.core.protocols import Indices
 from calumma.space import KnobSpace
 
@@ -40,7 +41,7 @@ def best(
     settings = settings or RankingSettings()
     whole = space.size <= settings.exhaustive
     start = space.grid() if whole else space.sample(rng, settings.sample)
-    seen: set[bytes] = set()
+    seen: set[Key] = set()
     found = _fresh(np.concatenate([space.default()[None, :], start]), seen)
     scores = score(found)
     for _ in range(0 if whole else settings.rounds):
@@ -68,11 +69,10 @@ def _one_step(space: KnobSpace, places: Indices) -> Indices:
     return np.concatenate(moved)
 
 
-def _fresh(indices: Indices, seen: set[bytes]) -> Indices:
+def _fresh(indices: Indices, seen: set[Key]) -> Indices:
     """The rows that come for the first time; `seen` gets them."""
     kept = []
-    for i, row in enumerate(np.ascontiguousarray(indices, np.int32)):
-        key = row.tobytes()
+    for i, key in enumerate(keys_of(indices)):
         if key not in seen:
             seen.add(key)
             kept.append(i)

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from calumma.core.keys import Key, key_of, keys_of
 from calumma.core.protocols import DesignSpace, Indices
 from calumma.search.history import History
 from calumma.search.kmeans import Clustering, grow
@@ -56,7 +57,8 @@ class AdaptiveSampler:
 
     def choose(self, explored: Explored, score: Score, history: History, n: int) -> Indices:
         near = self._near(score, history, int(self._settings.near * n))
-        apart = ~np.isin(_keys(explored.indices), _keys(near))
+        taken = set(keys_of(near))
+        apart = np.array([key not in taken for key in keys_of(explored.indices)], dtype=bool)
         chosen = near
         if apart.any():
             far = self._far(Explored(explored.indices[apart], explored.scores[apart]), score, history, n - len(near))
@@ -126,13 +128,13 @@ class AdaptiveSampler:
         ]
         by_score = self._settings.representative == "best"
         scores = np.split(score(np.concatenate(made)), np.cumsum([len(rows) for rows in made])[:-1]) if by_score else []
-        chosen: dict[bytes, Indices] = {}
+        chosen: dict[Key, Indices] = {}
         for i, rows in enumerate(clusters):
             options = np.concatenate([made[i], pool[rows]])
             if by_score:
                 options = options[np.argsort(-np.concatenate([scores[i], predicted[rows]]), kind="stable")]
             for option in options:
-                if chosen.setdefault(option.tobytes(), option) is option:
+                if chosen.setdefault(key_of(option), option) is option:
                     break
         return np.stack(list(chosen.values()))
 
@@ -146,9 +148,3 @@ def one_knob_away(space: DesignSpace, indices: Indices) -> Indices:
     )
     rows = space.canonical(rows[(rows != indices).any(axis=1)])
     return rows[space.valid(rows)]
-
-
-def _keys(indices: Indices) -> NDArray[np.void]:
-    """One comparable value per row."""
-    rows = np.ascontiguousarray(indices, dtype=np.int32)
-    return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from calumma.core.keys import Key, keys_of
 from calumma.core.protocols import DesignSpace, Indices
 from calumma.search.history import History
 from calumma.search.stats import SearchStats
@@ -95,8 +96,8 @@ class _Best:
     def __init__(self, n: int, history: History) -> None:
         self._n = n
         self._history = history
-        self._heap: list[tuple[float, bytes]] = []
-        self._inside: set[bytes] = set()
+        self._heap: list[tuple[float, Key]] = []
+        self._inside: set[Key] = set()
 
     def offer(self, indices: Indices, scores: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bool:
         """Take in what is better than the worst inside; says whether anything was."""
@@ -105,8 +106,7 @@ class _Best:
             indices, scores = indices[better], scores[better]
         changed = False
         fresh = self._history.is_fresh(indices)
-        for row, value in zip(indices[fresh], scores[fresh].tolist(), strict=True):
-            key = row.tobytes()
+        for key, value in zip(keys_of(indices[fresh]), scores[fresh].tolist(), strict=True):
             if key in self._inside or (len(self._heap) == self._n and value <= self._heap[0][0]):
                 continue
             self._inside.add(key)

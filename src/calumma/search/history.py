@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calumma.core.errors import InternalError
+from calumma.core.keys import Key, keys_of
 from calumma.core.protocols import DesignSpace, Indices
 
 
@@ -24,14 +25,14 @@ class History:
         self.indices: Indices = np.empty((0, len(space.knobs)), dtype=np.int32)
         self.scores: NDArray[np.float64] = np.empty(0)
         self.features: NDArray[np.float32] = np.empty((0, len(space.feature_names)), dtype=np.float32)
-        self._rows: dict[bytes, int] = {}
-        self._taken: set[bytes] = set()
+        self._rows: dict[Key, int] = {}
+        self._taken: set[Key] = set()
 
     def tell(self, indices: Indices, scores: NDArray[np.float64]) -> None:
         """Add outcomes; the last one of a configuration counts."""
         if len(indices) != len(scores):
             raise InternalError(f"{len(indices)} configurations were told with {len(scores)} scores: expected one each")
-        keys = _keys(indices)
+        keys = keys_of(indices)
         new: list[int] = []
         for position, key in enumerate(keys):
             if key not in self._rows:
@@ -47,13 +48,13 @@ class History:
 
     def take(self, indices: Indices) -> None:
         """Mark configurations as proposed."""
-        self._taken.update(_keys(indices))
+        self._taken.update(keys_of(indices))
 
     def is_fresh(self, indices: Indices) -> NDArray[np.bool_]:
         """(N, D) -> (N,): neither proposed nor told, and no repetition of an earlier row."""
-        seen: set[bytes] = set()
+        seen: set[Key] = set()
         fresh = np.zeros(len(indices), dtype=bool)
-        for position, key in enumerate(_keys(indices)):
+        for position, key in enumerate(keys_of(indices)):
             if key not in self._taken and key not in seen:
                 seen.add(key)
                 fresh[position] = True
@@ -84,9 +85,3 @@ class History:
         """Return the `n` best configurations that did not fail, best first."""
         order = np.argsort(-self.scores, kind="stable")[:n]
         return self.indices[order[self.scores[order] > 0]]
-
-
-def _keys(indices: Indices) -> list[bytes]:
-    """One hashable identity per row."""
-    rows = np.ascontiguousarray(indices, dtype=np.int32)
-    return [row.tobytes() for row in rows]

@@ -22,6 +22,7 @@ import numpy as np
 
 from calumma._version import __version__
 from calumma.core.errors import InputError
+from calumma.core.keys import Key, indices_of, key_of
 from calumma.core.protocols import DesignSpace, Runner, Store
 from calumma.core.rng import generator
 from calumma.core.values import Budget, Hardware, KnobValue, MeasureRecord, MeasureResult, Status, Task
@@ -32,7 +33,7 @@ from calumma.tuner.allocation import Allocator
 from calumma.tuner.phases import ChargedModel, PhaseClock
 from calumma.tuner.result import ModelContest, TaskResult, TuningResult
 from calumma.tuner.settings import TuningSettings
-from calumma.tuner.state import VERIFIED, Key, TaskState, distance, key_of
+from calumma.tuner.state import VERIFIED, TaskState, distance
 
 REMEASURED = "remeasure"
 """What stands for the strategy in the record of a configuration that was measured before: nobody proposed it."""
@@ -445,7 +446,7 @@ class TuningSession:
 
     def _tell(self, state: TaskState, keys: Sequence[Key]) -> None:
         if keys:
-            indices = np.stack([state.indices(key) for key in keys])
+            indices = np.stack([indices_of(key) for key in keys])
             state.strategy.tell(indices, np.array([state.score(key) for key in keys]))
 
     def _pace(self, candidates: int) -> None:
@@ -576,7 +577,7 @@ class TuningSession:
 
     def _by_default(self, task: TaskResult) -> TaskResult:
         state = self._by_hash[task.workload]
-        config = state.space.decode(state.indices(state.default))
+        config = state.space.decode(indices_of(state.default))
         return replace(task, config=config, tuned=False, latency_s=task.default_latency_s)
 
     def _task_result(self, state: TaskState) -> TaskResult:
@@ -588,7 +589,7 @@ class TuningSession:
             weight=state.task.weight,
             template=state.space.template,
             template_version=state.space.version,
-            config=state.space.decode(state.indices(key)),
+            config=state.space.decode(indices_of(key)),
             tuned=key != state.default,
             checked=checked,
             latency_s=median(final[key]) if key in final else state.latencies.get(key),
@@ -653,7 +654,7 @@ def _summary(result: TuningResult, states: Sequence[TaskState]) -> dict[str, Any
                 "flops": state.task.flops,
                 "size_bytes": state.task.size_bytes,
                 "config": dict(task.config),
-                "default_config": state.space.decode(state.indices(state.default)),
+                "default_config": state.space.decode(indices_of(state.default)),
                 "tuned": task.tuned,
                 "checked": task.checked,
                 "latency_s": task.latency_s,

@@ -5,22 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-import numpy as np
-
-from calumma.core.protocols import DesignSpace, Indices, Strategy
+from calumma.core.keys import Key, indices_of, key_of
+from calumma.core.protocols import DesignSpace, Strategy
 from calumma.core.values import Candidate, MeasureResult, Status, Task
 from calumma.tuner.events import TaskProgress
 
 VERIFIED = "verify"
 """Phase that only the record of a verified configuration has; later sessions need not verify it again."""
-
-Key = bytes
-"""Identity of a configuration within its task: its indices as bytes."""
-
-
-def key_of(indices: Indices) -> Key:
-    """Return the identity of one configuration (n_knobs,)."""
-    return np.ascontiguousarray(indices, dtype=np.int32).tobytes()
 
 
 class TaskState:
@@ -69,13 +60,9 @@ class TaskState:
         """Latency of the default; None if it is unknown or failed."""
         return self.latencies.get(self.default)
 
-    def indices(self, key: Key) -> Indices:
-        """Return the configuration (n_knobs,) of a key."""
-        return np.frombuffer(key, dtype=np.int32)
-
     def candidate(self, key: Key) -> Candidate:
         """Return the configuration as something to measure."""
-        config = self.space.decode(self.indices(key))
+        config = self.space.decode(indices_of(key))
         return Candidate(self.task.workload, self.space.template, self.space.version, config)
 
     def note(self, key: Key, result: MeasureResult) -> None:
