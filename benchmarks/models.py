@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -32,14 +30,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import output, suite
+from benchmarks.commands import calumma
 from calumma.core.errors import InputError
 from calumma.peers import Contestant, RaceResult, peers, race
 
-_TUNED, _UNTUNED = "calumma", "calumma-untuned"
-_OURS = (_TUNED, _UNTUNED)
+TUNED, _UNTUNED = "calumma", "calumma-untuned"
+"""Labels of our artifacts in a race."""
+_OURS = (TUNED, _UNTUNED)
 _TOLERANCE = 1e-3
 _PROFILED = "resnet50"
-_COMMAND_TIMEOUT_S = 3600
 Row = dict[str, Any]
 
 
@@ -51,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = output.parser(__doc__.splitlines()[0])
-    parser.add_argument("--models", type=_names, default=suite.names(), metavar="A,B", help="of the suite")
+    parser.add_argument("--models", type=output.names, default=suite.names(), metavar="A,B", help="of the suite")
     parser.add_argument("--budget", default="120s", help="for tuning each model")
-    parser.add_argument("--against", type=_names, default=("onnxruntime", "openvino", "torch"), metavar="A,B")
+    parser.add_argument("--against", type=output.names, default=("onnxruntime", "openvino", "torch"), metavar="A,B")
     parser.add_argument("--rounds", type=int, default=10, help="turns of every runtime")
     parser.add_argument("--untuned-only", action="store_true", help="compile, do not tune")
     parser.add_argument("--resume", action="store_true", help="keep the models that are in the JSON file")
@@ -84,7 +83,7 @@ def _run(options: argparse.Namespace) -> int:
             continue
         row = _measure(name, options)
         rows.append(row)
-        print(_line(row), flush=True)
+        print(line(name, row), flush=True)
         if options.json is not None:
             output.write(options.json, metrics(rows), rows, surroundings, settings=settings)
     rows.sort(key=lambda row: suite.names().index(row["model"]))
@@ -92,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
     text = _table(rows)
     print(f"\n{text}\n")
     for metric, value in _all_metrics(rows).items():
-        print(f"{metric:32} {_number(value, 1, '.4g')}")
+        print(f"{metric:32} {output.number(value, 1, '.4g')}")
     if options.json is not None:
         output.write(options.json, result, rows, surroundings, settings=settings)
     if options.readme:
@@ -126,30 +125,35 @@ def _measure(name: str, options: argparse.Namespace) -> Row:
         entries = []
         try:
             say("compiling")
-            row["compile"] = _calumma("compile", (), model, "-o", untuned, "--db", folder / "empty.db", *common)
+            row["compile"] = calumma("compile", model, "-o", untuned, "--db", folder / "empty.db", *common)
             entries.append(Contestant(_UNTUNED, "calumma", str(untuned)))
             if not options.untuned_only:
                 say(f"tuning, {options.budget}")
                 spend = ["--db", folder / "tuned.db", "--budget", options.budget]
-                row["tune"] = _calumma("tune", ("latency_s",), model, "-o", tuned, *spend, *common)
-                entries.insert(0, Contestant(_TUNED, "calumma", str(tuned)))
+                row["tune"] = calumma("tune", model, "-o", tuned, *spend, *common, needs=["latency_s"])
+                entries.insert(0, Contestant(TUNED, "calumma", str(tuned)))
             if name == _PROFILED:
                 row["conv_share_of_peak"] = _conv_share_of_peak(model, tuned if tuned.exists() else untuned, common)
-        except _Failed as failed:
+        except InputError as failed:
             row["error"] = str(failed)
         if entries:
             entries += peers(options.against, model, suite.torch_source(name))
             result = race(entries, suite.inputs(name), threads=options.threads, rounds=options.rounds, progress=say)
-            row.update(_ratios(result), race=result.as_dict())
-            lost = [f"{entry.label}: {entry.reason}" for entry in result.rows if entry.label in _OURS and entry.reason]
-            if result.reference is None:
-                lost.append("onnxruntime could not run: no outputs to compare with")
-            row["error"] = "; ".join(filter(None, [row["error"], *lost]))
+            row.update(ratios(result), race=result.as_dict())
+            row["error"] = "; ".join(filter(None, [row["error"], lost(result)]))
     _status("", "")
     return row
 
 
-def _ratios(result: RaceResult) -> Row:
+def lost(result: RaceResult) -> str:
+    """What became of artifacts of ours that could not run or be judged; empty where all could."""
+    reasons = [f"{entry.label}: {entry.reason}" for entry in result.rows if entry.label in _OURS and entry.reason]
+    if result.reference is None:
+        reasons.append("onnxruntime could not run: no outputs to compare with")
+    return "; ".join(reasons)
+
+
+def ratios(result: RaceResult) -> Row:
     """What the metrics are made of."""
     ours = [row for row in result.rows if row.label in _OURS]
     rivals = [row.label for row in result.rows if row not in ours and row.latency_s]
@@ -166,9 +170,9 @@ def _ratios(result: RaceResult) -> Row:
         spread = result.ratio(label, other) if {label, other} <= labels else None
         return spread.median if spread else None
 
-    found["vs_onnxruntime"] = ratio(_TUNED, "onnxruntime")
+    found["vs_onnxruntime"] = ratio(TUNED, "onnxruntime")
     found["untuned_vs_onnxruntime"] = ratio(_UNTUNED, "onnxruntime")
-    found["tuned_vs_untuned"] = ratio(_TUNED, _UNTUNED)
+    found["tuned_vs_untuned"] = ratio(TUNED, _UNTUNED)
     against = [value for label in rivals if (value := ratio(ours[0].label, label)) is not None]
     found["speedup_vs_best"] = 1 / max(against) if against else None
     return found
@@ -196,9 +200,9 @@ def _all_metrics(rows: Sequence[Row]) -> dict[str, float | None]:
         "conv_share_of_peak": over(max, "conv_share_of_peak"),
         "import_s_resnet50": next((_import_s(row) for row in rows if row["model"] == _PROFILED), None),
         "sum_of_tasks_vs_model": _farthest_from_1(
-            row["tune"]["latency_s"] / row["latency_s"][_TUNED]
+            row["tune"]["latency_s"] / row["latency_s"][TUNED]
             for row in rows
-            if row.get("tune") and _TUNED in row.get("latency_s", {})
+            if row.get("tune") and TUNED in row.get("latency_s", {})
         ),
         "worst_default_vs_tuned": max((r for row in rows for r in _default_ratios(row)), default=None),
         "models": len(rows),
@@ -232,46 +236,23 @@ def _farthest_from_1(values: Iterable[float]) -> float | None:
 
 def _conv_share_of_peak(model: Path, artifact: Path, common: Sequence[str]) -> float:
     """Flops of the convolutions over their seconds inside the model, over the machine's peak."""
-    listing = _calumma("tasks", ("tasks", "peak_gflop_per_s"), model, *common)
-    profile = _calumma("run", ("kernels",), artifact, "--profile", *common)
+    listing = calumma("tasks", model, *common, needs=["tasks", "peak_gflop_per_s"])
+    profile = calumma("run", artifact, "--profile", *common, needs=["kernels"])
     gflop = {task["name"]: task["weight"] * task["gflop"] for task in listing["tasks"] if "conv" in task["anchor"]}
     seconds = sum(kernel["ms"] for kernel in profile["kernels"] if kernel["kernel"] in gflop) / 1e3
     if not seconds:
-        raise _Failed(f"no kernel of {sorted(gflop)} is in the profile of {model.name}")
+        raise InputError(f"no kernel of {sorted(gflop)} is in the profile of {model.name}")
     return sum(gflop.values()) / seconds / listing["peak_gflop_per_s"]
 
 
-def _calumma(command: str, needs: Sequence[str], *arguments: object) -> dict[str, Any]:
-    """Run a command as a user would; returns its JSON, which has the entries in `needs`. Raises _Failed."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as report:
-        line = [sys.executable, "-m", "calumma", command, *map(str, arguments), "--quiet", "--json", report.name]
-        try:
-            done = subprocess.run(
-                line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=_COMMAND_TIMEOUT_S
-            )
-        except subprocess.TimeoutExpired:
-            raise _Failed(f"calumma {command}: not done within {_COMMAND_TIMEOUT_S} s") from None
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise _Failed(f"calumma {command}: exit status {done.returncode}: {last}")
-        document = json.loads(Path(report.name).read_text().splitlines()[-1])
-    missing = [key for key in needs if document.get(key) is None]
-    if missing:
-        raise _Failed(f"calumma {command}: its JSON has no {missing[0]!r}")
-    return document
-
-
-class _Failed(Exception):
-    """A step that failed; the message is one line."""
-
-
-def _line(row: Row) -> str:
+def line(name: str, row: Row) -> str:
+    """What is said of a row as soon as it is there."""
     parts = [f"{label} {seconds * 1e3:.2f} ms" for label, seconds in row.get("latency_s", {}).items()]
     if row.get("difference") is not None:
         parts.append(f"difference {row['difference']:.1e}{' WRONG' if row['wrong'] else ''}")
     if row["error"]:
         parts.append(f"FAILED {row['error']}")
-    return f"{row['model']}: {', '.join(parts)}"
+    return f"{name}: {', '.join(parts)}"
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -279,11 +260,11 @@ def _table(rows: Sequence[Row]) -> str:
     body = [
         [
             row["model"],
-            *(_number(row.get("latency_s", {}).get(label), 1e3, ".2f") for label in labels),
-            _number(row.get("untuned_vs_onnxruntime"), 1, ".2f"),
-            _number(row.get("vs_onnxruntime"), 1, ".2f"),
-            _number(row.get("speedup_vs_best"), 1, ".2f"),
-            _number(row.get("difference"), 1, ".0e"),
+            *(output.number(row.get("latency_s", {}).get(label), 1e3, ".2f") for label in labels),
+            output.number(row.get("untuned_vs_onnxruntime"), 1, ".2f"),
+            output.number(row.get("vs_onnxruntime"), 1, ".2f"),
+            output.number(row.get("speedup_vs_best"), 1, ".2f"),
+            output.number(row.get("difference"), 1, ".0e"),
         ]
         for row in rows
     ]
@@ -296,10 +277,6 @@ def _table(rows: Sequence[Row]) -> str:
         "difference",
     ]
     return output.markdown(columns, body)
-
-
-def _number(value: float | None, factor: float, form: str) -> str:
-    return "n/a" if value is None else format(value * factor, form)
 
 
 def _summary(table: str, result: dict[str, float], surroundings: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -327,10 +304,6 @@ def _status(name: str, text: str) -> None:
     """Show on a terminal what is going on, in one line that is overwritten."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{name} {text}", end="", file=sys.stderr, flush=True)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
 if __name__ == "__main__":

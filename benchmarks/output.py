@@ -131,6 +131,16 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([layout(columns), rule, *map(layout, rows)])
 
 
+def number(value: float | None, factor: float, form: str) -> str:
+    """A cell of a table: the product in a format, or "n/a" for None."""
+    return "n/a" if value is None else format(value * factor, form)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The value of an option that lists names between commas."""
+    return tuple(filter(None, (name.strip() for name in text.split(","))))
+
+
 def replace_section(path: Path, name: str, text: str) -> None:
     """Put text between `<!-- name -->` and `<!-- /name -->` in a file. Raises InputError if the marks are not there."""
     opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"

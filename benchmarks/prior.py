@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import corpora, held_out, output, suite
+from benchmarks.commands import calumma
 from calumma.core.errors import InputError
 from calumma.core.rng import generator
 from calumma.peers import Contestant, race
@@ -51,7 +51,6 @@ AUTOTVM012 = ("resnet18", 1328.0, 8.7e-3)
 TEACHERS, PUPIL = ("resnet18", "squeezenet", "shufflenet"), "mobilenet_v2"
 _COMPILE, _PRIOR, _DEFAULT, _TUNED = "compile", "prior", "default", "tuned"
 _RESAMPLES = 10_000
-_TIMEOUT_S = 7200
 Document = dict[str, Any]
 
 
@@ -221,12 +220,12 @@ def _whole(name: str, prior: Path, options: argparse.Namespace, folder: Path) ->
     model, threads = suite.path(name), ("--threads", options.threads)
     empty = ("--db", folder / "empty.db")
     start = time.perf_counter()
-    document = _calumma("compile", model, "-o", folder / "prior.so", "--prior", prior, *empty, *threads)
+    document = calumma("compile", model, "-o", folder / "prior.so", "--prior", prior, *empty, *threads)
     seconds = time.perf_counter() - start
-    _calumma("compile", model, "-o", folder / "default.so", "--prior", "none", *empty, *threads)
+    calumma("compile", model, "-o", folder / "default.so", "--prior", "none", *empty, *threads)
     _status(f"{name}: tuning, {options.budget}")
     tuning = ("--db", folder / "tuned.db", "--budget", options.budget, "--prior", prior)
-    _calumma("tune", model, "-o", folder / "tuned.so", *tuning, *threads)
+    calumma("tune", model, "-o", folder / "tuned.so", *tuning, *threads)
     result = race(
         [Contestant(label, "calumma", str(folder / f"{label}.so")) for label in (_TUNED, _PRIOR, _DEFAULT)],
         suite.inputs(name),
@@ -269,7 +268,7 @@ def _autotvm(model: Path, prior: Path, options: argparse.Namespace, folder: Path
     _status(f"AutoTVM's strategy, at most {budget:.0f} s")
     events = folder / "autotvm.json"
     tuning = ("--budget", f"{budget:.0f}s", "--strategy", "autotvm", "--prior", "none")
-    _calumma("tune", model, "-o", folder / "autotvm.so", "--db", folder / "autotvm.db", *tuning, events=events)
+    calumma("tune", model, "-o", folder / "autotvm.so", "--db", folder / "autotvm.db", *tuning, events=events)
     reached = next((seconds for seconds, latency_s in _progress(events) if latency_s <= level), None)
     seconds = budget if reached is None else reached
     return {"sum_of_tasks_s": level, "autotvm_s": seconds, "autotvm_reached": reached is not None}
@@ -305,15 +304,15 @@ def _learned(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dic
         for name in TEACHERS:
             _status(f"tuning {name}, {options.budget}")
             tuning = ("--db", folder / "records.db", "--budget", options.budget, "--prior", path)
-            _calumma("tune", suite.path(name), "-o", folder / f"{name}.so", *tuning, *threads)
+            calumma("tune", suite.path(name), "-o", folder / f"{name}.so", *tuning, *threads)
         _status("learning")
         learnt = folder / "learnt.safetensors"
         start = time.perf_counter()
-        _calumma("learn", "--db", folder / "records.db", "-o", learnt)
+        calumma("learn", "--db", folder / "records.db", "-o", learnt)
         seconds = time.perf_counter() - start
         for label, used in (("before", path), ("after", learnt)):
             arguments = ("--prior", used, "--db", folder / "empty.db", *threads)
-            _calumma("compile", suite.path(PUPIL), "-o", folder / f"{label}.so", *arguments)
+            calumma("compile", suite.path(PUPIL), "-o", folder / f"{label}.so", *arguments)
         contestants = [Contestant(label, "calumma", str(folder / f"{label}.so")) for label in ("before", "after")]
         result = race(
             contestants, suite.inputs(PUPIL), threads=options.threads, rounds=2 * options.rounds, progress=_status
@@ -331,19 +330,6 @@ def _learned(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dic
     latencies = {row.label: row.latency_s.median for row in result.rows if row.latency_s}
     row = {"part": "learned", "teachers": list(TEACHERS), "network": PUPIL, "learn_s": seconds, "latency_s": latencies}
     return metrics, [row]
-
-
-def _calumma(command: str, *arguments: object, events: Path | None = None) -> Document:
-    """Run a command as a user would; returns its result. Raises InputError with its last line if it fails."""
-    with tempfile.TemporaryDirectory() as scratch:
-        report = events or Path(scratch) / "report.json"
-        line = [sys.executable, "-m", "calumma", command, *map(str, arguments), "--quiet", "--json", str(report)]
-        done = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=_TIMEOUT_S)
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise InputError(f"calumma {command}: exit status {done.returncode}: {last}")
-        result: Document = json.loads(report.read_text().splitlines()[-1])
-        return result
 
 
 def _progress(events: Path) -> list[tuple[float, float]]:

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = output.parser(__doc__.splitlines()[0])
-    parser.add_argument("--models", type=lambda text: tuple(text.split(",")), default=_MODELS, metavar="A,B")
+    parser.add_argument("--models", type=output.names, default=_MODELS, metavar="A,B")
     parser.add_argument("--budget", default="0s", help="for tuning each model before it is raced")
     parser.add_argument("--rounds", type=int, default=10, help="turns of every runtime")
     parser.add_argument("--processes", type=int, default=3, help="that start from a filled cache")
@@ -228,9 +228,6 @@ def _line(row: Row) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    def number(value: float | None, factor: float, form: str) -> str:
-        return "n/a" if value is None else format(value * factor, form)
-
     columns = [
         "model",
         *(f"{label} ms" for label in _RUNTIMES),
@@ -242,11 +239,11 @@ def _table(rows: Sequence[Row]) -> str:
     body = [
         [
             row["model"],
-            *(number(row.get("latency_s", {}).get(label), 1e3, ".2f") for label in _RUNTIMES),
-            number(row.get(f"vs_{_EAGER}"), 1, ".2f"),
-            number(row.get(f"vs_{_INDUCTOR}"), 1, ".2f"),
-            number(row.get("difference"), 1, ".0e"),
-            *(number(row.get(name), 1, ".1f") for name in _PROCESSES),
+            *(output.number(row.get("latency_s", {}).get(label), 1e3, ".2f") for label in _RUNTIMES),
+            output.number(row.get(f"vs_{_EAGER}"), 1, ".2f"),
+            output.number(row.get(f"vs_{_INDUCTOR}"), 1, ".2f"),
+            output.number(row.get("difference"), 1, ".0e"),
+            *(output.number(row.get(name), 1, ".1f") for name in _PROCESSES),
         ]
         for row in rows
     ]

@@ -13,7 +13,7 @@ import onnxruntime
 import psutil
 import pytest
 
-from benchmarks import models, networks, output, suite
+from benchmarks import batch, models, networks, output, suite
 from benchmarks.networks import Graph
 from calumma import artifact, tvm_compat
 from calumma.core.errors import ArtifactError, InputError
@@ -292,6 +292,33 @@ def test_unknown_names_are_refused_at_once(capsys):
     assert models.main(["--models", "lenet"]) == 2
     assert models.main(["--against", "tensorflow"]) == 2
     assert "lenet" in (text := capsys.readouterr().err) and "tensorflow" in text
+
+
+def test_a_batch_that_is_left_open_takes_any_number_of_samples():
+    model = networks.bert(layers=1, width=32, heads=2, tokens=8, vocabulary=50)
+    samples = [random_inputs(input_specs(model), seed) for seed in range(3)]
+    alone = _run(model.SerializeToString(), samples)
+    together = {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
+    ((found,),) = _run(batch.with_open_batch(model).SerializeToString(), [together])
+    np.testing.assert_allclose(found, np.concatenate([outputs[0] for outputs in alone]), rtol=1e-5, atol=1e-5)
+
+
+def test_batches_are_raced(tmp_path, monkeypatch, capsys):
+    small, path = _small_model(tmp_path / "small.onnx"), tmp_path / "batch.json"
+    monkeypatch.setattr(suite, "path", lambda name: small)
+    options = ["--models", "bert", "--batches", "3", "--thread-counts", "1", "--rounds", "1", "--json", str(path)]
+    assert batch.main([*options, "--against", "onnxruntime"]) == 0
+    document = output.read(path)
+    (row,) = document["rows"]
+    assert (row["model"], row["batch"], row["threads"], row["error"]) == ("bert", 3, 1, "")
+    assert row["samples_per_s"]["calumma"] == pytest.approx(3 / row["latency_s"]["calumma"])
+    assert row["difference"] < 1e-5
+    assert document["metrics"]["points"] == 1 and document["metrics"]["worst_vs_onnxruntime"] > 0
+    assert "best peer / ours" in capsys.readouterr().out
+    for wrong in (["--models", "vit_b_16"], ["--against", "tensorflow"]):
+        assert batch.main(wrong) == 2
+    with pytest.raises(SystemExit, match="2"):
+        batch.main(["--batches", "1,none"])
 
 
 def test_json_has_no_infinity(tmp_path):

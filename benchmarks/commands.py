@@ -1,0 +1,45 @@
+"""Calumma's commands, run as a user would run them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from calumma.core.errors import InputError
+
+_TIMEOUT_S = 7200
+
+
+def calumma(command: str, *arguments: object, needs: Sequence[str] = (), events: Path | None = None) -> dict[str, Any]:
+    """Run a command in a process of its own; returns its result as JSON.
+
+    Args:
+        command, arguments: what follows `calumma` on the command line.
+        needs: entries that the result must have.
+        events: file that keeps all lines of JSON, those before the result too.
+
+    Raises:
+        InputError: it fails or takes too long; the text holds its last line.
+    """
+    with tempfile.TemporaryDirectory(prefix="calumma-bench-") as scratch:
+        report = events or Path(scratch) / "report.json"
+        line = [sys.executable, "-m", "calumma", command, *map(str, arguments), "--quiet", "--json", str(report)]
+        try:
+            done = subprocess.run(
+                line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=_TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise InputError(f"calumma {command}: not done within {_TIMEOUT_S} s") from None
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise InputError(f"calumma {command}: exit status {done.returncode}: {last}")
+        result: dict[str, Any] = json.loads(report.read_text().splitlines()[-1])
+    missing = [key for key in needs if result.get(key) is None]
+    if missing:
+        raise InputError(f"calumma {command}: its JSON has no {missing[0]!r}")
+    return result
