@@ -20,7 +20,7 @@ from calumma import tvm_compat
 from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, load, save
 from calumma.core import durations
 from calumma.core.errors import InputError
-from calumma.core.values import COLLECTION, Budget, KnobValue
+from calumma.core.values import COLLECTION, PRECISIONS, Budget, KnobValue
 
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
@@ -169,6 +169,8 @@ def compile(
     mcpu: str | None = None,
     database: str | PathLike[str] | Store | None = None,
     prior: str = "auto",
+    tolerance: float | None = None,
+    precision: str = PRECISIONS[0],
     on_event: Listener | None = None,
 ) -> CompileResult:
     """Compile a model without measuring anything.
@@ -185,6 +187,10 @@ def compile(
         mcpu: LLVM's name of the CPU to compile for; the host by default.
         database: records to use: a path, a URL, or an open store; the user's own by default.
         prior: name or file of a prior; "auto" for the newest that fits this machine, "none" for none.
+        tolerance: largest relative error that an algorithm may have by itself to be considered (docs/winograd.md), such
+            as 1e-6 for no convolution by Winograd's F(4x4, 3x3); all are by default. Plain arithmetic always is.
+        precision: "fp32", or "bf16" for convolutions and matrix products that read bfloat16 and add up float32, on CPUs
+            with AVX512_BF16 (docs/precision.md).
         on_event: called with a `PhaseStarted` for every step.
 
     Returns:
@@ -196,20 +202,21 @@ def compile(
     destination = _destination(output)
     on_phase = _phase_listener(on_event)
     on_phase("load")
-    prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase)
     from calumma.tuner import zero_shot
     from calumma.tuner.model import recorded_configs
 
-    with prepared.phase("records"), _store(database) as store:
-        records = store.records(
-            workloads=[task.workload.hash for task in prepared.tasks],
-            hardware=prepared.hardware.fingerprint,
-            threads=prepared.threads,
-            cache_state=prepared.cache_state,
-            toolchain=tvm_compat.toolchain(),
-        )
-        defaults_won = _tuned_lost(prepared, store)
-        recorded = {} if defaults_won else recorded_configs(prepared, records)
+    with _store(database) as store:
+        prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase, tolerance, precision)
+        with prepared.phase("records"):
+            records = store.records(
+                workloads=[task.workload.hash for task in prepared.tasks],
+                hardware=prepared.hardware.fingerprint,
+                threads=prepared.threads,
+                cache_state=prepared.cache_state,
+                toolchain=tvm_compat.toolchain(),
+            )
+            defaults_won = _tuned_lost(prepared, store)
+            recorded = {} if defaults_won else recorded_configs(prepared, records)
     with prepared.phase("prior"):
         predictor, note = zero_shot.predictor_for(prepared, prior)
         measured = {record.candidate.workload.hash for record in records}
@@ -242,6 +249,8 @@ def tune(
     threads: int | None = None,
     mcpu: str | None = None,
     prior: str = "auto",
+    tolerance: float | None = None,
+    precision: str = PRECISIONS[0],
     on_event: Listener | None = None,
 ) -> TuneResult:
     """Tune a model by measurement within a budget, and compile it with the best schedules found.
@@ -258,7 +267,7 @@ def tune(
             machine, "none" for none.
         on_event: called with every progress event (`calumma.events`), in this thread and on the budget's time. What it
             raises ends the session and is raised again; what was measured is in the database.
-        model, output, example_inputs, shapes, threads, mcpu: as for `compile`.
+        model, output, example_inputs, shapes, threads, mcpu, tolerance, precision: as for `compile`.
 
     Returns:
         The tuned model, with what was decided per task and what the time was spent on.
@@ -282,7 +291,7 @@ def tune(
     if not tvm_compat.target_features(hardware.mcpu) <= tvm_compat.target_features(tvm_compat.host_mcpu()):
         raise InputError(f"mcpu={mcpu!r}: this machine cannot run code for it, so nothing can be measured; use compile")
     with _store(database) as store, closing(LocalRunner(hardware, count)) as runner:
-        prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase)
+        prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase, tolerance, precision)
         runner.cache_state = prepared.cache_state
         contest = Contest(prepared)
         with prepared.phase("prior"):
@@ -307,6 +316,8 @@ def tune(
                 "trials": budget.trials,
                 "threads": count,
                 "mcpu": hardware.mcpu,
+                "tolerance": tolerance,
+                "precision": precision,
                 "prior": None if predictor is None else predictor.prior.name,
             },
             progress=on_event,
@@ -344,16 +355,17 @@ def tasks(
     shapes: Shapes | None = None,
     threads: int | None = None,
     mcpu: str | None = None,
+    precision: str = PRECISIONS[0],
 ) -> TaskListing:
     """List what would be tuned, without building or measuring anything.
 
     Args:
-        model, example_inputs, shapes, threads, mcpu: as for `compile`.
+        model, example_inputs, shapes, threads, mcpu, precision: as for `compile`.
 
     Raises:
         InputError: the model or a setting cannot be used; says what to do.
     """
-    prepared = _prepare(model, example_inputs, shapes, threads, mcpu)
+    prepared = _prepare(model, example_inputs, shapes, threads, mcpu, precision=precision)
     return TaskListing(
         _rows(prepared),
         prepared.graph.layout_transforms,
@@ -530,11 +542,24 @@ def _prepare(
     threads: int | None,
     mcpu: str | None,
     on_phase: Callable[[str], None] = lambda name: None,
+    tolerance: float | None = None,
+    precision: str = PRECISIONS[0],
 ) -> TunableModel:
+    if tolerance is not None and not tolerance >= 0:
+        raise InputError(f"tolerance={tolerance!r}: give a relative error of 0 or more, or None for no limit")
     count = tvm_compat.set_threads(threads)
     from calumma.tuner.model import prepare
 
-    return prepare(model, example_inputs=example_inputs, shapes=shapes, threads=count, mcpu=mcpu, on_phase=on_phase)
+    return prepare(
+        model,
+        example_inputs=example_inputs,
+        shapes=shapes,
+        threads=count,
+        mcpu=mcpu,
+        tolerance=tolerance,
+        precision=precision,
+        on_phase=on_phase,
+    )
 
 
 def _phase_listener(on_event: Listener | None) -> Callable[[str], None]:
@@ -589,12 +614,17 @@ def _rows(prepared: TunableModel) -> tuple[TaskRow, ...]:
 
 
 def _tuned_lost(prepared: TunableModel, store: Store) -> bool:
-    """Whether the tuned model lost against the default one when it was last tuned for so many threads on this CPU."""
+    """Whether the tuned model lost against the default one when it was last tuned in the same way on this CPU."""
     from calumma.tuner import ModelContest
 
     for session in reversed(store.sessions()):
         summary, options = session.summary or {}, session.options
-        same = (options.get("threads"), options.get("mcpu")) == (prepared.threads, prepared.hardware.mcpu)
+        same = (
+            options.get("threads"),
+            options.get("mcpu"),
+            options.get("tolerance"),
+            options.get("precision", PRECISIONS[0]),
+        ) == (prepared.threads, prepared.hardware.mcpu, prepared.tolerance, prepared.precision)
         if session.model_hash == prepared.model_hash and same and summary.get("contest") is not None:
             return not ModelContest(**summary["contest"]).tuned_wins
     return False

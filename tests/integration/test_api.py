@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import calumma
 from calumma import api
 from calumma.artifact import Artifact
+from calumma.core.errors import InputError
 from calumma.core.values import Budget
 from calumma.database import MemoryStore, SqlStore
 from calumma.tuner import ModelContest
@@ -243,6 +244,12 @@ def test_compile_tells_its_phases(tmp_path):
     assert [event.phase for event in events] == ["load", *result.phases_s]
 
 
+@pytest.mark.parametrize("call", [api.compile, api.tune])
+def test_the_database_is_checked_before_the_model(tmp_path, call):
+    with pytest.raises(InputError, match="is a folder, expected a file"):
+        call(b"no model", database=tmp_path)
+
+
 # ---- tuning
 
 
@@ -286,12 +293,39 @@ def test_tuned_model_computes_the_same_and_its_records_serve_the_next_compile(tm
     assert configs == {task.workload: dict(task.config) for task in tuned.tasks}
 
 
+def test_a_tolerance_holds_for_defaults_trials_and_records():
+    model, store = Model(), MemoryStore()
+    data = model.bytes(model.conv(model.input(1, 64, 28, 28), (64, 64)))
+    feeds = model.feeds()
+
+    def algorithms(result):
+        assert_close(_run(result.artifact, feeds), reference(data, feeds))
+        tasks = [row for row in result.lowered.metadata["tasks"] if row["template"] == "conv2d"]
+        return [row["config"].get("algorithm", "direct") for row in tasks]
+
+    assert algorithms(api.compile(data, threads=2, database=store, prior="none")) == ["winograd4"]
+    assert algorithms(api.compile(data, threads=2, database=store, prior="none", tolerance=2e-6)) == ["winograd2"]
+    exact = api.tune(data, threads=2, database=store, budget=Budget(trials=4), prior="none", tolerance=0)
+    assert algorithms(exact) == ["direct"] and exact.lowered.metadata["tolerance"] == 0
+    assert not any("algorithm" in record.candidate.config for record in store.records())
+    assert store.sessions()[0].options["tolerance"] == 0
+    api.tune(data, threads=2, database=store, budget=Budget(trials=4), prior="none")
+    assert any("algorithm" in record.candidate.config for record in store.records())
+    again = api.compile(data, threads=2, database=store, prior="none", tolerance=0)
+    assert algorithms(again) == ["direct"]
+    for wrong in (-1e-6, float("nan")):
+        with pytest.raises(InputError, match="give a relative error of 0 or more"):
+            api.compile(data, tolerance=wrong)
+
+
 def test_records_of_schedules_that_lost_as_a_model_are_left_alone():
     store = MemoryStore()
-    prepared = SimpleNamespace(model_hash="m", threads=2, hardware=SimpleNamespace(mcpu="znver5"))
+    prepared = SimpleNamespace(
+        model_hash="m", threads=2, hardware=SimpleNamespace(mcpu="znver5"), tolerance=None, precision="fp32"
+    )
 
-    def tuned(ratio, model_hash="m", threads=2):
-        session = store.start_session("network", model_hash, {"threads": threads, "mcpu": "znver5"})
+    def tuned(ratio, model_hash="m", threads=2, **options):
+        session = store.start_session("network", model_hash, {"threads": threads, "mcpu": "znver5", **options})
         contest = None if ratio is None else asdict(ModelContest(tuned_s=ratio, default_s=1.0, ratio=ratio, rounds=5))
         store.finish_session(session, {"contest": contest})
 
@@ -301,6 +335,7 @@ def test_records_of_schedules_that_lost_as_a_model_are_left_alone():
     tuned(None)
     tuned(0.9, threads=4)
     tuned(0.9, model_hash="another")
+    tuned(0.9, precision="bf16")
     assert api._tuned_lost(prepared, store)
     tuned(0.9)
     assert not api._tuned_lost(prepared, store)
@@ -325,6 +360,7 @@ TUNE = """
 import sys
 from pathlib import Path
 from calumma import api
+from calumma.core.errors import InputError
 from calumma.core.values import Budget
 from calumma.tuner.events import SessionStarted, TrialsDone
 

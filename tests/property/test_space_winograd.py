@@ -7,13 +7,14 @@ import pytest
 from tvm import topi
 
 from calumma import tvm_compat
+from calumma.core.errors import InputError
 from calumma.frontend.operators import conv
 from calumma.frontend.operators.conv import Window
 from calumma.space import design_space
 from calumma.space.alternatives import AlternativesSpace
 from calumma.space.winograd import WinogradSpace, transform_weights
 from tests import reference
-from tests.prim_funcs import check_space, prim_func
+from tests.prim_funcs import check_space, prim_func, run
 
 TOLERANCE = 2e-4
 """The transforms of F(4x4, 3x3) cost about a decimal digit."""
@@ -78,6 +79,45 @@ def test_all_algorithms_are_one_space():
     drawn = space.sample(np.random.default_rng(0), 12)
     algorithms = {space.decode(row).get("algorithm", "direct") for row in drawn}
     assert algorithms == {"direct", "winograd2", "winograd4"}
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_the_error_that_is_claimed_is_the_error_there_is(m):
+    window, channels = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1)), 256
+    band = conv.band_of(32, channels, 1, channels // 16, 16)
+    slots, out_slots = reference.identity_slots(channels, 16), reference.identity_slots(32, 16)
+    data, weight = reference.random(1, channels, 14, 14), reference.random(32, channels, 3, 3)
+    inputs = [reference.block(data, slots, 16), conv.pack_conv_weight(weight, slots, 1, band, 16)]
+    expected = reference.block(reference.conv2d(data, weight, window, 1), out_slots, 16)
+    hardware = tvm_compat.hardware_for()
+    space = WinogradSpace(
+        prim_func(lambda x, w: conv.conv2d(x, w, window, band), *(i.shape for i in inputs)), hardware, 2, m
+    )
+    config = space.decode(space.default())
+    inputs[1] = space.repacking(config)[1].apply(inputs[1])
+    actual = run(space.schedule(config).mod, inputs, expected.shape, hardware)
+    error = np.abs(actual.astype("float64") - expected).max() / np.abs(expected).max()
+    assert space.error / 8 < error < space.error
+
+
+def test_a_tolerance_leaves_out_what_is_less_exact():
+    layer, inputs, _ = _layer("tiles fit", 16)
+    space = design_space(prim_func(layer, *(i.shape for i in inputs)), tvm_compat.hardware_for(), 2)
+
+    def algorithms(tolerance):
+        left = space.within(tolerance)
+        drawn = left.sample(np.random.default_rng(0), 12)
+        assert (left.template, left.version) == (space.template, space.version)
+        assert left.valid(left.default()[None, :]).all()
+        return {left.decode(row).get("algorithm", "direct") for row in drawn}
+
+    assert algorithms(1e-3) == {"direct", "winograd2", "winograd4"}
+    assert algorithms(1e-6) == {"direct", "winograd2"}
+    assert algorithms(0.0) == {"direct"}
+    winograd = {"algorithm": "winograd4"} | space.decode(space.default_of("winograd4"))
+    for tolerance in (1e-6, 0.0):
+        with pytest.raises(InputError, match=r"algorithm|winograd4\.\w+"):
+            space.within(tolerance).encode(winograd)
 
 
 def test_a_configuration_from_before_the_algorithms_is_direct():

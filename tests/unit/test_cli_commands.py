@@ -98,7 +98,8 @@ def test_tune_passes_every_option(
     out = tmp_path / "out.so"
     api.answers["tune"] = tuned(out, task())
     arguments = "--budget 2m --trials 9 --strategy random --seed 3 --threads 1 --mcpu x86-64-v3 --shape in=1,3,8,8"
-    status = main(["tune", str(model), "-o", str(out), "--db", "r.sqlite", *arguments.split()])
+    more = ["--db", "r.sqlite", "--tolerance", "1e-6", "--precision", "bf16"]
+    status = main(["tune", str(model), "-o", str(out), *more, *arguments.split()])
     assert status == 0
     [(name, args, kwargs)] = api.calls
     assert (name, args) == ("tune", (model,))
@@ -110,6 +111,8 @@ def test_tune_passes_every_option(
         "database": "r.sqlite",
         "seed": 3,
         "prior": "auto",
+        "tolerance": 1e-6,
+        "precision": "bf16",
         "shapes": {"in": (1, 3, 8, 8)},
         "threads": 1,
         "mcpu": "x86-64-v3",
@@ -237,7 +240,7 @@ def test_compile_reports_phases(api: FakeApi, model: Path, tmp_path: Path, capsy
     assert main(["compile", str(model), "-o", str(out)]) == 0
     assert f"3 kernels in {out}: 1 from the database, 1 by prior x86, 1 by default" in capsys.readouterr().out
     assert callable(api.calls[0][2]["on_event"])
-    assert api.calls[0][2]["shapes"] is None
+    assert api.calls[0][2]["shapes"] is None and api.calls[0][2]["tolerance"] is None
 
 
 def test_tasks_lists_and_sums(api: FakeApi, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,8 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     show_default=True,
     callback=_names,
     metavar="NAME,NAME",
-    help="Runtimes to compare with: onnxruntime, openvino, torch. One that cannot run shows n/a and why.",
+    help="Runtimes to compare with: onnxruntime, openvino, openvino-bf16, torch. One that cannot run shows n/a and "
+    "why.",
 )
 @click.option("--torch-source", metavar="MODULE:FUNCTION", help="Function that returns MODEL as a torch.nn.Module.")
 @click.option(
@@ -44,6 +45,7 @@ def bench(
     shapes: Shapes | None,
     threads: int | None,
     mcpu: str | None,
+    precision: str,
 ) -> None:
     """Time an artifact of MODEL beside other runtimes, and compare their outputs.
 
@@ -58,7 +60,7 @@ def bench(
 
             out.line(f"compiling {model.name} without tuning; --artifact OUT.so races a tuned one")
             artifact = Path(scratch) / "untuned.so"
-            api.compile(model, output=artifact, shapes=shapes, threads=threads, mcpu=mcpu)
+            api.compile(model, output=artifact, shapes=shapes, threads=threads, mcpu=mcpu, precision=precision)
         result = peers.compare(
             model,
             artifact,

@@ -14,6 +14,7 @@ from calumma.cli.options import (
     model_options,
     output_options,
     prior_option,
+    tolerance_option,
 )
 from calumma.cli.output import Output
 from calumma.cli.progress import show_progress
@@ -24,6 +25,7 @@ from calumma.cli.progress import show_progress
 @artifact_option
 @database_option
 @prior_option
+@tolerance_option
 @output_options
 @click.pass_obj
 def compile_model(
@@ -35,6 +37,8 @@ def compile_model(
     mcpu: str | None,
     database: str | None,
     prior: str,
+    tolerance: float | None,
+    precision: str,
 ) -> None:
     """Build an artifact from MODEL (an ONNX file) without measuring anything.
 
@@ -52,6 +56,8 @@ def compile_model(
             mcpu=mcpu,
             database=database,
             prior=prior,
+            tolerance=tolerance,
+            precision=precision,
             on_event=on_event,
         )
     out.table(["phase", "seconds"], [(name, round(seconds, 2)) for name, seconds in result.phases_s.items()])

@@ -13,6 +13,7 @@ import click
 from calumma.cli.output import STDOUT, Output
 from calumma.core.durations import seconds
 from calumma.core.errors import InputError
+from calumma.core.values import PRECISIONS
 
 Shapes = dict[str, tuple[int, ...]]
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -125,8 +126,15 @@ def output_options(command: Command) -> Command:
 
 
 def model_options(command: Command) -> Command:
-    """Add MODEL and what decides how it is imported and for which machine: --shape, --threads, --mcpu."""
+    """Add MODEL and what decides how it is imported and for what: --shape, --threads, --mcpu, --precision."""
     for option in (
+        click.option(
+            "--precision",
+            type=click.Choice(PRECISIONS),
+            default=PRECISIONS[0],
+            show_default=True,
+            help="What convolutions and matrix products read; bf16 needs a CPU with AVX512_BF16.",
+        ),
         click.option("--mcpu", metavar="CPU", help="CPU to generate code for, by LLVM's name. [this machine's]"),
         click.option(
             "--threads",
@@ -170,6 +178,14 @@ database_option = click.option(
     "database",
     metavar="URL|FILE",
     help="Database of records. [the environment's CALUMMA_DB, else a file in your data directory]",
+)
+
+tolerance_option = click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    metavar="1e-6",
+    help="Largest relative error that an algorithm may have by itself; excludes Winograd convolutions at need. "
+    "[all algorithms]",
 )
 
 prior_option = click.option(

@@ -12,6 +12,7 @@ import click
 from calumma.cli.options import EXISTING_FILE, output_options
 from calumma.cli.output import Output
 from calumma.core.errors import InputError
+from calumma.core.values import PRECISIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,13 +75,17 @@ def run(
         latencies_s.append(time.perf_counter() - start)
     low, middle, high = (float(q) for q in np.percentile(latencies_s, [25, 50, 75]))
     summary = [_summary(spec.name, array) for spec, array in zip(loaded.outputs, outputs, strict=True)]
+    precision = loaded.metadata.get("precision", PRECISIONS[0])  # older artifacts are float32 without saying so
     document: dict[str, Any] = {
         "artifact": artifact,
+        "precision": precision,
         "latency_s": {"median": middle, "lower": low, "upper": high},
         "latencies_s": latencies_s,
         "outputs": summary,
     }
-    out.line(f"latency {middle * 1e3:.3f} ms (quartiles {low * 1e3:.3f} - {high * 1e3:.3f}, {repeat} runs)\n")
+    out.line(
+        f"latency {middle * 1e3:.3f} ms (quartiles {low * 1e3:.3f} - {high * 1e3:.3f}, {repeat} runs), {precision}\n"
+    )
     out.table(list(summary[0]), [tuple(row.values()) for row in summary])
     if profile:
         document |= _profile(out, loaded, feeds, repeat)

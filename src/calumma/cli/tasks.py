@@ -14,14 +14,16 @@ from calumma.cli.output import Output
 @model_options
 @output_options
 @click.pass_obj
-def tasks(out: Output, model: Path, shapes: Shapes | None, threads: int | None, mcpu: str | None) -> None:
+def tasks(
+    out: Output, model: Path, shapes: Shapes | None, threads: int | None, mcpu: str | None, precision: str
+) -> None:
     """List the tasks of MODEL: its unique kernels, how often each runs, its work and the size of its design space.
 
     The bound is the least time the machine's peak and memory bandwidth allow for one call.
     """
     from calumma import api
 
-    listing = api.tasks(model, shapes=shapes, threads=threads, mcpu=mcpu)
+    listing = api.tasks(model, shapes=shapes, threads=threads, mcpu=mcpu, precision=precision)
     out.table(
         ["task", "anchor", "output", "calls", "GFLOP", "MB", "flop/byte", "bound ms", "space"],
         [

@@ -16,6 +16,7 @@ from calumma.cli.options import (
     model_options,
     output_options,
     prior_option,
+    tolerance_option,
 )
 from calumma.cli.output import INTERRUPTED, Output
 from calumma.cli.progress import show_progress
@@ -40,6 +41,7 @@ _DEFAULT_BUDGET_S = 60.0
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
 @database_option
 @prior_option
+@tolerance_option
 @output_options
 @click.pass_obj
 def tune(
@@ -52,6 +54,8 @@ def tune(
     seed: int,
     database: str | None,
     prior: str,
+    tolerance: float | None,
+    precision: str,
     shapes: Shapes | None,
     threads: int | None,
     mcpu: str | None,
@@ -81,6 +85,8 @@ def tune(
             strategy=strategy,
             database=database,
             prior=prior,
+            tolerance=tolerance,
+            precision=precision,
             seed=seed,
             shapes=shapes,
             threads=threads,

@@ -4,6 +4,11 @@ Every value is either *plain* (the model's own layout) or *blocked*: [N, C/L, H,
 logical channel each physical channel slot holds (-1: a hole). Convolutions want blocked values, pooling and
 elementwise operators take what they get, concatenation joins slot maps, a channel shuffle only permutes the map, and
 everything else gets plain values. A transform is a kernel of its own; how many are left is counted.
+
+With precision "bf16", convolutions and products with constant weights read bfloat16 and add up float32. What they read
+is *stored* as bfloat16 by the kernel that makes it, for all its readers; an operator that does not contract computes in
+float32 all the same, and widens what it reads. Every operator sees a stored value through `value` (float32) or, if it
+takes both or only moves elements, through `stored`.
 """
 
 from __future__ import annotations
@@ -21,7 +26,16 @@ from calumma.core.errors import InputError, ModelError
 from calumma.core.values import TensorSpec
 from calumma.frontend.graph import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node
 from calumma.frontend.importer import reason
-from calumma.frontend.operators import conv, elementwise, layout, local_response_norm, matmul, pool, rows
+from calumma.frontend.operators import (
+    bfloat16,
+    conv,
+    elementwise,
+    layout,
+    local_response_norm,
+    matmul,
+    pool,
+    rows,
+)
 from calumma.frontend.simplify import CHANNEL_SHUFFLE, LRN, MATMUL
 from calumma.tvm_compat import kernel_calls
 
@@ -29,6 +43,8 @@ OUT_ELEMENTWISE_FUSABLE = 4
 """TVM's fusion kind of a convolution: elementwise readers fuse behind it, nothing fuses before it."""
 _INJECTIVE = 2
 _CACHE_LINE = 64
+_MOVERS = frozenset({"reshape", "concat", "permute_dims", "nn.max_pool2d", CHANNEL_SHUFFLE})
+"""Operators whose results are elements of what they read: as narrow as that."""
 _KEPT = ("relax.reshape", "relax.concat")
 """Relax operators left in `main`: they cost nothing."""
 
@@ -63,20 +79,30 @@ class Value:
         assert self.slots is not None, "a plain tensor has no slot map"
         return self.slots
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the elements are stored as bfloat16."""
+        return str(self.expr.ty.dtype) == bfloat16.DTYPE
 
-def lower(graph: Graph, lanes: int) -> LoweredGraph:
+
+def lower(graph: Graph, lanes: int, precision: str = "fp32") -> LoweredGraph:
     """Lower a simplified graph for vectors of `lanes` float32 values.
+
+    Args:
+        precision: what contractions read, "fp32" or "bf16"; they add up float32.
 
     Raises:
         ModelError: an operator that neither we nor TVM can lower.
     """
-    return _Lowering(graph, lanes).run()
+    return _Lowering(graph, lanes, precision).run()
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, lanes: int) -> None:
+    def __init__(self, graph: Graph, lanes: int, precision: str) -> None:
         self.graph = graph
         self.lanes = lanes
+        self._contractions = _contractions(graph, lanes) if precision == "bf16" else frozenset()
+        self._narrow = _sources(self._contractions)
         self.builder = relax.BlockBuilder()
         self.values: dict[Node, Any] = {}
         self.params: list[np.ndarray] = []
@@ -100,7 +126,7 @@ class _Lowering:
                 with self.builder.dataflow():
                     for node in self.graph.nodes():
                         if node.op not in (INPUT, CONSTANT) and node not in self.values:
-                            self.values[node] = self._lower_node(node)
+                            self.values[node] = self._as_stored(node, self._lower_node(node))
                     results = [self.builder.emit_output(self._returned(node)) for node in self.graph.outputs]
                 output = results[0] if len(results) == 1 else relax.Tuple(results)
                 self.builder.emit_func_output(output, params=[*inputs, *self.param_vars])
@@ -238,7 +264,7 @@ class _Lowering:
         """
         shapes = [[int(d) for d in part.ty.shape] for part in parts]
         sizes = [
-            int(np.prod(shape)) * np.dtype(str(part.ty.dtype)).itemsize
+            int(np.prod(shape)) * tvm.runtime.DataType(str(part.ty.dtype)).itemsize
             for shape, part in zip(shapes, parts, strict=True)
         ]
         return (
@@ -266,10 +292,37 @@ class _Lowering:
         return self._packed[key]
 
     def value(self, node: Node) -> Value:
-        """The value of a node in whatever layout it has; a constant becomes a plain parameter."""
+        """The value of a node in whatever layout it has, never bfloat16; a constant becomes a plain parameter."""
+        value = self.stored(node)
+        if not value.is_narrow:
+            return value
+        # A cast for every reader: it is fused into that, where a common one would be a kernel.
+        return Value(self.emit(bfloat16.widen, value.expr, name="widen"), value.shape, value.slots)
+
+    def stored(self, node: Node) -> Value:
+        """The value of a node as it is stored, which may be as bfloat16."""
         if node.op == CONSTANT:
             return Value(self.param(node.value, ("plain", node)), node.shape)
         return self.values[node]
+
+    def narrowed(self, node: Node) -> Value:
+        """The value of a node as bfloat16."""
+        value = self.stored(node)
+        return value if value.is_narrow else self._cast(value)
+
+    def narrows(self, node: Node) -> bool:
+        """Whether a contraction reads bfloat16."""
+        return node in self._contractions
+
+    def moved(self, value: Value, source: Value) -> Value:
+        """What holds elements of `source` alone, stored like that."""
+        return self._cast(value) if source.is_narrow and not value.is_narrow else value
+
+    def _as_stored(self, node: Node, value: Any) -> Any:
+        return self._cast(value) if node in self._narrow and not value.is_narrow else value
+
+    def _cast(self, value: Value) -> Value:
+        return Value(self.emit(bfloat16.narrow, value.expr, name="narrow"), value.shape, value.slots)
 
     def plain(self, node: Node) -> Value:
         return self.to_plain(self.value(node))
@@ -337,6 +390,39 @@ class _Lowering:
         return self.param(packed.reshape(1, -1, 1, 1, self.lanes), ("spread", node, slots.tobytes(), hole))
 
 
+# -- bfloat16 ------------------------------------------------------------------------------------------
+
+
+def _contractions(graph: Graph, lanes: int) -> frozenset[Node]:
+    """Operators that have a form for bfloat16: convolutions in one group, products with constant weights."""
+    return frozenset(node for node in graph.nodes() if node.dtype == "float32" and _contracts(node, lanes))
+
+
+def _contracts(node: Node, lanes: int) -> bool:
+    if node.op == "nn.conv2d":
+        data, weight = node.args[:2]
+        blocked = node.attrs.data_layout == "NCHW" and node.attrs.kernel_layout == "OIHW"
+        return blocked and weight.op == CONSTANT and int(node.attrs.groups) == 1 and data.shape[1] >= lanes
+    if node.op in ("matmul", MATMUL):
+        data, weight = node.args[:2]
+        return len(data.shape) >= 2 and weight.op == CONSTANT and weight.value.ndim == 2 and data.shape[-1] % 2 == 0
+    return False
+
+
+def _sources(contractions: frozenset[Node]) -> frozenset[Node]:
+    """The operators whose results contractions read, possibly moved: they store bfloat16."""
+    found: set[Node] = set()
+    pending = [node.args[0] for node in contractions]
+    while pending:
+        node = pending.pop()
+        if node in found or node.op in (INPUT, CONSTANT, TUPLE_ITEM):
+            continue
+        found.add(node)
+        if node.op in _MOVERS:
+            pending += node.inputs
+    return frozenset(found)
+
+
 # -- rules: (lowering, node) -> Value, or None to leave the node to Relax ------------------------------
 
 
@@ -371,7 +457,8 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
         return None
     window = conv.Window(_pair(weight.shape[2:]), _pair(attrs.strides), _pair(attrs.dilation), _sides(attrs.padding))
     groups, lanes = int(attrs.groups), lo.lanes
-    source = lo.value(data)
+    narrow = lo.narrows(node)
+    source = lo.narrowed(data) if narrow else lo.value(data)
     channels, out_channels = data.shape[1], node.shape[1]
     if groups == channels == out_channels and groups > 1:
         source = lo.to_blocked(source)
@@ -400,9 +487,10 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
         return Value(expr, node.shape, out_slots)
     source = lo.to_blocked(source, lo.identity_slots(channels) if groups > 1 else None)
     band = conv.band_of(out_channels, channels, groups, len(source.slot_map) // lanes, lanes)
+    packed_weight = conv.pack_conv_weight(weight.value, source.slot_map, groups, band, lanes)
     packed = lo.param(
-        conv.pack_conv_weight(weight.value, source.slot_map, groups, band, lanes),
-        ("conv", weight, source.slot_map.tobytes()),
+        bfloat16.in_pairs(packed_weight) if narrow else packed_weight,
+        ("conv", weight, source.slot_map.tobytes(), narrow),
     )
     expr = lo.emit(
         lambda x, w: conv.conv2d(x, w, window, band), source.expr, packed, kind=OUT_ELEMENTWISE_FUSABLE, name="conv2d"
@@ -414,7 +502,7 @@ def _pool2d(lo: _Lowering, node: Node) -> Value | None:
     attrs = node.attrs
     if attrs.layout != "NCHW" or node.dtype != "float32":
         return None
-    source = lo.value(node.args[0])
+    source = lo.stored(node.args[0])
     top, left, bottom, right = _sides(attrs.padding)
     kernel, strides, dilation = _pair(attrs.pool_size), _pair(attrs.strides), _pair(attrs.dilation)
     height = pool.Window(kernel[0], strides[0], before=top, after=bottom, dilation=dilation[0])
@@ -425,7 +513,7 @@ def _pool2d(lo: _Lowering, node: Node) -> Value | None:
     else:
         function = lambda x: pool.avg_pool2d(x, height, width, ceil_mode, bool(attrs.count_include_pad))  # noqa: E731
     expr = lo.emit(function, source.expr, kind=OUT_ELEMENTWISE_FUSABLE, name="pool2d")
-    return Value(expr, node.shape, source.slots)
+    return lo.moved(Value(expr, node.shape, source.slots), source)
 
 
 def _global_mean(lo: _Lowering, node: Node) -> Value | None:
@@ -439,7 +527,7 @@ def _global_mean(lo: _Lowering, node: Node) -> Value | None:
             return None
     elif _ints(node.attrs.output_size) != (1, 1):
         return None
-    source = lo.value(source_node)
+    source = lo.stored(source_node)
     pooled_shape = (*source_node.shape[:2], 1, 1)
     expr = lo.emit(pool.global_avg_pool2d, source.expr, kind=OUT_ELEMENTWISE_FUSABLE, name="global_avg_pool2d")
     value = Value(expr, pooled_shape, source.slots)
@@ -457,13 +545,14 @@ def _reshaped(lo: _Lowering, value: Value, shape: tuple[int, ...]) -> Value:
 
 
 def _reshape(lo: _Lowering, node: Node) -> Value:
-    return _reshaped(lo, lo.value(node.args[0]), node.shape)
+    return _reshaped(lo, lo.stored(node.args[0]), node.shape)
 
 
 def _concat(lo: _Lowering, node: Node) -> Value | None:
     parts = list(node.args[0])
     axis = int(node.attrs.axis or 0) % max(len(node.shape), 1)
-    sources = [lo.value(part) for part in parts]
+    narrow = all(lo.stored(part).is_narrow for part in parts)
+    sources = [lo.stored(part) if narrow else lo.value(part) for part in parts]
     slots = None
     if axis == 1 and len(node.shape) == 4 and any(s.slots is not None for s in sources):
         sources = [lo.to_blocked(s) for s in sources]
@@ -482,7 +571,7 @@ def _concat(lo: _Lowering, node: Node) -> Value | None:
 
 def _shuffle(lo: _Lowering, node: Node) -> Value:
     """Relabel the slots: output channel c is input channel source[c]. A plain value is blocked first."""
-    value = lo.to_blocked(lo.value(node.args[0]))
+    value = lo.to_blocked(lo.stored(node.args[0]))
     inverse = np.argsort(node.attrs.source)
     slots = np.where(value.slot_map >= 0, inverse[np.maximum(value.slot_map, 0)], -1)
     return Value(value.expr, node.shape, slots)
@@ -568,11 +657,13 @@ def _matmul(lo: _Lowering, node: Node) -> Value | None:
     if node.dtype != "float32" or len(left.shape) < 2:
         return None
     if right.op == CONSTANT and right.value.ndim == 2:
-        packed = lo.param(matmul.pack_dense_weight(right.value, lo.lanes), ("dense", right))
+        narrow = lo.narrows(node)
+        packed_weight = matmul.pack_dense_weight(right.value, lo.lanes)
+        packed = lo.param(bfloat16.in_pairs(packed_weight) if narrow else packed_weight, ("dense", right, narrow))
         columns = right.shape[1]
         expr = lo.emit(
             lambda x, w: matmul.dense(x, w, columns),
-            lo.plain(left).expr,
+            lo.to_plain(lo.narrowed(left) if narrow else lo.value(left)).expr,
             packed,
             kind=OUT_ELEMENTWISE_FUSABLE,
             name="dense",
@@ -635,7 +726,7 @@ def _layer_norm(lo: _Lowering, node: Node) -> Value | None:
 
 def _permute(lo: _Lowering, node: Node) -> Value:
     axes = None if node.attrs.axes is None else _ints(node.attrs.axes)
-    expr = lo.emit(lambda x: topi.transpose(x, axes), lo.plain(node.args[0]).expr, name="transpose")
+    expr = lo.emit(lambda x: topi.transpose(x, axes), lo.to_plain(lo.stored(node.args[0])).expr, name="transpose")
     return Value(expr, node.shape)
 
 

@@ -15,6 +15,7 @@ from calumma.peers.race import Contestant, RaceResult, race
 PEERS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
+    "openvino-bf16": ("openvino-bf16",),
     "torch": ("torch-eager", "torch-compile"),
     "torch-eager": ("torch-eager",),
     "torch-compile": ("torch-compile",),

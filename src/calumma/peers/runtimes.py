@@ -97,6 +97,8 @@ class OnnxRuntime(Runtime):
 class OpenVino(Runtime):
     """OpenVINO's CPU plug-in. Its default precision on a CPU with bf16 instructions is bf16: float32 is asked for."""
 
+    precision = "f32"
+
     def __init__(self, source: str, shapes: Shapes, threads: int) -> None:
         openvino = _module("openvino")
         self.version = openvino.__version__.split("-")[0]
@@ -107,7 +109,11 @@ class OpenVino(Runtime):
         compiled = core.compile_model(
             model,
             "CPU",
-            {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"},
+            {
+                "INFERENCE_PRECISION_HINT": self.precision,
+                "INFERENCE_NUM_THREADS": threads,
+                "PERFORMANCE_HINT": "LATENCY",
+            },
         )
         self._request = compiled.create_infer_request()
 
@@ -116,6 +122,12 @@ class OpenVino(Runtime):
 
     def run(self) -> Sequence[np.ndarray]:
         return self._request.infer(self._inputs, share_inputs=True, share_outputs=True).to_tuple()
+
+
+class OpenVinoNarrow(OpenVino):
+    """The same, computing in bfloat16 where it can."""
+
+    precision = "bf16"
 
 
 class TorchEager(Runtime):
@@ -158,6 +170,7 @@ RUNTIMES: dict[str, type[Runtime]] = {
     "calumma": Calumma,
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
+    "openvino-bf16": OpenVinoNarrow,
     "torch-eager": TorchEager,
     "torch-compile": TorchCompiled,
     "torch-calumma": TorchCalumma,

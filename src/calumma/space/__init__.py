@@ -30,8 +30,7 @@ def _convolution(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> KnobS
     if not WinogradSpace.matches(func):
         return direct
     winograd = {f"winograd{m}": WinogradSpace(func, hardware, threads, m) for m in (2, 4)}
-    estimates = {"direct": direct.best_case(), **{name: space.best_case() for name, space in winograd.items()}}
-    return AlternativesSpace({"direct": direct, **winograd}, min(estimates, key=lambda name: estimates[name]))
+    return AlternativesSpace({"direct": direct, **winograd})
 
 
 _BY_ANCHOR: dict[str, Callable[[tirx.PrimFunc, Hardware, int], KnobSpace]] = {

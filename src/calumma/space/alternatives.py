@@ -7,6 +7,7 @@ algorithm's, except those of the first algorithm, so that records from before th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,14 +26,13 @@ class AlternativesSpace(KnobSpace):
     """The union of the spaces of several algorithms.
 
     Args:
-        spaces: algorithm -> its space; the first one gives template and version.
-        default: the algorithm to use without any measurement.
+        spaces: algorithm -> its space; the first one computes as the workload says, and gives template and version.
+            Their estimates are in one unit: without any measurement the algorithm of the least one is used.
     """
 
-    def __init__(self, spaces: Mapping[str, KnobSpace], default: str) -> None:
+    def __init__(self, spaces: Mapping[str, KnobSpace]) -> None:
         self._spaces = dict(spaces)
         self._names = tuple(spaces)
-        self._default = self._names.index(default)
         first = self._spaces[self._names[0]]
         self.template, self.version = first.template, first.version
         knobs = [Knob(ALGORITHM, self._names)]
@@ -90,14 +90,23 @@ class AlternativesSpace(KnobSpace):
         return self._embedded(self._names.index(name), self._spaces[name].neighbours(own))
 
     def default(self) -> Indices:
-        return self.default_of(self._names[self._default])
+        return self.default_of(self._fastest)
+
+    @functools.cached_property
+    def _fastest(self) -> str:
+        """The algorithm whose default has the least estimate."""
+        return min(self._names, key=lambda name: self.estimate(self.default_of(name)[None, :])[0])
 
     def default_of(self, algorithm: str) -> Indices:
         """The configuration (n_knobs,) to use without any measurement where that algorithm is wanted."""
         return self._embedded(self._names.index(algorithm), self._spaces[algorithm].default()[None, :])[0]
 
+    def within(self, tolerance: float) -> KnobSpace:
+        kept = {name: space for name, space in self._spaces.items() if space.error <= tolerance}
+        return AlternativesSpace(kept) if len(kept) > 1 else self._spaces[self._names[0]]
+
     def estimate(self, indices: Indices) -> NDArray[np.float64]:
-        """The algorithms' own estimates, which have to be in one unit."""
+        """The algorithms' own estimates."""
         result = np.empty(len(indices))
         for algorithm, (space, segment) in enumerate(zip(self._spaces.values(), self._segments, strict=True)):
             rows = indices[:, 0] == algorithm

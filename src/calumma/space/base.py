@@ -49,6 +49,9 @@ class KnobSpace(ABC):
 
     template: str
     version: int
+    error: float = 0.0
+    """About the largest error of the algorithm by itself, relative to the largest output; 0 where it computes as the
+    workload says, whose own error is that of float32."""
 
     def __init__(self, knobs: tuple[Knob, ...]) -> None:
         self.knobs = knobs
@@ -134,6 +137,10 @@ class KnobSpace(ABC):
     def repacking(self, config: Mapping[str, KnobValue]) -> Mapping[int, Repacking]:
         """Weights, by position of the argument, that `schedule(config)` takes in another form than the workload."""
         return {}
+
+    def within(self, tolerance: float) -> KnobSpace:
+        """The same space without algorithms whose `error` exceeds a tolerance; the plain one always stays."""
+        return self
 
     def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
         """Operations and bytes of weights of the workload, by each algorithm that the space has for it."""

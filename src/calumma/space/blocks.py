@@ -11,9 +11,10 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware
-from calumma.frontend.operators import OPERATOR
+from calumma.frontend.operators import OPERATOR, bfloat16
 from calumma.space import loops
 from calumma.space.base import Knob, KnobSpace
+from calumma.tvm_compat import bfloat16 as dot
 
 TYPICAL_SHARE = 0.88
 """Share of a core's peak that a well scheduled register tile reaches."""
@@ -46,6 +47,24 @@ def anchor_of(sch: s_tir.Schedule) -> Any:
 def anchor_extents(sch: s_tir.Schedule) -> list[int]:
     """Extents of the anchor's loops, outermost first."""
     return loops.extents(sch, sch.get_loops(anchor_of(sch)))
+
+
+def takes_pairs(sch: s_tir.Schedule) -> bool:
+    """Whether the anchor adds up products of bfloat16 pairs; the halves of a pair are then its innermost loop."""
+    weight = sch.get(anchor_of(sch)).reads[1].source
+    return str(weight.dtype) == bfloat16.DTYPE
+
+
+def vectorize_lanes(sch: s_tir.Schedule, lane: Any, anchor: Any, reduction: Any) -> None:
+    """Vectorise the anchor's lanes and split off its initialisation before loop `reduction`.
+
+    Where the only loop below `lane` is over the halves of pairs, both become the CPU's dot product.
+    """
+    paired = takes_pairs(sch)
+    sch.vectorize(lane)
+    sch.decompose_reduction(anchor, reduction)
+    if paired:
+        sch.annotate(lane, dot.MARK, 1)
 
 
 def argument_of(func: tirx.PrimFunc, buffer: Any) -> int:

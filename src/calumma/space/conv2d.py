@@ -2,7 +2,8 @@
 
 Notation: L lanes; a register tile is oc_tile x oh_tile x ow_tile vector accumulators (output-channel blocks x rows x
 columns); OCB, OH, OW output extents; ICB input blocks read per output block (1 in the first layer, whose channels
-are not blocked); KH, KW kernel.
+are not blocked); KH, KW kernel. Where the operands are bfloat16, a pair of input channels takes the place of one: four
+bytes as well, and one instruction.
 
 The micro-kernel keeps the tile in registers over the whole reduction: per input channel and kernel position it loads
 oc_tile weight vectors and multiplies each with oh_tile * ow_tile broadcast inputs. `order` is the reduction order,
@@ -58,7 +59,9 @@ class Conv2dSpace(blocks.AnchorSpace):
         self.batch, self.oc_blocks, self.out_h, self.out_w, self.lanes = shape[:5]
         self.in_blocks, self.kernel_h, self.kernel_w = shape[5:8]
         self.in_lanes = 1 if self.plain else shape[8]
-        self.data_bytes = 4.0 * float(np.prod([int(d) for d in sch.get(anchor).reads[0].source.shape]))
+        self.paired = not self.plain and blocks.takes_pairs(sch)
+        elements = float(np.prod([int(d) for d in sch.get(anchor).reads[0].source.shape]))
+        self.data_bytes = (2.0 if self.paired else 4.0) * elements
         most = self.registers - 2
         return (
             Knob("oc_tile", blocks.divisors(self.oc_blocks, 8)),
@@ -210,6 +213,15 @@ class Conv2dSpace(blocks.AnchorSpace):
         products = work * kernel / (blocks.TYPICAL_SHARE * self.threads)
         return float(blocks.overlapped(products, blocks.DRAM_COST * weight / blocks.LINE))
 
+    def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
+        return ((flops - self.products if self.paired else flops, weight_bytes),)
+
+    @property
+    def products(self) -> float:
+        """Vectors x lanes of multiply-adds; one is of a pair where there are pairs."""
+        work = float(self.batch * self.oc_blocks * self.out_h * self.out_w * self.in_blocks * self.in_lanes)
+        return 2.0 * work * self.kernel_h * self.kernel_w * self.lanes
+
     def _least_chunk(self) -> int:
         """The smallest chunk of input channels after which storing the accumulators costs little."""
         steps = self.in_lanes * self.kernel_h * self.kernel_w
@@ -230,7 +242,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         oh_o, oh_i = sch.split(oh, [None, config["oh_tile"]])
         ow_o, ow_i = sch.split(ow, [None, config["ow_tile"]])
         ic_o, ic_i = sch.split(icb, [None, config["ic_chunk"]])
-        in_lane = loops[8:]
+        in_lane, half = (loops[8:9], loops[9:]) if self.paired else (loops[8:], [])
         plane = config["accumulate"] == "plane"
         chunks = [] if plane else [ic_o]
         order = {
@@ -243,7 +255,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         outer = [n, *(tiles[name] for name in str(config["outer"]).split(","))]
         fused = int(config["fused"])
         chunked = [ic_o] if plane else []
-        sch.reorder(*outer[:fused], *chunked, *outer[fused:], *order, oc_i, oh_i, ow_i, lane)
+        sch.reorder(*outer[:fused], *chunked, *outer[fused:], *order, oc_i, oh_i, ow_i, lane, *half)
         parallel = sch.fuse(*outer[:fused]) if fused > 1 else outer[0]
         tile = outer[-1] if fused < len(outer) else parallel
         sch.reverse_compute_at(out, parallel if plane else tile)
@@ -253,10 +265,9 @@ class Conv2dSpace(blocks.AnchorSpace):
             sch.set_scope(anchor, 0, "local")
         for loop in (oc_i, oh_i, ow_i):
             sch.unroll(loop)
-        sch.vectorize(lane)
         if config["unroll"]:
             sch.unroll(order[-1] if config["order"] == "ic,kh,lane,kw" else kw)
-        sch.decompose_reduction(anchor, ic_o if plane else order[0])
+        blocks.vectorize_lanes(sch, lane, anchor, ic_o if plane else order[0])
         sch.vectorize(sch.get_loops(out)[-1])
         if config["prefetch"]:
             argument = blocks.argument_of(self.func, weight)

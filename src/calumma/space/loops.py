@@ -102,12 +102,19 @@ def buffer_of(access: tirx.BufferStore | ir.TensorLoad) -> Any:
 
 
 def operations(sch: s_tir.Schedule, block: Any) -> int:
-    """Arithmetic operations per point of a block; index arithmetic is not counted."""
+    """Arithmetic operations per point of a block; index arithmetic and changes of type are not counted."""
     arithmetic = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, ir.Call, tirx.Select)
     body = sch.get(block).body
     if not isinstance(body, tirx.BufferStore):
         return 0
-    return sum(isinstance(e, arithmetic) and not str(e.ty).startswith("int") for e in walk(body.value))
+    return sum(
+        isinstance(e, arithmetic) and not str(e.ty).startswith(("int", "uint")) and not _is_reinterpretation(e)
+        for e in walk(body.value)
+    )
+
+
+def _is_reinterpretation(expression: Any) -> bool:
+    return isinstance(expression, ir.Call) and getattr(expression.op, "name", "") == "tirx.reinterpret"
 
 
 def complexity(sch: s_tir.Schedule, block: Any) -> int:

@@ -3,7 +3,8 @@
 Notation: B batch elements, M rows (already padded to what a tile divides), NB column blocks of L lanes, K reduction.
 A register tile is m_tile rows x n_tile column blocks. Per k it loads n_tile weight vectors and multiplies each with
 m_tile broadcast elements. With one row (batch-1 dense layers) the product is a stream over the weights and bound by
-memory: the tile is then only columns, and k is unrolled.
+memory: the tile is then only columns, and k is unrolled. Where the operands are bfloat16, k is a pair of elements: four
+bytes as well, and one instruction.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class MatmulSpace(blocks.AnchorSpace):
         self._least_accumulators = min(4, int(fitting.max()))
 
     def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
-        *batch, self.rows, self.col_blocks, self.lanes, self.depth = blocks.anchor_extents(sch)
+        self.paired = blocks.takes_pairs(sch)
+        extents = blocks.anchor_extents(sch)
+        *batch, self.rows, self.col_blocks, self.lanes, self.depth = extents[:-1] if self.paired else extents
         self.batch = int(np.prod(batch, dtype=np.int64))
         self.batch_axes = len(batch)
         self.packs = blocks.has_block(sch, "packed")
@@ -127,17 +130,23 @@ class MatmulSpace(blocks.AnchorSpace):
         cost *= 1 + 0.01 * np.abs(np.log2(k["k_unroll"]) - (2 if self.rows == 1 else 0)) + 0.001 * np.log2(k["n_group"])
         return cost * (1 + 0.02 * (k["outer"] == "m,n"))
 
+    def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
+        products = 2.0 * self.batch * self.rows * self.col_blocks * self.lanes * self.depth
+        return ((flops - products if self.paired else flops, weight_bytes),)
+
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = blocks.schedule_of(self.func)
         anchor = blocks.anchor_of(sch)
         weight = sch.get(anchor).reads[1].source
         out = blocks.fuse_epilogue(sch, anchor)
-        *batch, m, n, lane, k = sch.get_loops(anchor)
+        axes = sch.get_loops(anchor)
+        half = [axes.pop()] if self.paired else []
+        *batch, m, n, lane, k = axes
         m_o, m_i = sch.split(m, [None, config["m_tile"]])
         n_o, n_g, n_i = sch.split(n, [None, int(config["n_group"]) // int(config["n_tile"]), config["n_tile"]])
         k_o, k_i = sch.split(k, [None, config["k_unroll"]])
         tiles = [n_o, m_o] if config["outer"] == "n,m" else [m_o, n_o]
-        sch.reorder(*batch, *tiles, n_g, k_o, k_i, n_i, m_i, lane)
+        sch.reorder(*batch, *tiles, n_g, k_o, k_i, n_i, m_i, lane, *half)
         outer = [sch.fuse(*batch)] if len(batch) > 1 else list(batch)
         outer += tiles
         fused = int(config["fused"])
@@ -149,8 +158,7 @@ class MatmulSpace(blocks.AnchorSpace):
         sch.set_scope(anchor, 0, "local")
         for loop in (k_i, n_i, m_i):
             sch.unroll(loop)
-        sch.vectorize(lane)
-        sch.decompose_reduction(anchor, k_o)
+        blocks.vectorize_lanes(sch, lane, anchor, k_o)
         self._vectorize_out(sch, out)
         if config["prefetch"]:
             argument = blocks.argument_of(self.func, weight)

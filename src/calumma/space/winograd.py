@@ -15,10 +15,14 @@ stays in its L2 cache, and reads all weights per block. In "stages", the threads
 every weight is read once by one of them: better where there are many channels and few tiles.
 
 The register tile of the product is oc_tile x t_tile vector accumulators: output-channel blocks x tiles.
+
+All is computed in float32, also where the convolution's operands are bfloat16: in the transformed domain its 8 bits
+would not do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +34,7 @@ from tvm import ir, s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue
+from calumma.frontend.operators import bfloat16
 from calumma.space import blocks
 from calumma.space.base import Knob, Repacking
 from calumma.tvm_compat import prefetch
@@ -62,6 +67,9 @@ _AT: dict[int, Matrix] = {
     2: ((1, 1, 1, 0), (0, 1, -1, -1)),
     4: ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
 }
+_ERROR = {2: 0.7, 4: 8.0}
+"""Largest error, relative to the largest output, per float32 epsilon and square root of the input channels: what was
+measured (docs/winograd.md) rounded up."""
 _KERNEL = 3
 _PARALLEL = ("blocks", "stages")
 _ORDERS = ("oc,t", "t,oc")
@@ -70,7 +78,9 @@ _T_TILES = (1, 2, 4, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28)
 
 
 def transform_weights(packed: NDArray[np.float32], m: int) -> NDArray[np.float32]:
-    """(OCB, ICB, 3, 3, L in, L out), as direct convolutions take them, -> U (a^2, OCB, ICB, L in, L out)."""
+    """(OCB, ICB, 3, 3, L in, L out), or pairs of them, as direct convolutions take them, -> U (a^2, OCB, ICB, L, L)."""
+    if packed.dtype.name == bfloat16.DTYPE:
+        packed = bfloat16.out_of_pairs(packed)
     g = np.array(_G[m])
     both = np.kron(g, g).astype(np.float32)  # (a^2, 9)
     oc, ic, _, _, lanes_in, lanes_out = packed.shape
@@ -106,10 +116,12 @@ class WinogradSpace(blocks.AnchorSpace):
     def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
         anchor = blocks.anchor_of(sch)
         self.batch, self.oc_blocks, self.out_h, self.out_w, self.lanes, self.in_blocks = blocks.anchor_extents(sch)[:6]
+        self.error = _ERROR[self.m] * float(np.finfo(np.float32).eps) * math.sqrt(self.in_blocks * self.lanes)
         window = _window(sch, anchor)
         assert window is not None, "matches() was not asked"
         self.pad_top, self.pad_left = window
         self.weight_position = blocks.argument_of(self.func, sch.get(anchor).reads[1].source)
+        self.weight_element_bytes = 2 if blocks.takes_pairs(sch) else 4
         source = _source(sch, anchor)
         self.in_h, self.in_w = int(source.shape[2]), int(source.shape[3])
         self.rows, self.columns_of_tiles = -(-self.out_h // self.m), -(-self.out_w // self.m)
@@ -201,10 +213,6 @@ class WinogradSpace(blocks.AnchorSpace):
         both = np.where(k["prefetch"], blocks.overlapped(products, memory), products + memory)
         return both + scratch / concurrency + np.where(staged, 30_000.0, 10_000.0)
 
-    def best_case(self) -> float:
-        """The estimate of the default."""
-        return float(self.estimate(self.default()[None, :])[0])
-
     def default(self) -> Indices:
         candidates = self.grid()
         return candidates[int(np.argmin(self.estimate(candidates)))]
@@ -212,8 +220,9 @@ class WinogradSpace(blocks.AnchorSpace):
     def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
         direct = 2.0 * self.batch * self.oc_blocks * self.out_h * self.out_w * self.lanes**2 * self.in_blocks * 9
         products = 2.0 * self.points * self.tiles * self.oc_blocks * self.in_blocks * self.lanes**2
-        kernel = 4.0 * 9 * self.lanes**2 * self.in_blocks * self.oc_blocks
-        return ((flops - direct + products, weight_bytes - kernel + kernel * self.points / 9),)
+        kernel = 9 * self.lanes**2 * self.in_blocks * self.oc_blocks
+        weights = weight_bytes - self.weight_element_bytes * kernel + 4.0 * kernel * self.points / 9
+        return ((flops - direct + products, weights),)
 
     def repacking(self, config: Mapping[str, KnobValue]) -> Mapping[int, Repacking]:
         return {self.weight_position: Repacking(f"winograd{self.m}", lambda packed: transform_weights(packed, self.m))}
@@ -288,7 +297,8 @@ class _Code:
         def pixel(i: Any, j: Any, lane: Any) -> Any:
             y, x = top * space.m - space.pad_top + i, left * space.m - space.pad_left + j
             inside = tirx.all(y >= 0, y < space.in_h, x >= 0, x < space.in_w, n < space.batch)
-            return tirx.if_then_else(inside, self.data[n, icb, y, x, lane], tirx.const(0.0, "float32"))
+            value = bfloat16.widened(self.data[n, icb, y, x, lane])
+            return tirx.if_then_else(inside, value, tirx.const(0.0, "float32"))
 
         return _seq(
             tirx.AllocBuffer(patch),
@@ -512,7 +522,7 @@ def _epilogue_fits(sch: s_tir.Schedule, anchor: Any) -> bool:
 def _window(sch: s_tir.Schedule, anchor: Any) -> tuple[int, int] | None:
     """Top and left padding of a convolution of stride and dilation 1; None for any other."""
     block = sch.get(anchor)
-    _, _, y, x, _, _, kh, kw, _ = (iv.var for iv in block.iter_vars)
+    _, _, y, x, _, _, kh, kw, *_ = (iv.var for iv in block.iter_vars)
     region = block.reads[0].region
     analyzer = tvm.sym.Analyzer()
     for at, (outer, inner) in zip(region[2:4], ((y, kh), (x, kw)), strict=True):

@@ -15,7 +15,8 @@ from calumma import tvm_compat
 from calumma.artifact import LoweredModel
 from calumma.artifact.repacking import repack
 from calumma.core.errors import InputError
-from calumma.core.values import Hardware, KnobValue, MeasureRecord, Status, Task
+from calumma.core.keys import Key, key_of
+from calumma.core.values import PRECISIONS, Hardware, KnobValue, MeasureRecord, Status, Task
 from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import LoweredGraph, lower
 from calumma.frontend.simplify import simplify
@@ -46,6 +47,10 @@ class TunableModel:
     limits: MachineLimits
     bounds: Mapping[str, float]
     """Workload hash -> roofline bound of one call in seconds."""
+    tolerance: float | None = None
+    """Relative error above which an algorithm is not considered; None takes all."""
+    precision: str = PRECISIONS[0]
+    """What contractions read."""
     phases_s: dict[str, float] = field(default_factory=dict)
     """Seconds by phase; later steps add theirs."""
     on_phase: Callable[[str], None] = lambda name: None
@@ -61,7 +66,7 @@ class TunableModel:
         """In which the model's kernels find their arguments, and so in which they are measured.
 
         Weights that take less than half of L3 are still there at the next run, beside activations and code; of others
-        little is.
+        little is. (Bounds are more careful: only weights larger than L3 are certain to come from memory.)
         """
         weights = sum(param.nbytes for param in self.graph.params)
         return "warm" if weights <= self.hardware.l3_bytes / 2 else "cold"
@@ -127,6 +132,8 @@ class TunableModel:
             "cpu_model": self.hardware.cpu_model,
             "fingerprint": self.hardware.fingerprint,
             "peak_flops": self.limits.peak_flops,
+            "tolerance": self.tolerance,
+            "precision": self.precision,
             "tasks": rows,
         }
 
@@ -138,6 +145,8 @@ def prepare(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     threads: int,
     mcpu: str | None = None,
+    tolerance: float | None = None,
+    precision: str = PRECISIONS[0],
     on_phase: Callable[[str], None] = lambda name: None,
 ) -> TunableModel:
     """Import a model and split it into tasks.
@@ -146,12 +155,18 @@ def prepare(
         model, example_inputs, shapes: as in `frontend.importer.import_model`.
         threads: threads the model will run on.
         mcpu: LLVM's name of the CPU to compile for; the host by default.
+        precision: what contractions read, one of `PRECISIONS`.
+        tolerance: relative error above which an algorithm is not considered (`KnobSpace.within`); all are by default.
         on_phase: called with the name of every phase that begins, here and later.
 
     Raises:
         InputError: the model cannot be imported, or the CPU is unknown.
     """
     hardware = tvm_compat.hardware_for(mcpu)
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision!r}: there is no such precision; one of {', '.join(PRECISIONS)}")
+    if precision != PRECISIONS[0] and not tvm_compat.has_bfloat16(hardware):
+        raise InputError(f"precision={precision!r}: {hardware.mcpu} has no AVX512_BF16, which it needs; use fp32")
     phases: dict[str, float] = {}
     start = time.perf_counter()
 
@@ -165,16 +180,19 @@ def prepare(
     imported = import_model(model, example_inputs=example_inputs, shapes=shapes)
     lap("import")
     on_phase("lower")
-    graph = lower(simplify(imported.graph), hardware.lanes)
+    graph = lower(simplify(imported.graph), hardware.lanes, precision)
     lap("lower")
     on_phase("tasks")
     parts = extract(graph.mod, len(graph.inputs))
     lap("tasks")
     on_phase("spaces")
     spaces = {key: design_space(func, hardware, threads) for key, func in parts.functions.items()}
+    if tolerance is not None:
+        spaces = {key: space.within(tolerance) for key, space in spaces.items()}
     lap("spaces")
     on_phase("roofline")
     limits = machine_limits(hardware, threads)
+    # A bound must hold for every run: what might stay in L3 counts as if it did, unlike in `cache_state`.
     resident = sum(p.nbytes for p in graph.params) <= hardware.l3_bytes
     bounds = {
         task.workload.hash: _bound_s(task, spaces[task.workload.hash], parts, limits, resident) for task in parts.tasks
@@ -192,6 +210,8 @@ def prepare(
         spaces,
         limits,
         bounds,
+        tolerance,
+        precision,
         phases,
         on_phase,
     )
@@ -215,7 +235,7 @@ def recorded_configs(model: TunableModel, records: Iterable[MeasureRecord]) -> d
     default's, where that was recorded too. A record from before some knob existed says nothing of today's default, and
     is used only where that was recorded.
     """
-    Place = tuple[str, bytes]  # workload hash, indices
+    Place = tuple[str, Key]  # workload hash, configuration
     median: dict[Place, list[float]] = {}
     verified: set[Place] = set()
     wrong: set[Place] = set()
@@ -233,7 +253,7 @@ def recorded_configs(model: TunableModel, records: Iterable[MeasureRecord]) -> d
             continue
         if not space.valid(indices[None, :])[0]:
             continue
-        place = (candidate.workload.hash, indices.tobytes())
+        place = (candidate.workload.hash, key_of(indices))
         configs[place] = space.decode(indices)
         if not configs[place].keys() <= candidate.config.keys():
             older.add(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from calumma.core.values import KnobValue
 from calumma.prior import library
@@ -25,12 +26,11 @@ def predictor_for(model: TunableModel, name: str) -> tuple[Predictor | None, str
     """
     if name == library.NONE:
         return None, ""
-    if name != library.AUTO:
-        return Predictor(library.find(name), model.hardware, model.threads, model.cache_state), ""
-    prior, reason = library.choose(model.hardware, model.threads)
+    found = library.choose(model.hardware, model.threads) if name == library.AUTO else (library.find(name), "")
+    prior, reason = found
     if prior is None:
         return None, reason
-    return Predictor(prior, model.hardware, model.threads, model.cache_state), ""
+    return Predictor(prior, model.hardware, model.threads, model.cache_state), reason
 
 
 def choices(model: TunableModel, predictor: Predictor, known: Collection[str] = ()) -> Configs:
@@ -42,7 +42,7 @@ def choices(model: TunableModel, predictor: Predictor, known: Collection[str] = 
         known: workloads to leave out, because something of them was measured.
     """
     chosen: dict[str, Mapping[str, KnobValue]] = {}
-    for key, func in model.parts.functions.items():
+    for key, func in _float32(model):
         task = None if key in known else predictor.task(func, model.spaces[key])
         ranking = task.rank() if task is not None and task.trusted else None
         if ranking is not None and ranking.trusted:
@@ -56,7 +56,7 @@ def first_candidates(
     """The `n` best predicted configurations of every task that the prior knows, best first; the defaults are left out,
     since they are measured anyway."""
     first: dict[str, Sequence[Mapping[str, KnobValue]]] = {}
-    for key, func in model.parts.functions.items():
+    for key, func in _float32(model):
         space = model.spaces[key]
         task = predictor.task(func, space)
         if task is not None:
@@ -64,3 +64,9 @@ def first_candidates(
             rows = [row for row in task.rank().indices[: n + 1] if (row != default).any()]
             first[key] = [space.decode(row) for row in rows[:n]]
     return first
+
+
+def _float32(model: TunableModel) -> list[tuple[str, Any]]:
+    """The functions that compute with float32 alone, by workload: priors have seen no others."""
+    narrow = {task.workload.hash for task in model.tasks if any(dtype == "bfloat16" for _, dtype in task.arguments)}
+    return [(key, func) for key, func in model.parts.functions.items() if key not in narrow]

@@ -18,6 +18,9 @@ from calumma.core.values import Hardware
 
 PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 
+BFLOAT16 = "avx512bf16"
+"""LLVM's name of the feature AVX512_BF16."""
+
 _WIDTHS = (("avx512f", 512), ("avx", 256))
 
 
@@ -121,6 +124,11 @@ def target_features(mcpu: str) -> frozenset[str]:
 def _known_cpus() -> frozenset[str]:
     tvm = load()
     return frozenset(str(c) for c in tvm.get_global_func("target.llvm_get_cpu_archlist")(_target_dict(None)))
+
+
+def has_bfloat16(hardware: Hardware) -> bool:
+    """Whether the CPU multiplies vectors of bfloat16 (AVX512_BF16)."""
+    return hardware.vector_bits == 512 and BFLOAT16 in target_features(hardware.mcpu)
 
 
 def _target_dict(mcpu: str | None) -> Any:

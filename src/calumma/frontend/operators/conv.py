@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
-from calumma.frontend.operators import OPERATOR
+from calumma.frontend.operators import OPERATOR, bfloat16
 
 _GOOD_TILE = range(6, 15)
 
@@ -122,7 +122,10 @@ def pack_depthwise_weight(weight: NDArray[np.float32], slots: NDArray[np.int64],
 
 
 def conv2d(data: te.Tensor, weight: te.Tensor, window: Window, band: Band) -> te.Tensor:
-    """Blocked convolution: [N, ICB, H, W, L] x [OCB, band, KH, KW, L, L] -> [N, OCB, OH, OW, L]."""
+    """Blocked convolution: [N, ICB, H, W, L] x [OCB, band, KH, KW, L, L] -> [N, OCB, OH, OW, L].
+
+    With bfloat16 data, weights come in pairs ([OCB, band, KH, KW, L / 2, 2 L]); the result is float32.
+    """
     batch, _, height, width, lanes = _ints(data.shape)
     out_blocks, _, kh, kw, _, _ = _ints(weight.shape)
     out_h, out_w = window.output(height, width)
@@ -131,14 +134,24 @@ def conv2d(data: te.Tensor, weight: te.Tensor, window: Window, band: Band) -> te
     icb = te.reduce_axis((0, band.width), "icb")
     ky = te.reduce_axis((0, kh), "kh")
     kx = te.reduce_axis((0, kw), "kw")
-    ici = te.reduce_axis((0, lanes), "ici")
     (sy, sx), (dy, dx) = window.strides, window.dilation
+    if bfloat16.is_narrow(data):
+        channels = [te.reduce_axis((0, lanes // 2), "pair"), te.reduce_axis((0, 2), "half")]
+    else:
+        channels = [te.reduce_axis((0, lanes), "ici")]
+
+    def product(n: tirx.Var, o: tirx.Var, y: tirx.Var, x: tirx.Var, lane: tirx.Var) -> tirx.Expr:
+        source = (n, band.start(o) + icb, y * sy + ky * dy, x * sx + kx * dx)
+        if not bfloat16.is_narrow(data):
+            (ici,) = channels
+            return padded(*source, ici) * weight[o, icb, ky, kx, ici, lane]
+        pair, half = channels
+        left = bfloat16.widened(padded(*source, pair * 2 + half))
+        return left * bfloat16.widened(weight(o, icb, ky, kx, pair, lane * 2 + half))
+
     result = te.compute(
         (batch, out_blocks, out_h, tiled_w, lanes),
-        lambda n, o, y, x, l: te.sum(
-            padded[n, band.start(o) + icb, y * sy + ky * dy, x * sx + kx * dx, ici] * weight[o, icb, ky, kx, ici, l],
-            axis=[icb, ky, kx, ici],
-        ),
+        lambda *i: te.sum(product(*i), axis=[icb, ky, kx, *channels]),
         name="conv2d",
         attrs={OPERATOR: "conv2d"},
     )
@@ -216,7 +229,9 @@ def _pad(data: te.Tensor, window: Window, out_h: int, out_w: int) -> te.Tensor:
         if need_w > width + left:
             inside.append(x < width + left)
         value = data(n, c, y - top, x - left, *lane)
-        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, data.dtype)) if inside else value
+        if bfloat16.is_narrow(data):
+            value = bfloat16.bits(value)
+        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, str(value.ty))) if inside else value
 
     return te.compute((*shape[:2], need_h, need_w, *shape[4:]), body, name="data_pad")
 

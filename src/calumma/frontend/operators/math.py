@@ -165,8 +165,11 @@ def masked(x: tirx.Expr, inside: tirx.Expr, otherwise: float = 0.0) -> tirx.Expr
 
     Bits instead of a condition: TVM turns a select around a load into a branch, and cannot build code that shares a
     vector of truth values. The sign is taken from a float, whose width is known: Relax widens integers afterwards.
+    `x` is float32, or bfloat16, of which nothing but 0 stands outside.
     """
     hide = tirx.reinterpret("int32", inside.astype("float32")) >> 31
+    if str(x.ty) == "bfloat16":
+        return tirx.reinterpret("bfloat16", tirx.reinterpret("int16", x) & tirx.bitwise_not(hide).astype("int16"))
     bits = tirx.reinterpret("int32", x) & tirx.bitwise_not(hide)
     if otherwise:
         bits = bits | (tirx.reinterpret("int32", _f32(otherwise)) & hide)

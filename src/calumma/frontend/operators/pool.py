@@ -1,5 +1,7 @@
 """Two-dimensional pooling over NCHW and over blocked NCHWc tensors (n, c / lanes, h, w, lanes).
 
+Elements are float32, or bfloat16 of which float32 is computed.
+
 Nothing is padded in memory. Where a window may leave the image its coordinates are clamped to it: a maximum then sees
 an element of the window twice, which changes nothing; a sum masks it.
 """
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 
 from tvm import te, tirx
 
-from calumma.frontend.operators import OPERATOR, math
+from calumma.frontend.operators import OPERATOR, bfloat16, math
 
 _LOWEST = -3.4028234663852886e38
 
@@ -73,8 +75,8 @@ def avg_pool2d(
         rows = _window_count(height, i[2], sizes[0], outputs[0], count_include_pad)
         columns = _window_count(width, i[3], sizes[1], outputs[1], count_include_pad)
         if isinstance(rows, int) and isinstance(columns, int):
-            return total(*i) * tirx.const(1.0 / (rows * columns), x.dtype)
-        return total(*i) / tirx.convert(rows * columns).astype(x.dtype)
+            return total(*i) * tirx.const(1.0 / (rows * columns), total.dtype)
+        return total(*i) / tirx.convert(rows * columns).astype(total.dtype)
 
     return te.compute(total.shape, mean, name="avg_pool2d")
 
@@ -141,7 +143,7 @@ def _combine(
             if ends_after:
                 clamped = tirx.min(clamped, size - 1)
             index[axis] = clamped
-        value = x(*index)
+        value = bfloat16.widened(x(*index))
         value = padding(value, functools.reduce(tirx.min, margins)) if margins else value
         return combine(value, axis=list(taps.values()))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from calumma.core.durations import seconds
 from calumma.core.errors import InputError
+from calumma.core.values import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,10 @@ class Options:
     """Records to use and add to, a path or URL; None takes the user's own."""
     prior: str = "auto"
     """Prior to ask about kernels without records: a name, a file, "none", or "auto" for the newest that fits here."""
-    precision: str = "fp32"
-    """In which regions compute: "fp32" is all there is."""
+    tolerance: float | None = None
+    """Largest relative error that an algorithm may have by itself, as in `calumma.compile`; None takes all."""
+    precision: str = PRECISIONS[0]
+    """What regions' convolutions and matrix products read: "fp32" or "bf16", as in `calumma.compile`."""
     threads: int | None = None
     """Threads of a region; None takes as many as torch uses when the region is compiled."""
 
@@ -50,8 +53,11 @@ class Options:
             raise InputError(
                 f"option threads={given['threads']}: this machine has {cores} logical cores; give 1 to {cores}"
             )
-        if given.get("precision", "fp32") != "fp32":
-            raise InputError(f"option precision={given['precision']!r}: regions compute in float32; give 'fp32'")
+        tolerance = given.get("tolerance")
+        if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance >= 0):
+            raise InputError(f"option tolerance={tolerance!r}: give a relative error of 0 or more, such as 1e-6")
+        if given.get("precision", PRECISIONS[0]) not in PRECISIONS:
+            raise InputError(f"option precision={given['precision']!r}: give one of {', '.join(PRECISIONS)}")
         prior = given.get("prior", "auto")
         if not isinstance(prior, str):
             raise InputError(f"option prior={prior!r}: give the name or file of a prior, 'auto' or 'none'")

@@ -257,10 +257,18 @@ def _build(
                 threads=threads,
                 database=options.database,
                 prior=options.prior,
+                tolerance=options.tolerance,
+                precision=options.precision,
             )
         else:
             result = api.compile(
-                bound, example_inputs=inputs, threads=threads, database=options.database, prior=options.prior
+                bound,
+                example_inputs=inputs,
+                threads=threads,
+                database=options.database,
+                prior=options.prior,
+                tolerance=options.tolerance,
+                precision=options.precision,
             )
     try:
         return load(cache.write(key, result), threads)

@@ -1,0 +1,108 @@
+"""Convolutions and matrix products of bfloat16 operands: every sampled configuration is right, and uses the dot product
+where the CPU has it."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from tvm import topi
+
+from calumma import tvm_compat
+from calumma.frontend.operators import bfloat16, conv, matmul
+from calumma.frontend.operators.conv import Window
+from calumma.space.conv2d import Conv2dSpace
+from calumma.space.matmul import MatmulSpace
+from calumma.space.winograd import WinogradSpace
+from calumma.tvm_compat import codegen
+from tests import reference
+from tests.prim_funcs import check_space, prim_func
+
+NARROW = ("bfloat16", "bfloat16")
+SAME = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+WINDOWS = {
+    "1x1": Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0)),
+    "1x1, stride 2": Window((1, 1), (2, 2), (1, 1), (0, 0, 0, 0)),
+    "3x3, padded": SAME,
+    "rectangular": Window((1, 5), (1, 2), (1, 1), (0, 2, 0, 2)),
+}
+needs_dot_products = pytest.mark.skipif(
+    not tvm_compat.has_bfloat16(tvm_compat.hardware_for()), reason="this CPU has no AVX512_BF16"
+)
+
+
+def rounded(array):
+    """The nearest bfloat16 values."""
+    return array.astype(ml_dtypes.bfloat16)
+
+
+def convolution(channels, out_channels, size, window):
+    """Blocked data and paired weights, and the result of exactly these rounded values, blocked."""
+    data = rounded(reference.random(1, channels, *size))
+    weight = rounded(reference.random(out_channels, channels, *window.kernel))
+    slots, out_slots = (reference.identity_slots(c, 16) for c in (channels, out_channels))
+    band = conv.Band(len(slots) // 16)
+    packed = bfloat16.in_pairs(conv.pack_conv_weight(weight.astype("float32"), slots, 1, band, 16))
+    product = reference.conv2d(data.astype("float32"), weight.astype("float32"), window)
+    return reference.block(data, slots, 16, hole=7), packed, reference.block(product, out_slots, 16), band
+
+
+@needs_dot_products
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("channels", [32, 24])
+def test_convolutions(name, channels):
+    window = WINDOWS[name]
+    data, packed, expected, band = convolution(channels, 48, (7, 9), window)
+    func = prim_func(lambda x, w: conv.conv2d(x, w, window, band), data.shape, packed.shape, dtypes=NARROW)
+    check_space(Conv2dSpace, func, [data, packed], expected, tvm_compat.hardware_for(), n=8, tolerance=1e-4)
+
+
+@needs_dot_products
+def test_epilogues_read_and_write_bfloat16():
+    data, packed, product, band = convolution(32, 32, (5, 6), SAME)
+    residual = rounded(reference.random(*product.shape))
+
+    def layer(x, w, r):
+        return bfloat16.widen(bfloat16.narrow(topi.nn.relu(topi.add(conv.conv2d(x, w, SAME, band), bfloat16.widen(r)))))
+
+    inputs = [data, packed, residual]
+    func = prim_func(layer, *(i.shape for i in inputs), dtypes=(*NARROW, "bfloat16"))
+    expected = rounded(np.maximum(product + residual.astype("float32"), 0)).astype("float32")
+    check_space(Conv2dSpace, func, inputs, expected, tvm_compat.hardware_for(), n=6, tolerance=1e-2)
+
+
+@needs_dot_products
+@pytest.mark.parametrize("m, tolerance", [(2, 2e-4), (4, 2e-3)])
+def test_winograd(m, tolerance):
+    data, packed, expected, band = convolution(32, 32, (9, 10), SAME)
+    func = prim_func(lambda x, w: conv.conv2d(x, w, SAME, band), data.shape, packed.shape, dtypes=NARROW)
+    assert WinogradSpace.matches(func)
+
+    def make(func, hardware, threads):
+        return WinogradSpace(func, hardware, threads, m)
+
+    check_space(make, func, [data, packed], expected, tvm_compat.hardware_for(), n=4, tolerance=tolerance)
+
+
+@needs_dot_products
+@pytest.mark.parametrize("rows, k, columns", [(12, 64, 96), (1, 32, 50), (17, 10, 33)])
+def test_dense(rows, k, columns):
+    data, weight = rounded(reference.random(rows, k)), rounded(reference.random(k, columns))
+    packed = bfloat16.in_pairs(matmul.pack_dense_weight(weight.astype("float32"), 16))
+    func = prim_func(lambda x, w: matmul.dense(x, w, columns), data.shape, packed.shape, dtypes=NARROW)
+    expected = data.astype("float32") @ weight.astype("float32")
+    check_space(MatmulSpace, func, [data, packed], expected, tvm_compat.hardware_for(), n=8, tolerance=1e-4)
+
+
+def test_the_instruction_is_used():
+    hardware = tvm_compat.hardware_for("znver5")
+    data, packed, _, band = convolution(32, 32, (4, 4), SAME)
+    func = prim_func(lambda x, w: conv.conv2d(x, w, SAME, band), data.shape, packed.shape, dtypes=NARROW)
+    space = Conv2dSpace(func, hardware, 2)
+    library = codegen.build(space.schedule(space.decode(space.default())).mod, tvm_compat.target(hardware, 2))
+    assert "vdpbf16ps" in library.inspect_source("asm")
+
+
+def test_pairs_lie_side_by_side():
+    weight = np.arange(8, dtype=np.float32).reshape(4, 2)  # 4 steps of the reduction, 2 lanes
+    pairs = bfloat16.in_pairs(weight)
+    np.testing.assert_array_equal(pairs.astype("float32"), [[0, 2, 1, 3], [4, 6, 5, 7]])
+    np.testing.assert_array_equal(bfloat16.out_of_pairs(pairs), weight)
