@@ -9,19 +9,23 @@ spaces. Strategies: AutoTVM's, its annealing with few measurements, Chameleon, a
                          could mutate: it gets `POOL` drawn schedules as design spaces and ranks those)
 
 Every run is a line of a log when it ends, every measurement of ours is in a database when its batch ends; a session
-that was stopped goes on with the first run that is missing. The order is tasks, seeds, strategies: what drifts, drifts
-for all. When a task has all its runs, whatever was ever the best of one of them is verified and measured again, in
-turns, with cold weights: the latencies that count are the medians of that race, whoever measured them first and how.
+that was stopped goes on with the first run that is missing. The order is seeds, tasks, strategies: what drifts, drifts
+for all strategies, and a session that ends early has something of every task. With `--budget` no run begins after that
+time. At the end, task by task, whatever was ever the best of a run is verified and measured again, in turns, with cold
+weights: the latencies that count are the medians of that race, whoever measured them first and how.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
+import math
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,18 +36,20 @@ from benchmarks import output, sessions, suite
 from benchmarks.curves import Improvement, Recorder, Run
 from benchmarks.sessions import RunLog, WallClock
 from calumma import tvm_compat
+from calumma.core import durations
 from calumma.core.errors import EnvironmentFault, InputError
 from calumma.core.protocols import Runner
+from calumma.core.rng import generator
 from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Status, Workload
 from calumma.database import SqlStore
 from calumma.measure import LocalRunner
-from calumma.search import strategy_names
+from calumma.search import make_strategy, strategy_names
 from calumma.space import KnobSpace, design_space
 
 MODELS = ("bvlc_alexnet", "vgg19", "resnet18")
 TASKS_PER_MODEL = 2
-STRATEGIES = ("autotvm", "sa+topk", "chameleon", "metaschedule")
-QUICK_STRATEGIES = STRATEGIES[:3]
+STRATEGIES = ("autotvm", "sa+topk", "chameleon", "chameleon+prior", "metaschedule")
+QUICK_STRATEGIES = STRATEGIES[:-1]
 """Without MetaSchedule, which takes minutes for one run."""
 METASCHEDULE = {"metaschedule": "own", "metaschedule-ours": "ours"}
 """Name of a strategy -> the space that MetaSchedule searches."""
@@ -114,11 +120,17 @@ def tasks(hardware: Hardware, threads: int) -> list[Task]:
 
 
 def run(options: argparse.Namespace) -> list[Run]:
-    """Make the runs that the log lacks; returns all of them with the latencies of the race."""
+    """Make the runs that the log lacks, as far as there is time; returns all there are with the latencies of the race.
+
+    Raises:
+        InputError: no such strategy or task, or a log of other settings.
+    """
+    start = time.monotonic()
+    budget_s = math.inf if options.budget is None else durations.seconds(options.budget)
     threads = tvm_compat.set_threads(options.threads)
     hardware = tvm_compat.hardware_for()
     strategies = options.strategies or (QUICK_STRATEGIES if options.quick else STRATEGIES)
-    unknown = set(strategies) - {*strategy_names(), *METASCHEDULE}
+    unknown = {name.removesuffix(sessions.INFORMED) for name in strategies} - {*strategy_names(), *METASCHEDULE}
     if unknown:
         known = ", ".join((*strategy_names(), *METASCHEDULE))
         raise InputError(f"no strategy is called {sorted(unknown)[0]!r}: choose of {known}")
@@ -133,11 +145,22 @@ def run(options: argparse.Namespace) -> list[Run]:
         "cold_start": options.cold_start,
     }
     log = RunLog(options.runs, settings)
-    runs: list[Run] = []
+    done = {task.name: _finished(task, log) for task in chosen}
+    wanted = itertools.product(range(options.seeds), chosen, strategies)
+    missing = [(seed, task, strategy) for seed, task, strategy in wanted if (strategy, seed) not in done[task.name]]
+    left = len(missing)
     with SqlStore.open(options.database) as store:
-        for task in chosen:
-            done = _tune(task, strategies, options, log, store, hardware, threads)
-            runs += _raced(task, done, log, hardware, threads)
+        for seed, task, strategy in missing:
+            if time.monotonic() - start >= budget_s:
+                print(f"{options.budget} are over, {left} of {len(missing)} runs are left: the same command goes on")
+                break
+            done[task.name][strategy, seed] = _tune(task, strategy, seed, options, log, store, hardware, threads)
+            left -= 1
+    runs: list[Run] = []
+    for task in chosen:
+        of_task = done[task.name]
+        keys = [key for key in itertools.product(strategies, range(options.seeds)) if key in of_task]
+        runs += _raced(task, [of_task[key] for key in keys], log, hardware, threads) if keys else []
     return runs
 
 
@@ -150,39 +173,44 @@ def _chosen(found: Sequence[Task], options: argparse.Namespace) -> list[Task]:
     return [task for task in found if task.name in wanted]
 
 
+Finished = tuple[Run, list[Candidate]]
+"""A run, and what was ever the best in it, in order."""
+
+
+def _finished(task: Task, log: RunLog) -> dict[tuple[str, int], Finished]:
+    """The runs of a task that the log has, by strategy and seed."""
+    done = {}
+    for entry in log.entries:
+        if "run" in entry and entry["run"]["workload"] == task.name:
+            finished = Run.from_json(entry["run"])
+            best = [_restored(task, candidate) for candidate in entry["candidates"]]
+            done[finished.strategy, finished.seed] = finished, best
+    return done
+
+
 def _tune(
     task: Task,
-    strategies: Sequence[str],
+    strategy: str,
+    seed: int,
     options: argparse.Namespace,
     log: RunLog,
     store: SqlStore,
     hardware: Hardware,
     threads: int,
-) -> list[tuple[Run, list[Candidate]]]:
-    """All runs of one task with what was ever the best in each, those of the log first."""
-    done: dict[tuple[str, str, int], tuple[Run, list[Candidate]]] = {}
-    for entry in log.entries:
-        if "run" in entry and entry["run"]["workload"] == task.name:
-            finished = Run.from_json(entry["run"])
-            done[finished.key] = finished, [_restored(task, candidate) for candidate in entry["candidates"]]
-    wanted = [(task.name, strategy, seed) for seed in range(options.seeds) for strategy in strategies]
-    for key in wanted:
-        if key in done:
-            continue
-        _, strategy, seed = key
-        if strategy in METASCHEDULE:
-            finished, best = _metaschedule(task, strategy, seed, options, threads)
-        else:
-            finished, best = _ours(task, strategy, seed, options, store, hardware, threads)
-        documents = [{"template": c.template, "version": c.template_version, "config": dict(c.config)} for c in best]
-        log.add({"run": finished.to_json(), "candidates": documents, "commit": output.commit()})
-        done[key] = finished, best
-        print(
-            f"{task.name}, {strategy}, seed {seed}: {finished.seconds:.1f} s, {finished.trials} trials, "
-            f"{finished.failed} failed, best {1e6 / max(finished.throughput, 1e-9):.1f} us",
-            flush=True,
-        )
-    return [done[key] for key in wanted]
+) -> Finished:
+    """Make one run and log it."""
+    if strategy in METASCHEDULE:
+        finished, best = _metaschedule(task, strategy, seed, options, threads)
+    else:
+        finished, best = _ours(task, strategy, seed, options, store, hardware, threads)
+    documents = [{"template": c.template, "version": c.template_version, "config": dict(c.config)} for c in best]
+    log.add({"run": finished.to_json(), "candidates": documents, "commit": output.commit()})
+    print(
+        f"{task.name}, {strategy}, seed {seed}: {finished.seconds:.1f} s, {finished.trials} trials, "
+        f"{finished.failed} failed, best {1e6 / max(finished.throughput, 1e-9):.1f} us",
+        flush=True,
+    )
+    return finished, best
 
 
 def _restored(task: Task, document: Mapping[str, Any]) -> Candidate:
@@ -197,7 +225,7 @@ def _ours(
     store: SqlStore,
     hardware: Hardware,
     threads: int,
-) -> tuple[Run, list[Candidate]]:
+) -> Finished:
     best: list[Candidate] = []
 
     def candidate(config: Mapping[str, KnobValue]) -> Candidate:
@@ -208,6 +236,10 @@ def _ours(
         pairs = zip(candidates, results, strict=True)
         store.append([MeasureRecord(c, r, *conditions, strategy=strategy, seed=seed) for c, r in pairs])
 
+    asked_prior = strategy.endswith(sessions.INFORMED)
+    conditions = task.space.template, task.space.version, hardware, threads, tvm_compat.toolchain()
+    prior = sessions.prior_of(task.workload, *conditions) if asked_prior else None
+    make_strategy(strategy.removesuffix(sessions.INFORMED), task.space, generator(seed))  # loads what it needs
     with LocalRunner(hardware, threads, cache_state=CACHE_STATE) as runner:
         runner.measure(
             [candidate(task.space.decode(task.space.default()))]
@@ -226,13 +258,12 @@ def _ours(
             cold_start=options.cold_start,
             on_improvement=best.append,
             on_batch=keep,
+            prior=prior,
         )
     return finished, best
 
 
-def _metaschedule(
-    task: Task, strategy: str, seed: int, options: argparse.Namespace, threads: int
-) -> tuple[Run, list[Candidate]]:
+def _metaschedule(task: Task, strategy: str, seed: int, options: argparse.Namespace, threads: int) -> Finished:
     """A run of MetaSchedule in a process of its own.
 
     Raises:
@@ -272,9 +303,7 @@ def _metaschedule(
     return recorder.finish(document["seconds"], 0, document["phases_s"]), best
 
 
-def _raced(
-    task: Task, done: Sequence[tuple[Run, list[Candidate]]], log: RunLog, hardware: Hardware, threads: int
-) -> list[Run]:
+def _raced(task: Task, done: Sequence[Finished], log: RunLog, hardware: Hardware, threads: int) -> list[Run]:
     """The runs with every latency replaced by that of one race; who failed there is as slow as what was best before."""
     candidates = {candidate.key: candidate for _, best in done for candidate in best}
     wanted = set(candidates)

@@ -1,6 +1,7 @@
 """Search strategies against each other, on recordings and on hardware.
 
-    python -m benchmarks.search --replay [--quick] [--jobs N] [--json FILE]    on recordings, deterministic
+    python -m benchmarks.search --replay [--quick] [--jobs N] [--json FILE]    on recordings, deterministic; with
+                                                                               --runs FILE resumable
     python -m benchmarks.search --live [--json FILE]                           on this machine, resumable
     python -m benchmarks.search --record [NAME ...]                            measure the recordings, resumable
     python -m benchmarks.search --curves                                       their random-draw curves
@@ -23,13 +24,14 @@ from typing import Any
 
 from benchmarks import corpora, curves, output, sessions
 from benchmarks.curves import Comparison, Run
+from benchmarks.sessions import RunLog
 from calumma.core.errors import CalummaError, InputError
 
 SUBJECT, BASELINE = "chameleon", "autotvm"
 RIVALS = {"autotvm": "autotvm", "topk": "sa+topk", "random": "random", "metaschedule": "metaschedule"}
 """Suffix of a metric's name -> strategy."""
 INFORMED = ("sa+topk+prior", "evolutionary+prior", "chameleon+prior")
-"""What a replay also compares: strategies that know what the recordings of the other workloads teach."""
+"""What a replay also compares: strategies that know what measurements of other workloads teach."""
 LEVELS = (0.9, 0.95, 0.99, 1.0)
 SHARES = (0.1, 0.25, 0.5, 1.0)
 TRIALS = (16, 32, 64, 128, 256)
@@ -84,7 +86,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-overhead", action="store_true", help="of a replay: count the recorded seconds alone")
     parser.add_argument("--corpora", type=Path, default=corpora.FOLDER, metavar="FOLDER", help="of the recordings")
     parser.add_argument("--database", type=Path, metavar="FILE", help="SQLite, keeps every measurement made here")
-    parser.add_argument("--runs", type=Path, metavar="FILE", help="JSON lines of finished live runs")
+    parser.add_argument("--runs", type=Path, metavar="FILE", help="JSON lines of finished runs; in a replay optional")
+    parser.add_argument("--budget", metavar="TIME", help="of --live: no run begins after so long, such as 40m")
     parser.add_argument("--limit", type=int, metavar="N", help="of --record: measure at most N of each, for a trial")
     options = parser.parse_args(arguments)
     for name in ("seeds", "trials", "batch", "jobs", "limit"):
@@ -93,7 +96,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} {value}: expected at least 1")
     results = output.ROOT / "results"
     options.database = options.database or results / ("corpora.db" if options.record is not None else "search-live.db")
-    options.runs = options.runs or results / "search-live.jsonl"
+    if options.live:
+        options.runs = options.runs or results / "search-live.jsonl"
     usual = 3 if options.live else 5
     options.seeds = options.seeds or ((1 if options.live else 2) if options.quick else usual)
     options.trials = options.trials or (sessions.QUICK_BUDGET if options.quick else sessions.BUDGET)
@@ -188,15 +192,20 @@ def _replay(options: argparse.Namespace) -> list[Run]:
         "policy": options.policy,
         "cold_start": options.cold_start,
     }
-    jobs = [(name, strategy, seed) for name in found for strategy in names for seed in range(options.seeds)]
-    runs = []
+    kept = {name: str(value) for name, value in settings.items() if name != "folder"}
+    log = None if options.runs is None else RunLog(options.runs, kept)
+    done = {run.key: run for run in (Run.from_json(entry) for entry in (log.entries if log else ()))}
+    wanted = [(name, strategy, seed) for name in found for strategy in names for seed in range(options.seeds)]
+    jobs = [job for job in wanted if job not in done]
     start = time.monotonic()
     for count, run in enumerate(_performed(jobs, settings, options.jobs), start=1):
-        runs.append(run)
+        done[run.key] = run
+        if log is not None:
+            log.add(run.to_json())
         left_s = (time.monotonic() - start) / count * (len(jobs) - count)
         _progress(f"{count}/{len(jobs)} runs, {left_s:.0f} s left: {run.workload}, {run.strategy}, seed {run.seed}")
     print(file=sys.stderr)
-    return runs
+    return [done[job] for job in wanted]
 
 
 def _performed(jobs: Sequence[tuple[str, str, int]], settings: Mapping[str, Any], n: int) -> Iterator[Run]:
@@ -232,8 +241,13 @@ def _report(options: argparse.Namespace, runs: Sequence[Run]) -> int:
     comparison = Comparison(runs, options.baseline)
     if options.subject not in comparison.strategies:
         raise InputError(f"no run of {options.subject!r}: name the strategy the metrics are about with --subject")
-    rivals = RIVALS if options.baseline == BASELINE else {options.baseline: options.baseline, **RIVALS}
+    rivals = RIVALS | ({} if options.baseline == BASELINE else {options.baseline: options.baseline})
     found = curves.metrics(comparison, options.subject, rivals)
+    informed = options.subject + sessions.INFORMED
+    if informed in comparison.strategies:
+        rivals["topk"] += sessions.INFORMED
+        known = curves.metrics(comparison, informed, rivals)
+        found |= {f"with_prior_{name}": value for name, value in known.items()}
     rows = [_row(comparison, strategy) for strategy in comparison.strategies]
     print(f"\nTo {curves.LEVEL:.0%} of {options.baseline}'s final throughput; {options.baseline} over each:\n")
     print(output.markdown(_COLUMNS, [_cells(row) for row in rows]))

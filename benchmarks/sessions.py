@@ -20,18 +20,19 @@ from benchmarks.subspace import SubSpace
 from calumma.core.errors import InputError
 from calumma.core.protocols import DesignSpace, Indices, Runner
 from calumma.core.rng import generator
-from calumma.core.values import Candidate, KnobValue, MeasureRecord, MeasureResult
+from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Workload
 from calumma.cost_model import CostModel, Known, TreePrior
 from calumma.measure import ReplayRunner
+from calumma.prior import library
 from calumma.search import make_strategy
 
 BATCH = 8
 """Candidates asked for at once: few, so that every strategy decides itself when to learn and to plan anew. AutoTVM
 keeps its plan of 64 over eight questions; adaptive sampling measures as few as eight before it looks again."""
 INFORMED = "+prior"
-"""Behind a strategy's name: it starts from what the recordings of other workloads taught (`leave_one_out`)."""
-LEAST_KNOWN = 3
-"""Workloads that a prior is taken from at least: fewer teach what is special about them."""
+"""Behind a strategy's name: it starts from what other workloads taught (`prior_of`)."""
+LEAST_KNOWN = 8
+"""Workloads that a prior is taken from at least, as `calumma learn` does: fewer teach what is special about them."""
 BUDGET = 256
 QUICK_BUDGET = 64
 """Trials of a run, and of one with `--quick`."""
@@ -130,13 +131,15 @@ def search(
     prior: TreePrior | None = None,
     model: CostModel | None = None,
     cold_start: bool = False,
+    enough_s: float = 0.0,
     on_improvement: Callable[[Candidate], None] | None = None,
     on_batch: Callable[[Sequence[Candidate], Sequence[MeasureResult]], None] | None = None,
 ) -> Run:
     """Run one strategy to the end of its budget.
 
     Args:
-        strategy_name: of `calumma.search.strategy_names()`; with `INFORMED` behind it, it gets the prior.
+        strategy_name: of `calumma.search.strategy_names()`; with `INFORMED` behind it, it gets the prior; where there
+            is none, it is the strategy without one, with the same random numbers.
         space: what is searched.
         candidate: a configuration by knob names -> what the runner takes.
         runner: measures.
@@ -149,20 +152,22 @@ def search(
         prior: what other workloads taught, for the strategies that ask for it by their names.
         model: the cost model that guides, in the place of the strategy's own.
         cold_start: start from a random configuration, the same for all strategies, instead of the space's default.
+        enough_s: stop after the batch in which a latency was no longer than this.
         on_improvement: called with every candidate that was better than all before, in order.
         on_batch: called with what was measured, after each batch; its time counts as "other".
     """
     recorder = Recorder(workload, strategy_name, seed, budget)
-    rng = generator(seed, "search", workload, strategy_name)
     if cold_start:
         space = ColdStart(space, generator(seed, "cold start", workload))
     name = strategy_name.removesuffix(INFORMED)
-    asked_prior = prior if name != strategy_name else None
-    strategy = make_strategy(name, space, rng, model=model, policy=policy, prior=asked_prior)
+    if name == strategy_name:
+        prior = None
+    rng = generator(seed, "search", workload, name if prior is None else strategy_name)
+    strategy = make_strategy(name, space, rng, model=model, policy=policy, prior=prior)
     strategy.stats.use_clock(clock.own)
     spent = {"build": 0.0, "run": 0.0}
     best_s = math.inf
-    while recorder.trials < budget:
+    while recorder.trials < budget and best_s > enough_s:
         rows = strategy.ask(min(batch, budget - recorder.trials))
         if len(rows) == 0:
             break
@@ -207,7 +212,9 @@ def replay(
     """Run one strategy on a recording; for the options see `search`."""
     recording, space, records = _opened(corpus, folder)
     runner = ReplayRunner(records)
-    prior = leave_one_out(corpus, folder) if strategy.endswith(INFORMED) else None
+    conditions = recording.hardware, recording.threads, recording.toolchain
+    asked_prior = strategy.endswith(INFORMED)
+    prior = prior_of(recording.workload, recording.template, recording.version, *conditions) if asked_prior else None
 
     def candidate(config: Mapping[str, KnobValue]) -> Candidate:
         return Candidate(recording.workload, recording.template, recording.version, config)
@@ -239,17 +246,31 @@ def _opened(name: str, folder: Path) -> tuple[corpora.Corpus, SubSpace, list[Mea
     return recording, space, recording.records(space)
 
 
-@functools.lru_cache(maxsize=2)
-def leave_one_out(name: str, folder: Path) -> TreePrior | None:
-    """What the recordings of all other workloads teach about this one's template; None if they are too few."""
-    own, _, _ = _opened(name, folder)
-    known = []
-    for other in corpora.names(folder):
-        recording = corpora.load(other, folder)
-        if recording.template == own.template and recording.workload.hash != own.workload.hash:
-            space = recording.space()
-            known.append(Known(space.feature_names, space.features(space.members), recording.throughputs))
-    return TreePrior(known) if len(known) >= LEAST_KNOWN else None
+@functools.lru_cache(maxsize=4)
+def prior_of(
+    workload: Workload, template: str, version: int, hardware: Hardware, threads: int, toolchain: str
+) -> TreePrior | None:
+    """What the shipped data set teaches about a template, the judged workload left out; None if that is too little.
+
+    The shipped data are measurements of drawn workloads (docs/prior.md), and none of them is of the suite's networks,
+    from which all recordings and live tasks are taken.
+    """
+    known = _known(template, version, hardware, threads, toolchain)
+    others = [entry for key, entry in known.items() if key != workload.hash]
+    return TreePrior(others) if len(others) >= LEAST_KNOWN else None
+
+
+@functools.lru_cache(maxsize=4)
+def _known(template: str, version: int, hardware: Hardware, threads: int, toolchain: str) -> dict[str, Known]:
+    """Workload -> what the shipped data set has of it, cold weights."""
+    data = library.data_for("shipped", hardware, toolchain)
+    found = {}
+    for group in data.groups if data else ():
+        if (group.template, group.version, *group.key[1:]) == (template, version, threads, corpora.CACHE_STATE):
+            space = group.space(hardware)
+            features = space.features(group.encoded(space))
+            found[group.workload] = Known(tuple(space.feature_names), features, 1 / group.latency_s)
+    return found
 
 
 def _without_overhead(run: Run) -> Run:

@@ -19,7 +19,7 @@ from benchmarks.subspace import part_of
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.values import Candidate, MeasureResult, Status, Workload
-from calumma.cost_model import TreePrior
+from calumma.cost_model import Known, TreePrior
 from calumma.database import MemoryStore
 from calumma.space.generated import GeneratedSpace
 from tests.prim_funcs import prim_func, tvm
@@ -212,27 +212,38 @@ def test_every_strategy_repeats_itself(folder, strategy):
     assert once() != sessions.replay("toy", strategy, 2, folder=folder, budget=24, batch=8, overhead=False)
 
 
-def test_a_prior_comes_from_other_workloads_alone_and_from_enough_of_them(folder, tmp_path, monkeypatch):
+def test_a_prior_comes_from_other_workloads_alone_and_from_enough_of_them(folder, monkeypatch):
     recording = corpora.load("toy", folder)
-    func = prim_func(lambda x, y: topi.einsum("bij,blj->bil", x, y), (2, 16, 24), (2, 12, 24)).with_attr("other", 1)
-    corpora.save(recording, tmp_path)
-    corpora.save(replace(recording, name="twin"), tmp_path)
-    other = Workload("seed", str(tvm.ir.save_json(func)))
-    corpora.save(replace(recording, name="other", workload=other), tmp_path)
+    space = recording.space()
+    known = Known(tuple(space.feature_names), space.features(space.members), recording.throughputs)
+    others = {f"other{i}": known for i in range(sessions.LEAST_KNOWN - 1)}
     seen = []
-    monkeypatch.setattr(sessions, "TreePrior", lambda known: seen.append(len(known)) or TreePrior(known))
-    assert sessions.leave_one_out("toy", tmp_path) is None and not seen
-    sessions.leave_one_out.cache_clear()
-    monkeypatch.setattr(sessions, "LEAST_KNOWN", 1)
-    assert sessions.leave_one_out("toy", tmp_path) is not None
-    assert seen == [1], "the twin is the same workload"
+    monkeypatch.setattr(sessions, "TreePrior", lambda entries: seen.append(len(entries)) or TreePrior(entries))
 
-    def first_batch(strategy):
-        return sessions.replay("toy", strategy, 0, folder=tmp_path, budget=16, batch=8, overhead=False).best_after(
-            trials=8
-        )
+    def first_batch(strategy, learnt):
+        monkeypatch.setattr(sessions, "_known", lambda *conditions: learnt)
+        sessions.prior_of.cache_clear()
+        return sessions.replay("toy", strategy, 0, folder=folder, budget=16, batch=8, overhead=False)
 
-    assert first_batch("evolutionary+prior") > first_batch("evolutionary"), "the same landscape in both"
+    def same_but_name(run):
+        return replace(run, strategy="")
+
+    uninformed = same_but_name(first_batch("evolutionary", {}))
+    assert same_but_name(first_batch("evolutionary+prior", {**others, recording.workload.hash: known})) == uninformed
+    assert not seen, "of enough workloads one is its own"
+    informed = first_batch("evolutionary+prior", {**others, "one more": known})
+    assert seen == [sessions.LEAST_KNOWN]
+    assert informed.best_after(trials=8) > uninformed.best_after(trials=8), "the same landscape in all of them"
+    sessions.prior_of.cache_clear()
+
+
+def test_the_shipped_data_know_none_of_the_recordings():
+    recording = corpora.load("conv1x1")
+    conditions = recording.hardware, recording.threads, recording.toolchain
+    known = sessions._known(recording.template, recording.version, *conditions)
+    assert len(known) >= sessions.LEAST_KNOWN
+    assert not {corpora.load(name).workload.hash for name in corpora.names()} & set(known)
+    assert sessions._known(recording.template, recording.version, recording.hardware, 3, recording.toolchain) == {}
 
 
 def test_the_command_gives_the_same_figures_as_any_other_process(folder, tmp_path, capsys):
@@ -249,6 +260,26 @@ def test_the_command_gives_the_same_figures_as_any_other_process(folder, tmp_pat
     assert [Run.from_json(run) for run in document["runs"]] == here
     assert document["metrics"] == metrics(Comparison(here, "random"), "evolutionary", {"random": "random"})
     assert "time_speedup_vs_random" in capsys.readouterr().out
+
+
+def test_a_stopped_replay_goes_on(folder, tmp_path, monkeypatch):
+    arguments = ["--replay", "--no-overhead", "--seeds", "2", "--trials", "16", "--baseline", "random"]
+    arguments += ["--subject", "random", "--corpora", str(folder), "--runs", str(tmp_path / "runs.jsonl")]
+    assert search.main([*arguments, "--strategies", "random", "--json", str(tmp_path / "first.json")]) == 0
+    asked = []
+
+    def performed(jobs, settings, n):
+        asked.extend(jobs)
+        return (search._one(job, settings) for job in jobs)
+
+    monkeypatch.setattr(search, "_performed", performed)
+    wanted = ["--strategies", "random,genetic", "--json", str(tmp_path / "second.json")]
+    assert search.main([*arguments, *wanted]) == 0
+    assert asked == [("toy", "genetic", 0), ("toy", "genetic", 1)]
+    first, second = (json.loads((tmp_path / f"{name}.json").read_text())["runs"] for name in ("first", "second"))
+    assert [run for run in second if run["strategy"] == "random"] == first
+    assert search.main([*arguments, *wanted]) == 0
+    assert len(asked) == 2, "nothing is left to do"
 
 
 @pytest.mark.parametrize(
@@ -339,10 +370,13 @@ def test_a_stopped_live_session_goes_on_with_the_first_missing_run(tmp_path, mon
     assert search.main(arguments) == 130
     assert len(made) == 3 and not races
     stop_after = 99
+    assert search.main([*arguments, "--budget", "0s"]) == 0
+    assert "1 of 1 runs are left" in capsys.readouterr().out
+    assert len(made) == 3 and races == [3], "what there is counts"
     assert search.main(arguments) == 0
     assert made == [("random", 0), ("evolutionary", 0), ("random", 1), ("evolutionary", 1)]
     assert search.main(arguments) == 0
-    assert (len(made), races) == (4, [4]), "nothing is left to do"
+    assert (len(made), races) == (4, [3, 4]), "nothing is left to do"
     found = json.loads((tmp_path / "out.json").read_text())["metrics"]
     assert found["throughput_vs_random"] == pytest.approx(1.25), "by the race, not by the session"
     assert search.main([*arguments, "--trials", "9"]) == 2

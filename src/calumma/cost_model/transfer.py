@@ -17,6 +17,7 @@ from calumma.cost_model.base import Features, Scores, aligned
 from calumma.cost_model.boosting import xgboost
 from calumma.cost_model.trees import GradientBoostedTrees, TreeSettings, standing
 
+_MEMBERS = 4
 _ROUNDS = 150
 _PARAMETERS = {
     "objective": "reg:squarederror",
@@ -42,7 +43,11 @@ class Known(NamedTuple):
 
 
 class TreePrior:
-    """Boosted trees that predict standings in workloads they have not seen, from features that these share."""
+    """Boosted trees that predict standings in workloads they have not seen, from features that these share.
+
+    The mean of several ensembles, each of workloads drawn with replacement (bagging): what one of them says depends
+    much on which workloads it has seen.
+    """
 
     def __init__(self, workloads: Sequence[Known], seed: int = 0) -> None:
         """Learn; every workload weighs the same, however much is known of it.
@@ -50,22 +55,30 @@ class TreePrior:
         Raises:
             InputError: nothing is known.
         """
-        if not any(len(known.scores) for known in workloads):
+        workloads = [known for known in workloads if len(known.scores)]
+        if not workloads:
             raise InputError("a prior learns from measurements of other workloads, and there are none: collect some")
         self.names = tuple(dict.fromkeys(name for known in workloads for name in known.names))
-        data = xgboost().DMatrix(
-            np.concatenate([aligned(known.features, known.names, self.names, np.nan) for known in workloads]),
-            np.concatenate([standing(known.scores) for known in workloads]),
-            weight=np.concatenate([np.full(len(known.scores), 1e3 / len(known.scores)) for known in workloads]),
-            nthread=1,
-        )
-        self._booster = xgboost().train({**_PARAMETERS, "seed": seed}, data, _ROUNDS)
+        tables = [aligned(known.features, known.names, self.names, np.nan) for known in workloads]
+        rng = np.random.default_rng(seed)
+        self._members = []
+        for member in range(_MEMBERS):
+            drawn = rng.integers(0, len(workloads), len(workloads))
+            data = xgboost().DMatrix(
+                np.concatenate([tables[w] for w in drawn]),
+                np.concatenate([standing(workloads[w].scores) for w in drawn]),
+                weight=np.concatenate([np.full(len(tables[w]), 1e3 / len(tables[w])) for w in drawn]),
+                nthread=1,
+            )
+            self._members.append(xgboost().train({**_PARAMETERS, "seed": seed + member}, data, _ROUNDS))
 
     def predict(self, names: Sequence[str], features: Features) -> Scores:
         """Standings (N,) of configurations with these features (N, F)."""
         if len(features) == 0:
             return np.zeros(0)
-        return np.asarray(self._booster.inplace_predict(aligned(features, names, self.names, np.nan)), dtype=np.float64)
+        table = aligned(features, names, self.names, np.nan)
+        opinions = [member.inplace_predict(table) for member in self._members]
+        return np.asarray(np.mean(opinions, axis=0, dtype=np.float64))
 
 
 class InformedTrees(GradientBoostedTrees):

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from calumma.core.errors import InputError
 from calumma.core.protocols import DesignSpace, Indices
 from calumma.cost_model import (
+    Committee,
     CostModel,
+    GaussianProcess,
     GradientBoostedTrees,
     InformedTrees,
     RankedTrees,
@@ -40,6 +42,8 @@ class _Parts:
     """For what has a generator of its own, drawn from `rng`."""
     model: CostModel | None
     policy: Path | None
+    informed: bool
+    """Whether the last feature of the space is a prior's opinion."""
 
 
 def _random(parts: _Parts) -> SearchStrategy:
@@ -57,7 +61,7 @@ def _evolutionary(parts: _Parts) -> SearchStrategy:
         parts.rng,
         explorer=EvolutionaryExplorer(parts.space, parts.rng),
         sampler=EpsilonGreedySampler(parts.rng),
-        model=parts.model or GradientBoostedTrees(parts.seed),
+        model=_model(parts, GradientBoostedTrees(parts.seed)),
         warm_up=4,
     )
 
@@ -93,16 +97,28 @@ def _rl_as(parts: _Parts) -> SearchStrategy:
 
 
 def _chameleon(parts: _Parts) -> SearchStrategy:
-    """`rl+as` that plans no further than it is asked, half of it around the best, with short walks and other trees."""
+    """`rl+as` that plans no further than it is asked, half of it around the best, with short walks and a committee."""
     explorer = _learnt(parts, walkers=64, steps=24, rollout=12)
     sampler = _adaptive(parts, pool=32, most=0, near=0.5)
-    return _guided(parts, explorer, sampler, parts.model or GradientBoostedTrees(parts.seed, _STANDINGS))
+    if parts.model is not None:
+        return _guided(parts, explorer, sampler)
+    trees = _model(parts, GradientBoostedTrees(parts.seed, _STANDINGS))
+    reference = parts.space.features(parts.space.sample(parts.rng, _REFERENCE))
+    return _guided(parts, explorer, sampler, Committee([trees, GaussianProcess(reference)]))
+
+
+def _model(parts: _Parts, usual: CostModel) -> CostModel:
+    """The model that was given, the one that reads a prior's opinion, or the usual one."""
+    return parts.model or (InformedTrees(parts.seed, _STANDINGS) if parts.informed else usual)
 
 
 def _guided(parts: _Parts, explorer: Explorer, sampler: Sampler, model: CostModel | None = None) -> SearchStrategy:
     """The ablations differ in explorer and sampler alone, so all of them have the baseline's cost model by default."""
-    model = model or parts.model or RankedTrees(parts.seed)
-    return GuidedStrategy(parts.name, parts.space, parts.rng, explorer=explorer, sampler=sampler, model=model)
+    model = model or _model(parts, RankedTrees(parts.seed))
+    draws = _INFORMED_DRAWS if parts.informed else _DRAWS
+    return GuidedStrategy(
+        parts.name, parts.space, parts.rng, explorer=explorer, sampler=sampler, model=model, draws=draws
+    )
 
 
 def _annealing(parts: _Parts) -> Explorer:
@@ -133,6 +149,10 @@ def _learnt(parts: _Parts, **settings: Any) -> Explorer:
 
 
 _STANDINGS = TreeSettings(standings=True)
+_REFERENCE = 512
+"""Random configurations that the scales of the features are taken from."""
+_DRAWS, _INFORMED_DRAWS = 1024, 2048
+"""Random configurations that the first plan is chosen from; more where a prior can tell them apart."""
 _UNINFORMED = ("random", "genetic", "autotvm", "autotvm-regression", "autotvm-knobs")
 
 Preset = Callable[[_Parts], SearchStrategy]
@@ -185,10 +205,10 @@ def make_strategy(
     if name not in _PRESETS:
         raise InputError(f"no strategy is called {name!r}: choose one of {', '.join(_PRESETS)}")
     seed = int(rng.integers(1 << 31))
-    if prior is not None and name not in _UNINFORMED:
+    informed = prior is not None and name not in _UNINFORMED
+    if prior is not None and informed:
         space = InformedSpace(space, prior)
-        model = model or InformedTrees(seed, _STANDINGS)
-    strategy = _PRESETS[name](_Parts(name, space, rng, seed, model, policy))
+    strategy = _PRESETS[name](_Parts(name, space, rng, seed, model, policy, informed))
     if warm is not None and len(warm[0]):
         strategy.tell(*warm)
     return strategy
