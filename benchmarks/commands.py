@@ -15,19 +15,18 @@ from calumma.core.errors import InputError
 _TIMEOUT_S = 7200
 
 
-def calumma(command: str, *arguments: object, needs: Sequence[str] = (), events: Path | None = None) -> dict[str, Any]:
+def calumma(command: str, *arguments: object, needs: Sequence[str] = ()) -> dict[str, Any]:
     """Run a command in a process of its own; returns its result as JSON.
 
     Args:
         command, arguments: what follows `calumma` on the command line.
         needs: entries that the result must have.
-        events: file that keeps all lines of JSON, those before the result too.
 
     Raises:
         InputError: it fails or takes too long; the text holds its last line.
     """
     with tempfile.TemporaryDirectory(prefix="calumma-bench-") as scratch:
-        report = events or Path(scratch) / "report.json"
+        report = Path(scratch) / "report.json"
         line = [sys.executable, "-m", "calumma", command, *map(str, arguments), "--quiet", "--json", str(report)]
         try:
             done = subprocess.run(
