@@ -28,8 +28,10 @@ _MAX_N_TILE = 8
 
 _L1_WAY = 4096
 """Bytes of one way of an L1 data cache: 64 sets of 64 bytes on every x86 CPU of the last years."""
-_L1_LINES = 6
-"""Rows that fit one set beside the other streams."""
+_OTHER_STREAMS = 3
+"""Lines of a set of L1 that are left to weights, outputs and what is prefetched."""
+_ROW_STREAMS = 9
+"""Rows of which the compiler still keeps all addresses in registers: with eleven a tile takes 1.1 to 2 times as long."""
 
 
 class MatmulSpace(blocks.AnchorSpace):
@@ -105,8 +107,9 @@ class MatmulSpace(blocks.AnchorSpace):
         return first * np.where(k["fused"] == 2, groups * rows / first, 1)
 
     def default(self) -> Indices:
-        """Full register tiles, equal shares for the threads, a column group whose weights stay in L2."""
-        grid = self.grid(fixed=("prefetch",))  # it wins or loses a few per cent
+        """Full register tiles, equal shares for the threads, a column group whose weights stay in L2; the next group's
+        weights called for where there are rows enough to spread that over."""
+        grid = self.grid()
         return grid[int(np.argmin(self.estimate(grid)))]
 
     def estimate(self, indices: Indices) -> NDArray[np.float64]:
@@ -126,8 +129,15 @@ class MatmulSpace(blocks.AnchorSpace):
         cost *= 1 + 0.02 * (rows_group > 0.5 * self.hardware.l1_bytes)
         # Rows that start a multiple of 4 KB apart share a set of L1, which holds eight to twelve lines.
         places = _L1_WAY // math.gcd(4 * self.depth, _L1_WAY)
-        cost *= np.where(k["m_tile"] > _L1_LINES * places, 1.3, 1.0)
-        cost *= 1 + 0.01 * np.abs(np.log2(k["k_unroll"]) - (2 if self.rows == 1 else 0)) + 0.001 * np.log2(k["n_group"])
+        lines = self.hardware.l1_bytes // _L1_WAY - _OTHER_STREAMS
+        cost *= np.where(k["m_tile"] > max(lines, 1) * places, 1.3, 1.0)
+        cost *= np.where(k["m_tile"] > _ROW_STREAMS, 1.15, 1.0)
+        ahead = k["prefetch"].astype(bool)
+        unrolled = np.where(ahead | (self.rows == 1), 2, 0)
+        cost *= 1 + 0.01 * np.abs(np.log2(k["k_unroll"]) - unrolled) + 0.001 * np.log2(k["n_group"])
+        # Calls come k_unroll at a time; more often, or for many columns at once, they cost more than they save.
+        spread = (k["n_tile"] <= 2) & (k["k_unroll"] >= 4) & (self.rows >= 4 * k["m_tile"]) & (k["outer"] == "n,m")
+        cost *= np.where(ahead, np.where(spread, 0.84, 1.2), 1.0)
         return cost * (1 + 0.02 * (k["outer"] == "m,n"))
 
     def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
