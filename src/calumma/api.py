@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calumma import tvm_compat
-from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, load, save
+from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, cpu, load, save
 from calumma.core import durations
 from calumma.core.errors import InputError
 from calumma.core.values import COLLECTION, PRECISIONS, Budget, KnobValue
@@ -288,8 +288,14 @@ def tune(
     on_phase = _phase_listener(on_event)
     on_phase("load")
     hardware = tvm_compat.hardware_for(mcpu)
-    if not tvm_compat.target_features(hardware.mcpu) <= tvm_compat.target_features(tvm_compat.host_mcpu()):
-        raise InputError(f"mcpu={mcpu!r}: this machine cannot run code for it, so nothing can be measured; use compile")
+    needed, present = (
+        cpu.required_flags(tvm_compat.target_features(name)) for name in (hardware.mcpu, tvm_compat.host_mcpu())
+    )
+    missing = sorted(set(needed) - set(present))
+    if missing:
+        raise InputError(
+            f"mcpu={mcpu!r}: this machine lacks {', '.join(missing)}, so nothing can be measured here; use compile"
+        )
     with _store(database) as store, closing(LocalRunner(hardware, count)) as runner:
         prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase, tolerance, precision)
         runner.cache_state = prepared.cache_state
@@ -545,8 +551,8 @@ def _prepare(
     tolerance: float | None = None,
     precision: str = PRECISIONS[0],
 ) -> TunableModel:
-    if tolerance is not None and not tolerance >= 0:
-        raise InputError(f"tolerance={tolerance!r}: give a relative error of 0 or more, or None for no limit")
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise InputError(f"tolerance={tolerance!r}: give a relative error of 0 or more, or none at all for no limit")
     count = tvm_compat.set_threads(threads)
     from calumma.tuner.model import prepare
 

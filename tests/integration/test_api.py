@@ -18,10 +18,10 @@ import pytest
 from numpy.typing import NDArray
 
 import calumma
-from calumma import api
+from calumma import api, tvm_compat
 from calumma.artifact import Artifact
 from calumma.core.errors import InputError
-from calumma.core.values import Budget
+from calumma.core.values import Budget, Status
 from calumma.database import MemoryStore, SqlStore
 from calumma.tuner import ModelContest
 from calumma.tuner.events import PhaseStarted, SessionFinished, SessionStarted, TrialsDone
@@ -221,6 +221,18 @@ def test_narrow_vectors(name):
     assert_close(_run(artifact, feeds), reference(data, feeds))
 
 
+def test_tuning_for_an_older_cpu_needs_its_instructions_alone(monkeypatch):
+    """What LLVM lists of a CPU are its habits too, such as slow-3ops-lea, which no machine has to share."""
+    _, data = _small_network()
+    store = MemoryStore()
+    options = {"mcpu": "x86-64-v3", "threads": 1, "budget": Budget(trials=2), "database": store, "prior": "none"}
+    api.tune(data, **options)
+    assert {(record.hardware.mcpu, record.result.status) for record in store.records()} == {("x86-64-v3", Status.OK)}
+    monkeypatch.setattr(tvm_compat, "host_mcpu", lambda: "x86-64-v2")
+    with pytest.raises(InputError, match=r"mcpu='x86-64-v3': this machine lacks .*avx2.* use compile"):
+        api.tune(data, **options)
+
+
 @pytest.mark.parametrize("name", ["attention", "concatenations", "plain_edges"])
 def test_inference_session_has_the_calls_of_onnxruntime(name):
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -313,7 +325,7 @@ def test_a_tolerance_holds_for_defaults_trials_and_records():
     assert any("algorithm" in record.candidate.config for record in store.records())
     again = api.compile(data, threads=2, database=store, prior="none", tolerance=0)
     assert algorithms(again) == ["direct"]
-    for wrong in (-1e-6, float("nan")):
+    for wrong in (-1e-6, float("nan"), float("inf")):
         with pytest.raises(InputError, match="give a relative error of 0 or more"):
             api.compile(data, tolerance=wrong)
 

@@ -10,8 +10,10 @@ import pytest
 
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.values import MeasureRecord, MeasureResult, Status
+from calumma.core.values import MeasureRecord, MeasureResult, Status, Workload
+from calumma.frontend.operators import matmul
 from tests import prior_data
+from tests.prim_funcs import prim_func, tvm
 
 from calumma.prior import dataset  # isort: skip  (after prior_data, which sets the threads)
 
@@ -42,7 +44,10 @@ def test_a_group_per_workload_with_medians_and_failures() -> None:
 
 def test_records_that_do_not_compare_stay_out() -> None:
     first = prior_data.records()[0]
+    product = prim_func(lambda x, w: matmul.dense(x, w, 32), (4, 32), (2, 16, 32), dtypes=("bfloat16", "bfloat16"))
+    narrow = Workload("narrow", str(tvm.ir.save_json(product)))
     strange = [
+        replace(first, candidate=replace(first.candidate, workload=narrow)),
         replace(first, hardware=replace(first.hardware, cpu_model="another")),
         replace(first, cache_state="hot"),
         replace(first, toolchain="tvm 9"),
@@ -56,6 +61,7 @@ def test_records_that_do_not_compare_stay_out() -> None:
         "other cache state or toolchain": 2,
         "other template or version": 1,
         "no such configuration today": 1,
+        "bfloat16": 1,
     }
 
 

@@ -195,6 +195,7 @@ def test_a_session_without_records() -> None:
 def test_a_session_of_the_tuner_has_all_a_report_wants() -> None:
     world = World([task("a", 3), task("b", 1, 14)], [Landscape(1e-3), Landscape(5e-4)])
     options = {"source": "my net.onnx", "shapes": {"x": [1, 3]}, "budget_s": 40.0, "threads": 2, "mcpu": "znver5"}
+    options |= {"tolerance": 1e-6, "precision": "bf16"}
     result = world.run(Budget(seconds=40), model="net", options=options)
     found = collect(world.store)
     assert found.trials == result.trials == sum(t.trials for t in found.tasks)
@@ -206,17 +207,18 @@ def test_a_session_of_the_tuner_has_all_a_report_wants() -> None:
     assert set(found.versions) == {"calumma", "python", "system"}
     assert found.command == (
         "calumma tune 'my net.onnx' --shape x=1,3 --budget 40s --strategy evolutionary --seed 0 --threads 2 "
-        "--mcpu znver5"
+        "--mcpu znver5 --tolerance 1e-06 --precision bf16"
     )
     render(found)
 
 
 def test_the_command_of_a_model_without_a_file_is_a_python_call() -> None:
-    options = {"source": None, "trials": 9, "strategy": "random", "seed": 1, "threads": 2}
-    store, _ = stored([], None, options)
-    assert collect(store).command == (
-        "calumma.tune(model, budget=calumma.Budget(trials=9), strategy='random', seed=1, threads=2)"
-    )
+    options = {"source": None, "trials": 9, "strategy": "random", "seed": 1, "threads": 2, "precision": "fp32"}
+    for more, said in (({}, ""), ({"tolerance": 0, "precision": "bf16"}, ", tolerance=0.0, precision='bf16'")):
+        store, _ = stored([], None, options | more)
+        assert collect(store).command == (
+            f"calumma.tune(model, budget=calumma.Budget(trials=9), strategy='random', seed=1, threads=2{said})"
+        )
 
 
 def test_the_last_session_is_the_default() -> None:

@@ -39,6 +39,7 @@ def test_options() -> None:
         ({"budget": "soon"}, "option budget: 'soon' is not a length of time"),
         ({"precision": "int8"}, "option precision='int8': give one of fp32, bf16"),
         ({"tolerance": -1}, "option tolerance=-1: give a relative error of 0 or more"),
+        ({"tolerance": float("inf")}, "option tolerance=inf: give a relative error of 0 or more"),
         ({"tolerance": "low"}, "option tolerance='low': give a relative error of 0 or more"),
         ({"prior": 3}, "option prior=3: give the name or file of a prior"),
         ({"prior": "nowhere"}, "prior '?nowhere'?: there is no such prior"),

@@ -172,7 +172,8 @@ def from_records(
     """Make a data set of ordinary records.
 
     Several measurements of one configuration become their median. What another machine, toolchain or version of a
-    template measured is left out, and so are configurations that ever computed something wrong.
+    template measured is left out, and so are configurations that ever computed something wrong, and kernels with
+    bfloat16, whose costs features do not tell from float32's.
 
     Args:
         records: of any workloads.
@@ -190,6 +191,8 @@ def from_records(
             left_out["other cache state or toolchain"] += 1
         elif candidate.workload.hash in exclude:
             left_out["held out"] += 1
+        elif "bfloat16" in candidate.workload.text:
+            left_out["bfloat16"] += 1
         else:
             found.setdefault((candidate.workload.hash, record.threads, record.cache_state), []).append(record)
     groups = []

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from calumma.core.errors import InputError
 from calumma.core.protocols import Store
-from calumma.core.values import COLLECTION, Hardware, KnobValue, MeasureRecord, Session, Status
+from calumma.core.values import COLLECTION, PRECISIONS, Hardware, KnobValue, MeasureRecord, Session, Status
 from calumma.report.fields import Fields
 from calumma.report.knobs import KnobEffect, knob_effects
 from calumma.tuner import DEFAULT, REMEASURED
@@ -419,12 +419,22 @@ def _command(session: Session, options: Fields) -> str:
     source = options.text("source")
     seconds, trials, threads = options.number("budget_s"), options.count("trials"), options.count("threads")
     strategy, seed, mcpu = options.text("strategy"), options.count("seed"), options.text("mcpu")
+    tolerance, precision = options.number("tolerance"), options.text("precision")
+    if precision == PRECISIONS[0]:
+        precision = None
     shapes = {name: options.object("shapes").items(name) for name in options.object("shapes").names}
     if source is None:
         limits = [
             f"{name}={value!r}" for name, value in (("seconds", seconds), ("trials", trials)) if value is not None
         ]
-        named = (("strategy", strategy), ("seed", seed), ("threads", threads), ("mcpu", mcpu))
+        named = (
+            ("strategy", strategy),
+            ("seed", seed),
+            ("threads", threads),
+            ("mcpu", mcpu),
+            ("tolerance", tolerance),
+            ("precision", precision),
+        )
         rest = "".join(f", {name}={value!r}" for name, value in named if value is not None)
         return f"calumma.tune(model, budget=calumma.Budget({', '.join(limits)}){rest})"
     words = ["calumma", "tune", source]
@@ -437,6 +447,8 @@ def _command(session: Session, options: Fields) -> str:
         ("--seed", seed),
         ("--threads", threads),
         ("--mcpu", mcpu),
+        ("--tolerance", None if tolerance is None else f"{tolerance:g}"),
+        ("--precision", precision),
     ):
         if value is not None:
             words += [option, str(value)]

@@ -138,6 +138,14 @@ class TunableModel:
         }
 
 
+def check_precision(precision: str, hardware: Hardware) -> None:
+    """Raise InputError for a precision that there is not, or not on this CPU."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision!r}: there is no such precision; one of {', '.join(PRECISIONS)}")
+    if precision != PRECISIONS[0] and not tvm_compat.has_bfloat16(hardware):
+        raise InputError(f"precision={precision!r}: {hardware.mcpu} has no AVX512_BF16, which it needs; use fp32")
+
+
 def prepare(
     model: Any,
     *,
@@ -163,10 +171,7 @@ def prepare(
         InputError: the model cannot be imported, or the CPU is unknown.
     """
     hardware = tvm_compat.hardware_for(mcpu)
-    if precision not in PRECISIONS:
-        raise InputError(f"precision={precision!r}: there is no such precision; one of {', '.join(PRECISIONS)}")
-    if precision != PRECISIONS[0] and not tvm_compat.has_bfloat16(hardware):
-        raise InputError(f"precision={precision!r}: {hardware.mcpu} has no AVX512_BF16, which it needs; use fp32")
+    check_precision(precision, hardware)
     phases: dict[str, float] = {}
     start = time.perf_counter()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,10 +55,15 @@ class Options:
                 f"option threads={given['threads']}: this machine has {cores} logical cores; give 1 to {cores}"
             )
         tolerance = given.get("tolerance")
-        if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance >= 0):
+        if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
             raise InputError(f"option tolerance={tolerance!r}: give a relative error of 0 or more, such as 1e-6")
         if given.get("precision", PRECISIONS[0]) not in PRECISIONS:
             raise InputError(f"option precision={given['precision']!r}: give one of {', '.join(PRECISIONS)}")
+        if given.get("precision", PRECISIONS[0]) != PRECISIONS[0]:
+            from calumma import tvm_compat
+            from calumma.tuner.model import check_precision
+
+            check_precision(given["precision"], tvm_compat.hardware_for())  # or all regions would be left to torch
         prior = given.get("prior", "auto")
         if not isinstance(prior, str):
             raise InputError(f"option prior={prior!r}: give the name or file of a prior, 'auto' or 'none'")
