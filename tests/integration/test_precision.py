@@ -79,6 +79,25 @@ def test_only_what_contractions_read_is_narrow():
     assert all([dtype for _, dtype in task.arguments[:2]] == ["bfloat16"] * 2 for task in contractions)
 
 
+def test_of_two_joined_convolutions_one_is_stored():
+    m = Model()
+    x = m.op("Relu", m.conv(m.input(1, 32, 8, 8), (32, 32)))
+    prepared = prepare(
+        m.bytes(m.op("Relu", m.op("Add", m.conv(x, (32, 64), 1), m.conv(x, (32, 64), 1)))), threads=2, precision="bf16"
+    )
+    joins = [task for task in prepared.tasks if "widen" in task.name]
+    assert [[dtype for _, dtype in task.arguments] for task in joins] == [
+        ["bfloat16", "bfloat16", "float32", "bfloat16", "float32"]
+    ]
+
+
+def test_what_one_contraction_is_joined_with_itself_stays_in_its_kernel():
+    m = Model()
+    x = m.linear(m.input(4, 32), (32, 32))
+    prepared = prepare(m.bytes(m.op("Mul", x, m.op("Sigmoid", x))), threads=2, precision="bf16")
+    assert [task.anchor for task in prepared.tasks] == ["injective", "matmul"]
+
+
 def test_it_is_another_workload_and_another_tuned_model():
     _, data = build("residual")
     full, narrow = (prepare(data, threads=2, precision=precision) for precision in ("fp32", "bf16"))
@@ -117,6 +136,24 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert_close(artifact.run(feeds), reference(data, feeds), TOLERANCE)
     assert main(["run", str(out), "--repeat", "2", "--profile"]) == 0
     assert "bf16" in capsys.readouterr().out
+
+
+def test_a_region_of_torch_compile(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    monkeypatch.setenv("CALUMMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CALUMMA_DB", str(tmp_path / "user.sqlite"))
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 96), torch.nn.ReLU(), torch.nn.Linear(96, 32)).eval()
+    x = torch.randn(8, 64)
+    with torch.inference_mode():
+        expected = model(x).numpy()
+        outputs = [
+            torch.compile(model, backend="calumma", options={"precision": precision, "threads": 2})(x).numpy()
+            for precision in ("fp32", "bf16")
+        ]
+    errors = [np.abs(output - expected).max() / np.abs(expected).max() for output in outputs]
+    assert errors[0] < 1e-5 < 1e-4 < errors[1] < TOLERANCE
 
 
 def test_a_cpu_without_it_is_refused(tmp_path, capsys):

@@ -7,14 +7,15 @@ import pytest
 from tvm import topi
 
 from calumma import tvm_compat
-from calumma.frontend.operators import bfloat16, conv, matmul
+from calumma.frontend.operators import bfloat16, conv, layout, matmul
 from calumma.frontend.operators.conv import Window
+from calumma.space import design_space
 from calumma.space.conv2d import Conv2dSpace
 from calumma.space.matmul import MatmulSpace
 from calumma.space.winograd import WinogradSpace
 from calumma.tvm_compat import codegen
 from tests import reference
-from tests.prim_funcs import check_space, prim_func
+from tests.prim_funcs import apply, check_space, prim_func
 
 NARROW = ("bfloat16", "bfloat16")
 SAME = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
@@ -92,13 +93,47 @@ def test_dense(rows, k, columns):
     check_space(MatmulSpace, func, [data, packed], expected, tvm_compat.hardware_for(), n=8, tolerance=1e-4)
 
 
-def test_the_instruction_is_used():
+def test_rounding_is_to_the_nearest_and_of_two_to_the_even():
+    halfway = np.arange(0x3F80, 0x3F88, dtype=np.uint32) << 16 | 0x8000
+    near = np.concatenate([halfway - 1, halfway, halfway + 1]).view(np.float32)
+    others = np.array([0.0, -0.0, np.inf, -np.inf, 3.4e38, -1e-30, 65535.0, -1.00390625], np.float32)
+    values = np.concatenate([near, others])
+    expected = rounded(values).astype(np.float32)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(apply(lambda x: bfloat16.widen(bfloat16.narrow(x)), values), expected)
+    func = prim_func(lambda x: bfloat16.widen(bfloat16.narrow(x)), values.shape)
+    check_space(design_space, func, [values], expected, tvm_compat.hardware_for(), n=4, tolerance=0)
+
+
+def test_what_is_narrow_between_two_operators_of_a_function():
+    """As in an unscheduled function, where every operator has a buffer of its own."""
+    values = reference.random(1, 20, 3, 2)
+    expected = reference.block(rounded(values).astype(np.float32), reference.identity_slots(20, 16), 16)
+    actual = apply(lambda x: bfloat16.widen(layout.block_channels(bfloat16.narrow(x), 16)), values)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_instructions_are_used():
     hardware = tvm_compat.hardware_for("znver5")
     data, packed, _, band = convolution(32, 32, (4, 4), SAME)
-    func = prim_func(lambda x, w: conv.conv2d(x, w, SAME, band), data.shape, packed.shape, dtypes=NARROW)
-    space = Conv2dSpace(func, hardware, 2)
+
+    def layer(x, w):
+        return bfloat16.narrow(conv.conv2d(x, w, SAME, band))
+
+    space = Conv2dSpace(prim_func(layer, data.shape, packed.shape, dtypes=NARROW), hardware, 2)
     library = codegen.build(space.schedule(space.decode(space.default())).mod, tvm_compat.target(hardware, 2))
-    assert "vdpbf16ps" in library.inspect_source("asm")
+    code = library.inspect_source("asm")
+    assert "vdpbf16ps" in code
+    assert "vcvtneps2bf16" in code
+
+
+def test_without_the_instructions_the_same_comes_out():
+    """The schedule stays right where nothing is put in its place; AVX-512 without bfloat16 rounds by arithmetic."""
+    values = reference.random(4, 64)
+    hardware = tvm_compat.hardware_for("skylake-avx512")
+    func = prim_func(lambda x: bfloat16.widen(bfloat16.narrow(x)), values.shape)
+    expected = rounded(values).astype(np.float32)
+    check_space(design_space, func, [values], expected, hardware, n=2, tolerance=0)
 
 
 def test_pairs_lie_side_by_side():

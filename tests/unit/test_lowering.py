@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tvm import tirx
+import tvm_ffi
+from tvm import ir, tirx
 
 from calumma.core.errors import ModelError
 from calumma.frontend.graph import INPUT, Graph, Node
 from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import LoweredGraph, lower
 from calumma.frontend.simplify import simplify
+from calumma.space.loops import walk
 from tests.onnx_models import Model
 
 LANES = 16
 
 
-def lowered(model: Model, *outputs: str, lanes: int = LANES) -> LoweredGraph:
-    return lower(simplify(import_model(model.bytes(*outputs)).graph), lanes)
+def lowered(model: Model, *outputs: str, lanes: int = LANES, precision: str = "fp32") -> LoweredGraph:
+    return lower(simplify(import_model(model.bytes(*outputs)).graph), lanes, precision)
 
 
 def kernels(graph: LoweredGraph) -> list[str]:
@@ -111,3 +113,32 @@ def test_an_operator_without_any_lowering_is_named():
     unknown = Node("calumma.unknown", args=(x,), shape=(2, 3), dtype="float32", name="odd_one")
     with pytest.raises(ModelError, match=r"odd_one.*calumma\.unknown"):
         lower(Graph([x], [unknown], ["y"]), LANES)
+
+
+# -- bfloat16 ------------------------------------------------------------------------------------------
+
+
+def test_a_value_is_rounded_once_for_all_contractions_that_read_it():
+    m = Model()
+    x = m.input(1, 12, 32)
+    first, second = (m.op("Softmax", m.linear(x, (32, 32)), axis=axis) for axis in (1, 2))
+    names = kernels(lowered(m, m.op("Add", first, second), precision="bf16"))
+    assert [name for name in names if "narrow" in name] == ["narrow"]
+
+
+def test_bfloat16_is_loaded_and_stored_but_never_computed_in():
+    """TVM would widen, compute and round again by a cast that writes its operand out twice."""
+    m = Model()
+    x = m.op("Relu", m.conv(m.input(2, 3, 16, 16), (3, 20)))
+    y = m.op("MaxPool", m.conv(x, (20, 24)), kernel_shape=[2, 2], strides=[2, 2])
+    up = m.op("Resize", y, np.zeros(0, np.float32), np.array([1, 1, 2, 2], np.float32), mode="nearest")
+    joined = m.op("Concat", up, x, m.input(2, 5, 16, 16), axis=1)
+    moved = m.op("Transpose", m.op("Reshape", joined, np.array([2, 49, 256])), perm=[0, 2, 1])
+    graph = lowered(m, m.conv(joined, (49, 16)), m.linear(m.op("Softmax", moved, axis=1), (49, 8)), precision="bf16")
+    stores: list[tirx.BufferStore] = []
+    for _, func in graph.mod.functions_items():
+        if isinstance(func, tirx.PrimFunc):
+            tvm_ffi.structural_walk(func.body, (tirx.BufferStore, stores.append))
+    narrow = [value for store in stores for value in walk(store.value) if str(getattr(value, "ty", "")) == "bfloat16"]
+    kinds = {type(value) if not isinstance(value, ir.Call) else value.op.name for value in narrow}
+    assert kinds == {ir.TensorLoad, "tirx.reinterpret"}

@@ -102,7 +102,7 @@ class _Lowering:
         self.graph = graph
         self.lanes = lanes
         self._contractions = _contractions(graph, lanes) if precision == "bf16" else frozenset()
-        self._narrow = _sources(self._contractions)
+        self._narrow = _sources(self._contractions) | _joined(graph, self._contractions)
         self.builder = relax.BlockBuilder()
         self.values: dict[Node, Any] = {}
         self.params: list[np.ndarray] = []
@@ -111,6 +111,7 @@ class _Lowering:
         self._packed: dict[tuple, relax.Var] = {}
         self._plain: dict[tuple[relax.Expr, bytes], Value] = {}
         self._blocked: dict[tuple[relax.Expr, bytes, bytes], Value] = {}
+        self._casts: dict[relax.Expr, relax.Expr] = {}
         self._unplaced: set[relax.Expr] = set()
 
     # -- the walk ---------------------------------------------------------------------------------
@@ -314,15 +315,21 @@ class _Lowering:
         """Whether a contraction reads bfloat16."""
         return node in self._contractions
 
+    def stores_narrow(self, node: Node) -> bool:
+        """Whether a node's result is stored as bfloat16."""
+        return node in self._narrow
+
     def moved(self, value: Value, source: Value) -> Value:
         """What holds elements of `source` alone, stored like that."""
         return self._cast(value) if source.is_narrow and not value.is_narrow else value
 
     def _as_stored(self, node: Node, value: Any) -> Any:
-        return self._cast(value) if node in self._narrow and not value.is_narrow else value
+        return self._cast(value) if self.stores_narrow(node) and not value.is_narrow else value
 
     def _cast(self, value: Value) -> Value:
-        return Value(self.emit(bfloat16.narrow, value.expr, name="narrow"), value.shape, value.slots)
+        if value.expr not in self._casts:
+            self._casts[value.expr] = self.emit(bfloat16.narrow, value.expr, name="narrow")
+        return Value(self._casts[value.expr], value.shape, value.slots)
 
     def plain(self, node: Node) -> Value:
         return self.to_plain(self.value(node))
@@ -420,6 +427,30 @@ def _sources(contractions: frozenset[Node]) -> frozenset[Node]:
         found.add(node)
         if node.op in _MOVERS:
             pending += node.inputs
+    return frozenset(found)
+
+
+def _joined(graph: Graph, contractions: frozenset[Node]) -> frozenset[Node]:
+    """Where an operator joins two contractions element by element, what the first of them gives.
+
+    Only one can be computed in the operator's kernel: the other's result is stored, and read there.
+    """
+
+    def origin(node: Node) -> Node | None:
+        """The contraction that elementwise operators with constants are applied to."""
+        while node not in contractions and node.op in (*elementwise.UNARY, *elementwise.BINARY):
+            variables = [source for source in node.inputs if source.op != CONSTANT]
+            if len(variables) != 1:
+                return None
+            (node,) = variables
+        return node if node in contractions else None
+
+    found = set()
+    for node in graph.nodes():
+        if node.op in elementwise.BINARY and all(source.shape == node.shape for source in node.args):
+            left, right = map(origin, node.args)
+            if left is not None and right is not None and left is not right:
+                found.add(node.args[0])
     return frozenset(found)
 
 
@@ -551,8 +582,8 @@ def _reshape(lo: _Lowering, node: Node) -> Value:
 def _concat(lo: _Lowering, node: Node) -> Value | None:
     parts = list(node.args[0])
     axis = int(node.attrs.axis or 0) % max(len(node.shape), 1)
-    narrow = all(lo.stored(part).is_narrow for part in parts)
-    sources = [lo.stored(part) if narrow else lo.value(part) for part in parts]
+    narrow = lo.stores_narrow(node) or all(lo.stored(part).is_narrow for part in parts)
+    sources = [lo.narrowed(part) if narrow else lo.value(part) for part in parts]
     slots = None
     if axis == 1 and len(node.shape) == 4 and any(s.slots is not None for s in sources):
         sources = [lo.to_blocked(s) for s in sources]

@@ -31,7 +31,7 @@ _L1_WAY = 4096
 _OTHER_STREAMS = 3
 """Lines of a set of L1 that are left to weights, outputs and what is prefetched."""
 _ROW_STREAMS = 9
-"""Rows of which the compiler still keeps all addresses in registers: with eleven a tile takes 1.1 to 2 times as long."""
+"""Rows up to which the compiler keeps all addresses in registers: with eleven, a tile takes 1.1 to 2 times as long."""
 
 
 class MatmulSpace(blocks.AnchorSpace):

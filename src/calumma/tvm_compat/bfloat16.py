@@ -64,8 +64,11 @@ def dot(sums: Any, pair: Any, pairs: Any) -> Any:
 
 
 def insert(mod: tvm.IRModule) -> tvm.IRModule:
-    """Put the instruction in place of all marked loops of a module's scheduled functions."""
-    updated = {var: _inserted(func) if isinstance(func, tirx.PrimFunc) else func for var, func in mod.functions.items()}
+    """Put the instruction in place of all marked loops of a module's functions, and bits into their own buffers."""
+    updated = {
+        var: _as_bits(_inserted(func)) if isinstance(func, tirx.PrimFunc) else func
+        for var, func in mod.functions.items()
+    }
     return tvm.IRModule(updated, attrs=mod.attrs)
 
 
@@ -87,6 +90,53 @@ def _rounded(let: tirx.Let) -> Any:
     if let.var.name != _WORD or str(let.var.ty) != f"uint32x{LANES}":
         return let
     return tirx.call_pure_extern("uint16x16", _ROUND, tirx.reinterpret("float32x16", let.value))
+
+
+def _as_bits(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Let buffers of bfloat16 that the function allocates hold the bits.
+
+    TVM would make them float32, and bits that are taken of their elements then have the wrong width.
+    """
+    held: dict[Any, Any] = {}
+
+    def find(block: s_tir.SBlock) -> None:
+        for buffer in block.alloc_buffers:
+            if str(buffer.dtype) == "bfloat16":
+                held[buffer] = tirx.decl_buffer(buffer.shape, "uint16", buffer.name, scope=buffer.scope())
+
+    def load(node: ir.TensorLoad) -> Any:
+        if node.source not in held:
+            return node
+        return tirx.reinterpret("bfloat16", tirx.BufferLoad(held[node.source], node.indices))
+
+    def store(node: tirx.BufferStore) -> Any:
+        if node.buffer not in held:
+            return node
+        return tirx.BufferStore(held[node.buffer], tirx.reinterpret("uint16", node.value), node.indices)
+
+    def region(node: ir.TensorRegion) -> Any:
+        return tirx.BufferRegion(held[node.source], node.region) if node.source in held else node
+
+    def allocate(block: s_tir.SBlock) -> Any:
+        if not any(buffer in held for buffer in block.alloc_buffers):
+            return block
+        return s_tir.SBlock(
+            block.iter_vars,
+            block.reads,
+            block.writes,
+            block.name_hint,
+            block.body,
+            block.init,
+            [held.get(buffer, buffer) for buffer in block.alloc_buffers],
+            block.match_buffers,
+            block.annotations,
+        )
+
+    tvm_ffi.structural_walk(func.body, (s_tir.SBlock, find))
+    if not held:
+        return func
+    changes = [(ir.TensorLoad, load), (tirx.BufferStore, store), (ir.TensorRegion, region), (s_tir.SBlock, allocate)]
+    return func.with_body(tvm_ffi.structural_map(func.body, changes))
 
 
 def _inserted(func: tirx.PrimFunc) -> tirx.PrimFunc:

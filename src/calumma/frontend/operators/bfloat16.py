@@ -4,8 +4,7 @@ What contractions read is bfloat16, what they add up float32. Two consecutive el
 packed weights hold, per pair, the two elements of every lane side by side, [.., K / 2, 2 L], which is how the CPU's
 dot product takes them (`tvm_compat.bfloat16`).
 
-An intermediate tensor of bfloat16 would become float32: TVM computes bfloat16 in it. Such tensors (padded inputs) hold
-the bits instead, as uint16.
+Padded inputs hold the bits, as uint16: TVM would choose between an element and zero in float32.
 """
 
 from __future__ import annotations
