@@ -83,7 +83,7 @@ class MetaSchedule:
     """TVM's own local builder and runner.
 
     Their processes get glibc's huge pages, since our arguments lie on huge pages: the same kernel is up to three times
-    slower on pages of 4 KB.
+    slower on pages of 4 KB. Their threads are bound to cores, as TVM binds them by itself.
     """
 
     def __init__(self, hardware: Hardware, threads: int) -> None:
@@ -97,7 +97,9 @@ class MetaSchedule:
         # Where caches stay hot, the settings are its own.
         self._runners = {"cold": TheirRunner(evaluator_config=cold), "hot": TheirRunner()}
         self._target = tvm_compat.target(hardware, threads)
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # its processes start when they are first used
+        # Its processes start when they are first used; ours, which run already, leave their threads to the system.
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.environ["TVM_BIND_THREADS"] = "1"
 
     def measure(self, modules: Sequence[Any], cache_state: str) -> list[float]:
         """Latency of each scheduled module in seconds; NaN for one that failed.
