@@ -58,9 +58,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    unknown = set(options.models) - set(MODELS)
-    if unknown:
-        raise InputError(f"--models {sorted(unknown)[0]}: not of this benchmark: {', '.join(MODELS)}")
+    output.check_models(options.models, MODELS)
     peers(options.against, None)  # a wrong name is refused before an hour of work
     settings = {"against": list(options.against), "rounds": options.rounds}
     surroundings = output.environment(max(options.thread_counts))

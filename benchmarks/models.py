@@ -66,9 +66,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    unknown = set(options.models) - set(suite.names())
-    if unknown:
-        raise InputError(f"--models {sorted(unknown)[0]}: not in the suite: {', '.join(suite.names())}")
+    output.check_models(options.models, suite.names())
     peers(options.against, None)  # a wrong name is refused before an hour of work
     settings = {
         "budget": None if options.untuned_only else options.budget,

@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     options.add_argument("--json", type=Path, metavar="FILE", help="write metrics, rows and environment")
     options.add_argument("--threads", type=int, default=hardware.physical_cores(), help="of every runtime")
     return options
+
+
+def check_models(chosen: Iterable[str], known: Sequence[str]) -> None:
+    """Raise InputError for the first name that is not one of a benchmark's models."""
+    for name in chosen:
+        if name not in known:
+            raise InputError(f"--models {name}: not of this benchmark: {', '.join(known)}")
 
 
 def exit_status(run: Callable[[], int]) -> int:

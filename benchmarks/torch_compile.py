@@ -32,7 +32,6 @@ from typing import Any
 
 from benchmarks import output, suite
 from calumma.core.durations import seconds
-from calumma.core.errors import InputError
 from calumma.peers import Contestant, race
 
 _MODELS = ("resnet18", "mobilenet_v2", "bert", "vit_b_16")
@@ -89,9 +88,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    for name in options.models:
-        if name not in _MODELS:
-            raise InputError(f"--models {name}: not of this benchmark: {', '.join(_MODELS)}")
+    output.check_models(options.models, _MODELS)
     settings = {"budget": options.budget, "rounds": options.rounds, "processes": options.processes}
     surroundings = output.environment(options.threads)
     rows = []
