@@ -317,18 +317,24 @@ class _Code:
             matrix: rows of T.
             pick: (i, j, lane) -> element X[i, j] of a lane.
             put: (r, c, value) -> the statement that keeps element (r, c) of the result; `value` takes a lane.
+
+        `j` and `r` are loop variables.
         """
         rows, columns = range(len(matrix)), range(len(matrix[0]))
         half = _buffer((len(rows), len(columns), self.space.lanes), "half", "local")
 
-        def left(r: int, j: int) -> Any:
+        def left(r: int, j: Any) -> Any:
             return self.vector(half, (r, j), lambda lane: _combine(matrix[r], [pick(i, j, lane) for i in columns]))
 
-        def right(r: int, c: int) -> Any:
+        def right(r: Any, c: int) -> Any:
             return put(r, c, lambda lane: _combine(matrix[c], [half[r, j, lane] for j in columns]))
 
-        first, second = ([left(r, j) for j in columns for r in rows], [right(r, c) for r in rows for c in rows])
-        return [tirx.AllocBuffer(half), *first, *second]
+        # TVM unrolls late: the passes before that see one column and one row.
+        return [
+            tirx.AllocBuffer(half),
+            _loop(len(columns), lambda j: _seq(*(left(r, j) for r in rows)), "unrolled"),
+            _loop(len(rows), lambda r: _seq(*(right(r, c) for c in rows)), "unrolled"),
+        ]
 
     def place(self, tile: Any) -> tuple[Any, Any, Any]:
         """Image, tile row and tile column of a tile."""
