@@ -10,6 +10,7 @@ It serves one runner over a SEQPACKET socket: `{"log": PATH}` with a socket atta
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -119,6 +120,7 @@ def serve(control: socket.socket, settings: WorkerSettings) -> None:
 
     importlib.import_module(settings.space_entry.partition(":")[0])
     wake = worker.build_wake(settings)
+    gc.freeze()  # what is loaded by now stays: no worker's collector need look at it
     children: set[int] = set()
     try:
         while True:

@@ -41,6 +41,8 @@ from calumma.tvm_compat import codegen  # noqa: E402
 _PREPARE = "calumma.measure.prepare"
 _ARGUMENTS_BYTES = 1 << 30
 """Arguments of earlier workloads are kept up to this size."""
+_WORKLOADS = 256
+"""Functions and spaces of as many workloads are kept."""
 _STREAMING = 4
 """Weights of this many L3 sizes evict themselves while they are read: no flush is needed."""
 _SWEEP = 1.5
@@ -59,6 +61,16 @@ class Signature:
     arguments: tuple[tuple[tuple[int, ...], str], ...]
     outputs: tuple[int, ...]
     weights: tuple[int, ...]
+
+
+@dataclass
+class _Known:
+    """What a worker keeps of a workload."""
+
+    function: Any
+    signature: Signature
+    space: Any = None
+    """Made when the first candidate is built."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ class Worker:
         self._wake = wake
         self._flush = tvm.get_global_func("cache_flush_cpu_non_first_arg")
         self._kernels: dict[int, _Kernel] = {}
-        self._functions: OrderedDict[str, tuple[Any, Signature]] = OrderedDict()
+        self._workloads: OrderedDict[str, _Known] = OrderedDict()
         self._arguments: OrderedDict[str, list[Any]] = OrderedDict()
         swept = int(_SWEEP * settings.hardware.l2_bytes) // (4 * _LINE_FLOATS)
         self._rows = {
@@ -125,16 +137,18 @@ class Worker:
 
     def _build(self, request: Mapping[str, Any]) -> dict[str, Any]:
         candidate = messages.decode_candidate(request["candidate"])
-        function, _ = self._function(candidate.workload)
+        known = self._known(candidate.workload)
         try:
-            scheduled, repacking = self._schedule(function, candidate)
+            scheduled, repacking = self._schedule(known, candidate)
         except (tvm.s_tir.ScheduleError, ValueError, InputError) as error:
             return {"status": Status.INVALID_CONFIG, "reason": one_line(error)}
         self._kernels[request["id"]] = replace(self._compile(scheduled.mod, candidate.workload), repacking=repacking)
         return {}
 
-    def _schedule(self, function: Any, candidate: Candidate) -> tuple[Any, Mapping[int, Any]]:
-        space = self._space(function, self._settings.hardware, self._settings.threads)
+    def _schedule(self, known: _Known, candidate: Candidate) -> tuple[Any, Mapping[int, Any]]:
+        if known.space is None:
+            known.space = self._space(known.function, self._settings.hardware, self._settings.threads)
+        space = known.space
         if (space.template, space.version) != (candidate.template, candidate.template_version):
             raise InputError(
                 f"the candidate is of template {candidate.template} version {candidate.template_version}, "
@@ -148,19 +162,19 @@ class Worker:
         library = codegen.build(module, self._target)
         return _Kernel(library, name, library[name], workload)  # LLVM generates the code when the function is looked up
 
-    def _function(self, workload: Workload) -> tuple[Any, Signature]:
-        found = self._functions.pop(workload.hash, None)
+    def _known(self, workload: Workload) -> _Known:
+        found = self._workloads.pop(workload.hash, None)
         if found is None:
             function = tvm.ir.load_json(workload.text).with_attr("global_symbol", "main")
-            found = function, signature(function)
-        self._functions[workload.hash] = found
-        while len(self._functions) > 256:
-            self._functions.popitem(last=False)
+            found = _Known(function, signature(function))
+        self._workloads[workload.hash] = found
+        while len(self._workloads) > _WORKLOADS:
+            self._workloads.popitem(last=False)
         return found
 
     def _run(self, request: Mapping[str, Any]) -> dict[str, Any]:
         kernel = self._kernels.pop(request["id"])
-        _, wanted = self._function(kernel.workload)
+        wanted = self._known(kernel.workload).signature
         arguments = self._timing_arguments(kernel, wanted)
         state = request["cache_state"]
         weights = [arguments[i] for i in wanted.weights]
@@ -208,10 +222,10 @@ class Worker:
         path = self._reference_path(workload)
         if path.exists():
             return {}
-        function, wanted = self._function(workload)
-        kernel = self._compile(tvm.IRModule({"main": function}), workload)
+        known = self._known(workload)
+        kernel = self._compile(tvm.IRModule({"main": known.function}), workload)
         for positive in (False, True):  # a logarithm or a root wants positive inputs
-            outputs = self._outputs(kernel, wanted, positive)
+            outputs = self._outputs(kernel, known.signature, positive)
             if verification.usable(outputs):
                 break
         else:
@@ -230,7 +244,7 @@ class Worker:
 
     def _verify(self, request: Mapping[str, Any]) -> dict[str, Any]:
         kernel = self._kernels.pop(request["id"])
-        _, wanted = self._function(kernel.workload)
+        wanted = self._known(kernel.workload).signature
         dtypes = [wanted.arguments[i][1] for i in wanted.outputs]
         with np.load(self._reference_path(kernel.workload), allow_pickle=False) as saved:
             positive = bool(saved["positive"])
