@@ -9,10 +9,11 @@ spaces. Strategies: AutoTVM's, its annealing with few measurements, Chameleon, a
                          could mutate: it gets `POOL` drawn schedules as design spaces and ranks those)
 
 Every run is a line of a log when it ends, every measurement of ours is in a database when its batch ends; a session
-that was stopped goes on with the first run that is missing. The order is seeds, tasks, strategies: what drifts, drifts
-for all strategies, and a session that ends early has something of every task. With `--budget` no run begins after that
-time. At the end, task by task, whatever was ever the best of a run is verified and measured again, in turns, with cold
-weights: the latencies that count are the medians of that race, whoever measured them first and how.
+that was stopped goes on with the first run that is missing. The order is seeds, tasks, strategies, the first task of
+every model before the second of any: what drifts, drifts for all strategies, and a session that ends early has whole
+tasks of different models. With `--budget` no run begins after that time. At the end, task by task, whatever was ever
+the best of a run is verified and measured again, in turns, with cold weights: the latencies that count are the medians
+of that race, whoever measured them first and how.
 """
 
 from __future__ import annotations
@@ -87,6 +88,10 @@ class TracedSpace:
         s_tir.schedule.Trace.apply_json_to_schedule(json.loads(str(config["trace"])), schedule)
         return schedule
 
+    def repacking(self, config: Mapping[str, KnobValue]) -> dict[int, Any]:
+        """MetaSchedule takes weights as they are."""
+        return {}
+
 
 def traced_space(func: Any, hardware: Hardware, threads: int) -> TracedSpace:
     """Entry of a runner's workers for candidates of MetaSchedule's."""
@@ -94,13 +99,13 @@ def traced_space(func: Any, hardware: Hardware, threads: int) -> TracedSpace:
 
 
 def tasks(hardware: Hardware, threads: int) -> list[Task]:
-    """The tasks of the comparison, by the rule above."""
+    """The tasks of the comparison, by the rule above, one of every model before the second of any."""
     from calumma.frontend.importer import import_model
     from calumma.frontend.lowering import lower
     from calumma.frontend.simplify import simplify
     from calumma.tasks import extract
 
-    chosen = []
+    by_model = []
     for model in MODELS:
         graph = lower(simplify(import_model(suite.path(model)).graph), hardware.lanes)
         found = extract(graph.mod, len(graph.inputs))
@@ -113,10 +118,13 @@ def tasks(hardware: Hardware, threads: int) -> list[Task]:
             (task for task in found.tasks if task.workload.hash in spaces),
             key=lambda task: (-task.weight * task.flops, task.name),
         )
-        chosen += [
-            Task(f"{model}/{task.name}", task.workload, spaces[task.workload.hash]) for task in ranked[:TASKS_PER_MODEL]
-        ]
-    return chosen
+        by_model.append(
+            [
+                Task(f"{model}/{task.name}", task.workload, spaces[task.workload.hash])
+                for task in ranked[:TASKS_PER_MODEL]
+            ]
+        )
+    return list(itertools.chain.from_iterable(zip(*by_model, strict=True)))
 
 
 def run(options: argparse.Namespace) -> list[Run]:

@@ -15,6 +15,8 @@ from tvm_ffi import structural_equal
 
 from benchmarks import live, metaschedule_baseline
 from calumma import tvm_compat
+from calumma.core.values import Candidate
+from calumma.space.generated import plain
 from tests.prim_funcs import prim_func, tvm
 
 HARDWARE = tvm_compat.hardware_for("x86-64-v3")
@@ -83,3 +85,11 @@ def test_its_trials_are_schedules_we_can_measure(space, monkeypatch, tmp_path):
         schedule = live.traced_space(func, HARDWARE, 2).schedule({"trace": trace})
         assert isinstance(schedule, s_tir.Schedule)
         assert structural_equal(schedule.mod["main"].body, module["main"].body)
+
+
+def test_its_winners_run_in_the_race():
+    func = prim_func(lambda x, y: topi.einsum("ij,jk->ik", x, y), (32, 16), (16, 24)).with_attr("calumma.weights", [1])
+    trace = json.dumps(plain(s_tir.Schedule(func).trace.as_json()))
+    candidate = Candidate(workload_of(func), live.TRACED, live.TracedSpace.version, {"trace": trace})
+    latencies = live.race([candidate], tvm_compat.hardware_for(), 1)
+    assert latencies[candidate.key] > 0
