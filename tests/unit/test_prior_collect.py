@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from calumma.core.values import COLLECTION, Budget, Candidate, Hardware, Measure
 from calumma.database import MemoryStore
 from calumma.prior.collect import (
     DEFAULT,
+    FINALIST,
     RANDOM,
     Collection,
     CollectProgress,
@@ -30,6 +32,7 @@ from calumma.tvm_compat import hardware_for
 from tests.simulated_runner import SimulatedRunner
 
 FAMILIES = ("pointwise", "depthwise", "dense")
+ONCE = CollectSettings(finalists=0)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,7 @@ def collect(
     **options: Any,
 ) -> CollectResult:
     runner = runner or KeyedRunner()
+    options.setdefault("settings", ONCE)
     collection = Collection(
         iter(workloads),
         runner,
@@ -108,7 +112,7 @@ def test_half_is_random_and_half_a_search_that_begins_with_the_default(workloads
 @pytest.mark.parametrize(("share", "random"), [(0.0, 3), (1.0, 23)])
 def test_the_random_share_is_a_setting(workloads: list[TrainingWorkload], share: float, random: int) -> None:
     store = MemoryStore()
-    collect(workloads[:1], store, settings=CollectSettings(random_share=share))
+    collect(workloads[:1], store, settings=CollectSettings(random_share=share, finalists=0))
     assert origins(store)[RANDOM] == random  # the first turn is random but for the default: nothing is known yet
 
 
@@ -145,6 +149,48 @@ def test_another_session_goes_on_where_one_stopped(workloads: list[TrainingWorkl
     assert (finished.progress.trials, finished.progress.workloads, finished.exhausted) == (0, 12, True)
 
 
+class LuckyRunner(KeyedRunner):
+    """Whatever is measured for the first time may come out twice as fast as it is, by luck."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: Counter[str] = Counter()
+
+    def outcome(self, candidate: Candidate) -> MeasureResult:
+        result = super().outcome(candidate)
+        self._seen[candidate.key] += 1
+        if self._seen[candidate.key] > 1 or int(candidate.key, 16) % 3:
+            return result
+        return MeasureResult(Status.OK, (result.latency_s / 2,), phases_s=result.phases_s)
+
+
+@pytest.mark.parametrize("stop", [None, 26, 30])
+def test_the_best_and_the_default_are_measured_again(workloads: list[TrainingWorkload], stop: int | None) -> None:
+    store, runner = MemoryStore(), LuckyRunner()
+    settings = CollectSettings(most_again=100)
+    if stop is not None:
+        collect(workloads[:1], store, runner, Budget(trials=stop), settings=settings)
+    result = collect(workloads[:1], store, runner, settings=settings)
+    measured: dict[str, list[float]] = {}
+    for record in store.records():
+        measured.setdefault(record.candidate.key, []).append(record.result.latency_s)
+    default = store.records()[0]
+    order = sorted(measured, key=lambda key: median(measured[key]))
+    assert default.strategy == DEFAULT
+    assert {len(measured[key]) for key in (*order[:3], default.candidate.key)} == {3}
+    assert origins(store)[FINALIST] == sum(len(values) - 1 for values in measured.values())
+    assert len(measured) == 24 and result.exhausted
+    # In every batch a finalist is measured once at most, so that its measurements lie apart.
+    assert all(len({c.key for c in batch}) == len(batch) for batch in runner.batches)
+    assert collect(workloads[:1], store, runner, settings=settings).progress.trials == 0
+
+
+def test_measuring_again_has_a_limit(workloads: list[TrainingWorkload]) -> None:
+    store = MemoryStore()
+    collect(workloads[:1], store, LuckyRunner(), settings=CollectSettings(most_again=5))
+    assert origins(store)[FINALIST] == 5
+
+
 def test_records_under_other_conditions_do_not_count(workloads: list[TrainingWorkload]) -> None:
     store = MemoryStore()
     collect(workloads[:1], store)
@@ -177,10 +223,10 @@ def test_a_hopeless_workload_is_given_up(workloads: list[TrainingWorkload]) -> N
 def test_a_small_space_is_measured_whole() -> None:
     store = MemoryStore()
     (softmax,) = itertools.islice(drawn_workloads(16, families=("rows",)), 1)
-    collect([softmax], store, settings=CollectSettings(configs=1000))
+    collect([softmax], store, settings=CollectSettings(configs=1000, finalists=0))
     keys = [record.candidate.key for record in store.records()]
     assert 5 < len(keys) < 100 and len(set(keys)) == len(keys)
-    assert collect([softmax], store, settings=CollectSettings(configs=1000)).progress.trials == 0
+    assert collect([softmax], store, settings=CollectSettings(configs=1000, finalists=0)).progress.trials == 0
 
 
 def test_the_session_says_what_it_was(workloads: list[TrainingWorkload]) -> None:
@@ -220,7 +266,10 @@ def test_other_hardware_has_its_own_records(workloads: list[TrainingWorkload]) -
     host = hardware_for()
     other = Hardware("Another CPU", host.mcpu, 512, host.l1_bytes, host.l2_bytes, host.l3_bytes, host.cores)
     runner = KeyedRunner()
-    Collection(iter(workloads[:1]), runner, store, Budget(), hardware=other, toolchain="toy", clock=runner.clock).run()
+    collection = Collection(
+        iter(workloads[:1]), runner, store, Budget(), hardware=other, toolchain="toy", settings=ONCE, clock=runner.clock
+    )
+    collection.run()
     assert sum(map(len, runner.batches)) == 24
 
 

@@ -5,6 +5,10 @@ are mostly slow, and a predictor that has seen no others cannot tell good ones f
 workload's configurations comes from a short search trajectory, which begins with the template's default; the rest is
 random, so that the slow ones are known too.
 
+The best of two dozen single measurements is fast by luck. So once a workload has its configurations, the best few and
+the default are measured again, a batch apart, until each has been measured a few times; what comes to the front by
+that, too. Their median is what counts (`dataset`).
+
 What is measured becomes ordinary records in the ordinary store. Workloads come in a fixed order and are given a fixed
 number of configurations, those of earlier sessions counted: a collection that was killed goes on where it stopped.
 Several workloads are open at a time, so that all workers build at once.
@@ -16,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -35,8 +40,9 @@ SPACE_ENTRY = "calumma.prior.workloads:kept_space"
 RUN_TIMEOUT_S = 4.0
 """For timing one candidate: one that takes longer teaches no more than that it is hopeless."""
 
-DEFAULT, RANDOM = "default", "random"
-"""What stands for the strategy in the record of a template's own choice, and of a random configuration."""
+DEFAULT, RANDOM, FINALIST = "default", "random", "finalist"
+"""What stands for the strategy in the record of a template's own choice, of a random configuration, and of one that is
+measured again."""
 
 _HOPELESS = 8
 """A workload none of whose first trials worked is given up after this many."""
@@ -62,12 +68,20 @@ class CollectSettings:
     """Workloads that are open at a time."""
     turn: int = 4
     """Configurations that one of them gets in a batch."""
+    finalists: int = 3
+    """Configurations, beside the default, that are measured again once all are known."""
+    measurements: int = 3
+    """That each of these has then."""
+    most_again: int = 12
+    """Measurements of a workload beyond the first of each configuration, at most: in a space where all are level, each
+    would become a finalist."""
 
     def __post_init__(self) -> None:
-        if self.configs < 1 or self.together < 1 or self.turn < 1 or not 0 <= self.random_share <= 1:
+        if min(self.configs, self.together, self.turn, self.measurements) < 1 or not 0 <= self.random_share <= 1:
             raise InputError(
-                f"{self.configs} configurations, {self.together} workloads of {self.turn} at a time must be at least "
-                f"1, and a random share of {self.random_share} between 0 and 1"
+                f"{self.configs} configurations, {self.together} workloads of {self.turn} at a time and "
+                f"{self.measurements} measurements must be at least 1, and a random share of {self.random_share} "
+                "between 0 and 1"
             )
         if self.strategy not in strategy_names():
             raise InputError(f"no strategy is called {self.strategy!r}: one of {', '.join(strategy_names())}")
@@ -111,7 +125,7 @@ class CollectProgress:
 
     @property
     def trials(self) -> int:
-        """Configurations measured in this session, failures included."""
+        """Measurements of this session, failures included."""
         return sum(family.trials for family in self.families)
 
     @property
@@ -148,7 +162,7 @@ class _Open:
         self._strategy = make_strategy(settings.strategy, space, generator(seed, "collect", hash_), model=model)
         self._rng = generator(seed, "collect random", hash_)
         self._default = key_of(space.default())
-        self.latencies: dict[Key, float] = {}
+        self._measured: dict[Key, list[float]] = {}
         self._known: set[Key] = set()
         self.origins: Counter[str] = Counter()
         self._reference_s: float | None = None
@@ -157,16 +171,39 @@ class _Open:
     @property
     def finished(self) -> bool:
         """Whether it has all its configurations, or will never have them."""
-        hopeless = not self.latencies and len(self._known) >= _HOPELESS
-        return self._used_up or hopeless or len(self._known) >= self._settings.configs
+        hopeless = not self._measured and len(self._known) >= _HOPELESS
+        return hopeless or (self._complete and not self._finalists())
 
     @property
     def best_s(self) -> float | None:
-        return min(self.latencies.values(), default=None)
+        return min(map(median, self._measured.values()), default=None)
+
+    @property
+    def _complete(self) -> bool:
+        """Whether there is no configuration left to be measured for the first time."""
+        return self._used_up or len(self._known) >= self._settings.configs
+
+    def _finalists(self) -> list[Key]:
+        """Configurations that have to be measured again: of the best few and the default, those measured too seldom."""
+        again = sum(len(values) - 1 for values in self._measured.values())
+        order = sorted(self._measured, key=lambda key: median(self._measured[key]))
+        chosen = dict.fromkeys(order[: self._settings.finalists])
+        if self._settings.finalists and self._default in self._measured:
+            chosen[self._default] = None
+        seldom = [key for key in chosen if len(self._measured[key]) < self._settings.measurements]
+        return seldom[: max(0, self._settings.most_again - again)]
 
     def propose(self, n: int) -> list[tuple[Key, str]]:
-        """Up to `n` configurations never measured, each with where it comes from; none is proposed twice."""
-        n = min(n, self._settings.configs - len(self._known))
+        """Up to `n` configurations, each with where it comes from: new ones; when there are none, finalists."""
+        if not self._complete:
+            proposed = self._first_time(min(n, self._settings.configs - len(self._known)))
+            self._used_up = not proposed
+            if proposed:
+                return proposed
+        return [(key, FINALIST) for key in self._finalists()[:n]]
+
+    def _first_time(self, n: int) -> list[tuple[Key, str]]:
+        """Up to `n` configurations never measured; none is proposed twice."""
         proposed: list[tuple[Key, str]] = []
         if self._default not in self._known:
             proposed.append((self._default, DEFAULT))
@@ -186,7 +223,6 @@ class _Open:
             if (key := key_of(row)) not in taken:
                 taken.add(key)
                 proposed.append((key, RANDOM))
-        self._used_up = not proposed
         return proposed[:n]
 
     def candidate(self, key: Key) -> Candidate:
@@ -198,16 +234,17 @@ class _Open:
         self._known.add(key)
         self.origins[origin] += 1
         if result.status is Status.OK:
-            self.latencies[key] = result.latency_s
+            self._measured.setdefault(key, []).append(result.latency_s)
+        elif origin == FINALIST:
+            self._measured.pop(key, None)  # what fails now and then is no finalist
 
     def learn(self, keys: list[Key]) -> None:
         """Tell the strategy outcomes that were noted, as throughput relative to the first that is known."""
+        latencies = {key: median(values) for key, values in self._measured.items()}
         if self._reference_s is None:
-            self._reference_s = self.latencies.get(self._default, self.best_s)
+            self._reference_s = latencies.get(self._default, self.best_s)
         if keys:
-            scores = [
-                (self._reference_s or 0.0) / self.latencies[key] if key in self.latencies else 0.0 for key in keys
-            ]
+            scores = [(self._reference_s or 0.0) / latencies[key] if key in latencies else 0.0 for key in keys]
             self._strategy.tell(np.stack([indices_of(key) for key in keys]), np.array(scores))
 
 
@@ -332,9 +369,9 @@ class Collection:
                 continue  # of a knob value that this space no longer has: it will not be proposed either
             if key not in known:
                 known.append(key)
-                opened.note(key, record.strategy, record.result)
+            opened.note(key, record.strategy, record.result)
+            self._recalled += 1
         opened.learn(known)
-        self._recalled += len(known)
         return opened
 
     def _cost_model(self, space: DesignSpace) -> CostModel:
@@ -389,8 +426,9 @@ class Collection:
         best_s = {state.workload.task.workload.hash: state.best_s for state, _, _ in trials if state.best_s is not None}
         self._runner.measure(candidates, best_s, keep)
         keys: dict[int, list[Key]] = {}
-        for state, key, _ in trials:
-            keys.setdefault(id(state), []).append(key)
+        for state, key, origin in trials:
+            if origin != FINALIST:  # the search of its workload is over
+                keys.setdefault(id(state), []).append(key)
         for state in self._open:
             state.learn(keys.get(id(state), []))
 
