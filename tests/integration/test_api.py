@@ -99,6 +99,42 @@ def shuffled(m: Model) -> str:
 
 
 @network
+def shuffle_units(m: Model) -> str:
+    """Units of ShuffleNet: 1x1 convolutions in groups that no block divides, shuffles, residuals, a concatenation."""
+
+    def shuffle(x: str, groups: int, channels: int, size: int) -> str:
+        x = m.op("Reshape", x, np.array([2, groups, channels // groups, size, size]))
+        return m.op("Reshape", m.op("Transpose", x, perm=[0, 2, 1, 3, 4]), np.array([2, channels, size, size]))
+
+    def branch(x: str, channels: tuple[int, int, int], groups: int, size: int, stride: int) -> str:
+        before, inside, behind = channels
+        y = m.op("Relu", m.batch_norm(m.conv(x, (before, inside), 1, bias=False, groups=groups), inside))
+        y = m.conv(shuffle(y, groups, inside, size), (inside, inside), groups=inside, strides=[stride, stride])
+        return m.conv(y, (inside, behind), 1, groups=groups)
+
+    x = m.op("Relu", m.conv(m.input(2, 3, 12, 12), (3, 24), strides=[2, 2]))
+    pooled = m.op("AveragePool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    x = m.op("Relu", m.op("Concat", branch(x, (24, 40, 46), 2, 6, 2), pooled, axis=1))
+    for groups, inside in ((2, 34), (5, 35), (7, 21)):
+        x = m.op("Relu", m.op("Add", branch(x, (70, inside, 70), groups, 3, 1), x))
+    x = m.op("Concat", shuffle(x, 10, 70, 3), x, axis=1)
+    return m.op("Mul", m.conv(x, (140, 70), 1, groups=2), m.op("Sigmoid", m.conv(x, (140, 70), 1, groups=10)))
+
+
+@network
+def split_units(m: Model) -> str:
+    """Units of ShuffleNet V2: a split of the channels, a branch of one half, a concatenation, a shuffle."""
+    x = m.op("Relu", m.conv(m.input(1, 3, 10, 10), (3, 58), strides=[2, 2]))
+    for _ in range(2):
+        left, right = m.op("Split", x, np.array([29, 29]), outputs=2, axis=1)
+        right = m.op("Relu", m.conv(right, (29, 29), 1))
+        right = m.op("Relu", m.conv(m.conv(right, (29, 29), groups=29), (29, 29), 1))
+        x = m.op("Reshape", m.op("Concat", left, right, axis=1), np.array([1, 2, 29, 5, 5]))
+        x = m.op("Reshape", m.op("Transpose", x, perm=[0, 2, 1, 3, 4]), np.array([1, 58, 5, 5]))
+    return m.conv(x, (58, 40), 1)
+
+
+@network
 def response_norms(m: Model) -> str:
     """LRN over blocks, over channels no block divides, and over a plain input."""
     x = m.op("LRN", m.input(1, 6, 8, 8), size=3, alpha=0.1, beta=0.75, bias=1.0)

@@ -35,6 +35,18 @@ def _conv2d(
     return lambda x, w: conv.conv2d(x, w, window, band), [data, packed]
 
 
+def _gathered(channels: int, out_channels: int, size: tuple[int, int], groups: int) -> tuple[Callable, list[NDArray]]:
+    """A gathered convolution and its inputs."""
+    slots = reference.identity_slots(channels, LANES)
+    out_slots = conv.grouped_slots(out_channels, channels, groups, LANES, in_order=False)
+    gathering = conv.gathering_of(out_slots, slots, out_channels, channels, groups, LANES)
+    weight = reference.random(out_channels, channels // groups, 1, 1)
+    packed = conv.pack_gathered_weight(weight, out_slots, gathering, groups, LANES)
+    data = reference.random(1, len(slots) // LANES, *size, LANES)
+    window = conv.Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+    return lambda x, w, t: conv.conv2d_gathered(x, w, t, window), [data, packed, gathering.table]
+
+
 def _cases() -> Iterator[tuple[str, Callable, list[NDArray]]]:
     """Operators with tails, padding or tables, on inputs of whole cache lines."""
     table = np.random.default_rng(0).permutation(48).astype("int32")
@@ -49,6 +61,7 @@ def _cases() -> Iterator[tuple[str, Callable, list[NDArray]]]:
     yield "convolution, a width without divisors", *_conv2d(16, 16, (3, 17), kernel=3)
     yield "convolution, 2 groups", *_conv2d(40, 40, (4, 4), 2)
     yield "convolution, 3 groups", *_conv2d(60, 30, (4, 4), 3)
+    yield "gathered convolution", *_gathered(64, 64, (4, 4), 4)
     window = conv.Window((5, 5), (2, 2), (1, 1), (2, 2, 2, 2))
     depthwise = [reference.random(1, 2, 5, 7, 16), reference.random(2, 5, 5, 16)]
     yield "depthwise", lambda x, w: conv.depthwise_conv2d(x, w, window), depthwise

@@ -73,6 +73,42 @@ def test_narrow_vectors(name):
     _check(CASES[name], 8, tvm_compat.hardware_for("x86-64-v3"), n=6)
 
 
+GATHERED = {
+    "groups of 34 channels": Case(136, 136, (4, 7), ONE, groups=4),
+    "a block holds several groups": Case(15, 30, (5, 6), ONE, groups=5),
+    "more outputs than inputs, batch 2": Case(12, 104, (3, 9), ONE, groups=2, batch=2),
+    "stride 2, a prime width": Case(51, 72, (5, 37), _window(1, 2), groups=3),
+    "groups of 67 channels": Case(134, 34, (1, 14), ONE, groups=2),
+}
+
+
+@pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
+@pytest.mark.parametrize("name", GATHERED)
+def test_gathered_groups(name, lanes, mcpu):
+    """The input lies in any order with holes anywhere; the output's order is any too."""
+    case = GATHERED[name]
+    rng = np.random.default_rng(0)
+    data = reference.random(case.batch, case.channels, *case.size)
+    weight = reference.random(case.out_channels, case.channels // case.groups, *case.window.kernel)
+    slots = rng.permutation(reference.identity_slots(case.channels + lanes, lanes))
+    slots[slots >= case.channels] = -1
+    blocked = reference.block(data, slots, lanes, hole=7.0)
+    aligned = conv.grouped_slots(case.out_channels, case.channels, case.groups, lanes, in_order=False)
+    for out_slots in (aligned, rng.permutation(aligned)):
+        gathering = conv.gathering_of(out_slots, slots, case.out_channels, case.channels, case.groups, lanes)
+        packed = conv.pack_gathered_weight(weight, out_slots, gathering, case.groups, lanes)
+        expected = reference.block(reference.conv2d(data, weight, case.window, case.groups), out_slots, lanes)
+        func = prim_func(
+            lambda x, w, t: conv.conv2d_gathered(x, w, t, case.window),
+            blocked.shape,
+            packed.shape,
+            gathering.table.shape,
+            dtypes=["float32", "float32", "int32"],
+        )
+        inputs = [blocked, packed, gathering.table]
+        check_space(Conv2dSpace, func, inputs, expected, tvm_compat.hardware_for(mcpu), n=3)
+
+
 @pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
 @pytest.mark.parametrize("kernel, stride", [(7, 2), (1, 1)])
 def test_first_layer(lanes, mcpu, kernel, stride):

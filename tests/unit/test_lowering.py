@@ -78,6 +78,41 @@ def test_a_shuffle_before_a_depthwise_convolution_costs_nothing():
     assert lowered(m, m.op("GlobalAveragePool", y)).layout_transforms == 1
 
 
+def shuffle(m: Model, x: str, groups: int, channels: int, size: int) -> str:
+    x = m.op("Reshape", x, np.array([1, groups, channels // groups, size, size]))
+    return m.op("Reshape", m.op("Transpose", x, perm=[0, 2, 1, 3, 4]), np.array([1, channels, size, size]))
+
+
+def test_units_of_shufflenet_copy_nothing_but_a_concatenation():
+    """1x1 in groups, shuffle, depthwise, 1x1 in groups, residual: what the residual joins is put in order once."""
+    m = Model()
+
+    def branch(x: str, channels: int, stride: int) -> str:
+        y = shuffle(m, m.op("Relu", m.conv(x, (channels, 136), 1, groups=4)), 4, 136, 8)
+        y = m.conv(y, (136, 136), groups=136, strides=[stride, stride])
+        return m.conv(y, (136, 136), 1, groups=4)
+
+    x = m.conv(m.input(1, 3, 8, 8), (3, 136))
+    pooled = m.op("AveragePool", m.conv(m.input(1, 3, 8, 8), (3, 24)), kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    x = m.op("Relu", m.op("Concat", m.conv(x, (136, 112), 1), pooled, axis=1))
+    for _ in range(2):
+        x = m.op("Relu", m.op("Add", branch(x, 136, 1), x))
+    graph = lowered(m, m.op("GlobalAveragePool", x))
+    assert graph.layout_transforms == 2  # before the first unit, and at the output
+    found = kernels(graph)
+    assert sum("block" in name for name in found) == 2
+    assert any("relu" in name and "block" in name for name in found)
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_groups_multiply_by_no_zeros(lanes):
+    m = Model()
+    graph = lowered(m, m.conv(m.input(1, 136, 4, 4), (136, 272), 1, groups=4, bias=False), lanes=lanes)
+    (packed,) = (p for p in graph.params if p.ndim == 6)
+    assert packed.shape[1] * packed.shape[4] == 34
+    assert np.count_nonzero(packed) == 272 * 34
+
+
 def test_division_by_a_constant_keeps_the_blocked_layout():
     """Hard swish as older exporters write it, over channels that no block divides."""
     m = Model()

@@ -49,6 +49,45 @@ def test_grouped_weights_lie_where_their_inputs_are_read(out_channels, in_channe
             np.testing.assert_array_equal(place, weight[channel, i])
 
 
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_gathered_convolutions_hold_every_channel_once_and_stay_inside_the_input(lanes):
+    gathered = 0
+    for out_channels, in_channels, groups in _geometries():
+        out_slots = conv.grouped_slots(out_channels, in_channels, groups, lanes, in_order=False)
+        if out_slots is None:
+            continue
+        gathered += 1
+        assert sorted(out_slots[out_slots >= 0]) == list(range(out_channels))
+        in_slots = np.random.default_rng(0).permutation(reference.identity_slots(in_channels + lanes, lanes))
+        in_slots[in_slots >= in_channels] = -1
+        gathering = conv.gathering_of(out_slots, in_slots, out_channels, in_channels, groups, lanes)
+        rows, steps = gathering.table.shape
+        row, step = np.indices((rows, steps))
+        expected = conv._expected(row, step, (rows, steps), len(in_slots))
+        assert expected.min() >= 0
+        assert expected.max() + 1 < len(in_slots)  # measurements read with tables of 0 and 1
+        read = in_slots[gathering.table + expected]
+        used = gathering.channels >= 0
+        np.testing.assert_array_equal(read[used], gathering.channels[used])
+        for slot, channel in enumerate(out_slots):
+            if channel >= 0:
+                group = channel // (out_channels // groups)
+                wanted = set(range(group * in_channels // groups, (group + 1) * in_channels // groups))
+                assert wanted <= set(gathering.channels[slot // lanes // gathering.share])
+    assert gathered > 100
+
+
+def test_groups_are_gathered_where_that_saves_work():
+    def slots(*counts: int, in_order: bool = True) -> np.ndarray | None:
+        return conv.grouped_slots(*counts, 16, in_order=in_order)
+
+    assert slots(64, 64, 2) is None  # bands fit already
+    assert slots(64, 64, 2, in_order=False) is not None
+    assert slots(40, 20, 20, in_order=False) is None  # one input channel each
+    assert len(slots(272, 272, 4)) == 4 * 80
+    np.testing.assert_array_equal(slots(80, 80, 8), reference.identity_slots(80, 16))  # 10 channels: 16 would be 60 %
+
+
 def test_weights_follow_the_order_of_the_slots_and_are_zero_in_holes():
     weight = reference.random(10, 5, 1, 1)
     slots = np.array([3, -1, 0, 1, -1, 4, 2, -1])

@@ -43,6 +43,8 @@ OUT_ELEMENTWISE_FUSABLE = 4
 """TVM's fusion kind of a convolution: elementwise readers fuse behind it, nothing fuses before it."""
 _INJECTIVE = 2
 _CACHE_LINE = 64
+_JOINERS = frozenset({"concat", CHANNEL_SHUFFLE})
+"""Operators whose result has its channels wherever those that they read have them."""
 _MOVERS = frozenset({"reshape", "concat", "permute_dims", "nn.max_pool2d", CHANNEL_SHUFFLE})
 """Operators whose results are elements of what they read: as narrow as that."""
 _KEPT = ("relax.reshape", "relax.concat")
@@ -102,6 +104,7 @@ class _Lowering:
         self.graph = graph
         self.lanes = lanes
         self._contractions = _contractions(graph, lanes) if precision == "bf16" else frozenset()
+        self._orders = _orders(graph, lanes)
         self._narrow = _sources(self._contractions) | _joined(graph, self._contractions)
         self.builder = relax.BlockBuilder()
         self.values: dict[Node, Any] = {}
@@ -127,7 +130,7 @@ class _Lowering:
                 with self.builder.dataflow():
                     for node in self.graph.nodes():
                         if node.op not in (INPUT, CONSTANT) and node not in self.values:
-                            self.values[node] = self._as_stored(node, self._lower_node(node))
+                            self.values[node] = self._as_stored(node, self._in_order(node, self._lower_node(node)))
                     results = [self.builder.emit_output(self._returned(node)) for node in self.graph.outputs]
                 output = results[0] if len(results) == 1 else relax.Tuple(results)
                 self.builder.emit_func_output(output, params=[*inputs, *self.param_vars])
@@ -323,6 +326,9 @@ class _Lowering:
         """What holds elements of `source` alone, stored like that."""
         return self._cast(value) if source.is_narrow and not value.is_narrow else value
 
+    def _in_order(self, node: Node, value: Any) -> Any:
+        return self.to_blocked(value, self._orders[node]) if node in self._orders else value
+
     def _as_stored(self, node: Node, value: Any) -> Any:
         return self._cast(value) if self.stores_narrow(node) and not value.is_narrow else value
 
@@ -437,12 +443,7 @@ def _joined(graph: Graph, contractions: frozenset[Node]) -> frozenset[Node]:
     """
 
     def origin(node: Node) -> Node | None:
-        """The contraction that elementwise operators with constants are applied to."""
-        while node not in contractions and node.op in (*elementwise.UNARY, *elementwise.BINARY):
-            variables = [source for source in node.inputs if source.op != CONSTANT]
-            if len(variables) != 1:
-                return None
-            (node,) = variables
+        node = _origin(node)
         return node if node in contractions else None
 
     found = set()
@@ -452,6 +453,47 @@ def _joined(graph: Graph, contractions: frozenset[Node]) -> frozenset[Node]:
             if left is not None and right is not None and left is not right:
                 found.add(node.args[0])
     return frozenset(found)
+
+
+# -- order of channels ---------------------------------------------------------------------------------
+
+
+def _orders(graph: Graph, lanes: int) -> dict[Node, Slots]:
+    """The slots in which to store what is added to the result of a gathered convolution: that convolution's.
+
+    Only for values that are brought into order anyway, or whose channels lie as their parts' did: one kernel then
+    applies activations and reorders for all readers. The chain of residual sums behind keeps the order.
+    """
+    users = graph.users()
+    found: dict[Node, Slots] = {}
+    for node in graph.nodes():
+        slots = _grouped_slots(node, lanes, in_order=True) if node.op == "nn.conv2d" else None
+        if slots is None:
+            continue
+        while len(users[node]) == 1:
+            (reader,) = users[node]
+            others = [source for source in reader.inputs if source is not node]
+            if reader.op in elementwise.BINARY and len(others) == 1 and others[0].op != CONSTANT:
+                if others[0].shape == node.shape and _origin(others[0]).op in _JOINERS:
+                    found.setdefault(others[0], slots)
+                break
+            if reader is node or not _is_map(reader):
+                break
+            node = reader
+    return found
+
+
+def _is_map(node: Node) -> bool:
+    """Whether a node applies an elementwise operator to one value, with constants at most beside it."""
+    variables = [source for source in node.inputs if source.op != CONSTANT]
+    return node.op in (*elementwise.UNARY, *elementwise.BINARY) and len(variables) == 1
+
+
+def _origin(node: Node) -> Node:
+    """The value that elementwise operators with constants are applied to."""
+    while _is_map(node):
+        (node,) = (source for source in node.inputs if source.op != CONSTANT)
+    return node
 
 
 # -- rules: (lowering, node) -> Value, or None to leave the node to Relax ------------------------------
@@ -516,6 +558,9 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
             name="conv2d",
         )
         return Value(expr, node.shape, out_slots)
+    gathered = _gathered_conv2d(lo, node, source, window)
+    if gathered is not None:
+        return gathered
     source = lo.to_blocked(source, lo.identity_slots(channels) if groups > 1 else None)
     band = conv.band_of(out_channels, channels, groups, len(source.slot_map) // lanes, lanes)
     packed_weight = conv.pack_conv_weight(weight.value, source.slot_map, groups, band, lanes)
@@ -527,6 +572,41 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
         lambda x, w: conv.conv2d(x, w, window, band), source.expr, packed, kind=OUT_ELEMENTWISE_FUSABLE, name="conv2d"
     )
     return Value(expr, node.shape, out_slots)
+
+
+def _gathered_conv2d(lo: _Lowering, node: Node, source: Value, window: conv.Window) -> Value | None:
+    """A grouped 1x1 convolution that reads its channels wherever they are, or None where it is better banded."""
+    data, weight = node.args[:2]
+    source = lo.to_blocked(source)
+    in_order = np.array_equal(source.slot_map, lo.identity_slots(data.shape[1]))
+    out_slots = _grouped_slots(node, lo.lanes, in_order=in_order)
+    if out_slots is None:
+        return None
+    groups = int(node.attrs.groups)
+    gathering = conv.gathering_of(out_slots, source.slot_map, node.shape[1], data.shape[1], groups, lo.lanes)
+    expr = lo.emit(
+        lambda x, w, where: conv.conv2d_gathered(x, w, where, window),
+        source.expr,
+        lo.param(
+            conv.pack_gathered_weight(weight.value, out_slots, gathering, groups, lo.lanes),
+            ("gathered", weight, out_slots.tobytes()),
+        ),
+        lo.param(gathering.table, ("table", gathering.table.tobytes(), gathering.table.shape)),
+        kind=OUT_ELEMENTWISE_FUSABLE,
+        name="conv2d",
+    )
+    return Value(expr, node.shape, out_slots)
+
+
+def _grouped_slots(node: Node, lanes: int, *, in_order: bool) -> Slots | None:
+    """The output slots of a grouped convolution that gathers its input; None for any other."""
+    data, weight = node.args[:2]
+    attrs, groups = node.attrs, int(node.attrs.groups)
+    if weight.op != CONSTANT or (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "OIHW") or node.dtype != "float32":
+        return None
+    if groups == 1 or weight.shape[2:] != (1, 1) or any(_ints(attrs.padding)):
+        return None
+    return conv.grouped_slots(node.shape[1], data.shape[1], groups, lanes, in_order=in_order)
 
 
 def _pool2d(lo: _Lowering, node: Node) -> Value | None:

@@ -51,7 +51,7 @@ def anchor_extents(sch: s_tir.Schedule) -> list[int]:
 
 def takes_pairs(sch: s_tir.Schedule) -> bool:
     """Whether the anchor adds up products of bfloat16 pairs; the halves of a pair are then its innermost loop."""
-    weight = sch.get(anchor_of(sch)).reads[1].source
+    weight = sch.get(anchor_of(sch)).reads[-1].source
     return str(weight.dtype) == bfloat16.DTYPE
 
 
@@ -116,7 +116,7 @@ def issue_rate(accumulators: NDArray, vectors: NDArray, registers: int) -> NDArr
     and with more than one it spills tiles of more than two thirds of the registers: 2 x 12 ran at a third of the speed
     of 2 x 6 and 1 x 12.
     """
-    spills = (accumulators + 2 * vectors > registers - 2) | ((vectors > 1) & (accumulators > 0.65 * registers))
+    spills = (accumulators + 2 * vectors > registers - 2) | ((vectors > 1) & (accumulators > 2 * registers // 3))
     return np.minimum(1.0, accumulators / 12) * np.where(spills, 0.4, 1.0)
 
 

@@ -40,7 +40,7 @@ _MOST_CHUNK = 32
 
 
 class Conv2dSpace(blocks.AnchorSpace):
-    """Schedules of `conv2d` and `conv2d_plain` with any epilogue."""
+    """Schedules of `conv2d`, `conv2d_gathered` and `conv2d_plain` with any epilogue."""
 
     template = "conv2d"
     version = 1
@@ -53,7 +53,8 @@ class Conv2dSpace(blocks.AnchorSpace):
 
     def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
         anchor = blocks.anchor_of(sch)
-        self.plain = str(sch.get(anchor).name_hint) == "conv2d_plain"
+        name = str(sch.get(anchor).name_hint)
+        self.plain = name == "conv2d_plain"
         self.has_pad = blocks.has_block(sch, "data_pad")
         shape = blocks.anchor_extents(sch)
         self.batch, self.oc_blocks, self.out_h, self.out_w, self.lanes = shape[:5]
@@ -63,8 +64,11 @@ class Conv2dSpace(blocks.AnchorSpace):
         elements = float(np.prod([int(d) for d in sch.get(anchor).reads[0].source.shape]))
         self.data_bytes = (2.0 if self.paired else 4.0) * elements
         most = self.registers - 2
+        alike = self.oc_blocks
+        if name == "conv2d_gathered":  # a tile is of blocks that read the same inputs
+            alike //= int(sch.get(anchor).reads[1].source.shape[0])
         return (
-            Knob("oc_tile", blocks.divisors(self.oc_blocks, 8)),
+            Knob("oc_tile", blocks.divisors(alike, 8)),
             Knob("oh_tile", blocks.divisors(self.out_h, _MAX_ROWS)),
             Knob("ow_tile", blocks.divisors(self.out_w, most)),
             Knob("ic_chunk", blocks.divisors(self.in_blocks, _MOST_CHUNK)),
@@ -233,7 +237,7 @@ class Conv2dSpace(blocks.AnchorSpace):
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = blocks.schedule_of(self.func)
         anchor = blocks.anchor_of(sch)
-        weight = sch.get(anchor).reads[1].source
+        weight = sch.get(anchor).reads[-1].source
         out = blocks.fuse_epilogue(sch, anchor)
         loops = sch.get_loops(anchor)
         n, oc, oh, ow, lane = loops[:5]

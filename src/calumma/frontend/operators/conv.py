@@ -5,12 +5,14 @@ input channels; KH, KW kernel; a *slot* is a physical channel position, `slots[s
 for a hole. Holes carry finite values nobody reads: the weights that meet them are zero.
 
 A grouped convolution is *banded*: output block o reads `band` consecutive input blocks from `start(o)` on, and
-weights outside its group are zero. With one group the band is everything.
+weights outside its group are zero. With one group the band is everything. Or it is *gathered*: a table names the slots
+that output block o reads, in any order, and the output's slots are such that a block holds channels of few groups.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,11 @@ from tvm import te, tirx
 from calumma.frontend.operators import OPERATOR, bfloat16
 
 _GOOD_TILE = range(6, 15)
+_CHUNK = 64
+_BLOCK_COST = 40
+"""What one more block of channels costs the kernels around a convolution, per pixel, in its vector multiply-adds."""
+
+Slots = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,117 @@ def band_of(out_channels: int, in_channels: int, groups: int, in_blocks: int, la
         widest = max(widest, last_input // lanes - band.start(block) + 1)
     last = in_blocks - widest
     return Band(widest, per_out, per_in, lanes, last if band.start(out_blocks - 1) > last else None)
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """Which input channels each output block of a grouped convolution reads, and where they are."""
+
+    channels: Slots
+    """(rows, R) logical input channels; -1 where a row has fewer. Row r is of output blocks r * share, ..."""
+    table: NDArray[np.int32]
+    """(rows, R) slot of each channel, less what `_expected` says."""
+    share: int
+    """Neighbouring output blocks that read the same channels."""
+
+
+def gathering_of(
+    out_slots: Slots, in_slots: Slots, out_channels: int, in_channels: int, groups: int, lanes: int
+) -> Gathering:
+    """The channels that output blocks in the order of `out_slots` read from an input in the order of `in_slots`."""
+    wanted = _channels_read(out_slots, out_channels // groups, in_channels // groups, lanes)
+    share = max(
+        run
+        for run in range(1, len(wanted) + 1)
+        if len(wanted) % run == 0 and all(wanted[i] == wanted[i - i % run] for i in range(len(wanted)))
+    )
+    rows = wanted[::share]
+    longest = max(map(len, rows))
+    channels = np.array([[*row, *[-1] * (longest - len(row))] for row in rows], np.int64)
+    place = np.zeros(in_channels, np.int64)
+    place[in_slots[in_slots >= 0]] = np.nonzero(in_slots >= 0)[0]
+    somewhere = np.where(channels >= 0, channels, channels[:, :1])
+    row, step = np.indices(channels.shape)
+    expected = _expected(row, step, channels.shape, len(in_slots))
+    return Gathering(channels, (place[somewhere] - expected).astype(np.int32), share)
+
+
+def _channels_read(out_slots: Slots, per_out: int, per_in: int, lanes: int) -> list[list[int]]:
+    """Input channels that each output block reads: those of all groups it holds channels of."""
+    return [
+        [group * per_in + i for group in np.unique(block[block >= 0] // per_out) for i in range(per_in)]
+        for block in out_slots.reshape(-1, lanes)
+    ]
+
+
+def _expected(row: Any, step: Any, shape: tuple[int, int], slots: int) -> Any:
+    """The slot that step `step` of table row `row` would read if groups lay side by side: at most slots - 2.
+
+    Tables hold the difference. Whatever small numbers they are measured with, the input is then read all over.
+    """
+    rows, steps = shape
+    return row * ((slots - 1 - steps) // max(rows - 1, 1)) + step
+
+
+def grouped_slots(out_channels: int, in_channels: int, groups: int, lanes: int, *, in_order: bool) -> Slots | None:
+    """The output slots of a gathered 1x1 convolution, or None where a banded one is cheaper.
+
+    Counted are multiply-adds, and the blocks that the kernels around it have to move.
+
+    Args:
+        in_order: whether the input's slots are in order; a band needs them to be, and would have to copy them.
+    """
+    if min(in_channels, out_channels) // groups == 1:
+        return None
+    blocks, in_blocks = -(-out_channels // lanes), -(-in_channels // lanes)
+    width = band_of(out_channels, in_channels, groups, in_blocks, lanes).width
+    least = blocks * (width * lanes + _BLOCK_COST) + (0 if in_order else in_blocks * _BLOCK_COST)
+    best = None
+    for slots in (_padded(out_channels, out_channels, lanes), _aligned(out_channels, groups, lanes)):
+        read = _channels_read(slots, out_channels // groups, in_channels // groups, lanes)
+        steps = max(map(len, read))
+        cost = len(read) * (steps + _BLOCK_COST)
+        if cost < least and steps < in_channels:
+            best, least = slots, cost
+    return best
+
+
+def _aligned(channels: int, groups: int, lanes: int) -> Slots:
+    """Slots whose blocks hold whole groups, or parts of a single one."""
+    size = channels // groups
+    return _padded(channels, size if size >= lanes else lanes // size * size, lanes)
+
+
+def _padded(channels: int, run: int, lanes: int) -> Slots:
+    """Slots in which every run of `run` channels starts a new block."""
+    slots = []
+    for start in range(0, channels, run):
+        held = list(range(start, min(start + run, channels)))
+        slots += held + [-1] * (-len(held) % lanes)
+    return np.array(slots, np.int64)
+
+
+def pack_gathered_weight(
+    weight: NDArray[np.float32],  # (OC, IC / groups, KH, KW)
+    out_slots: Slots,
+    gathering: Gathering,
+    groups: int,
+    lanes: int,
+) -> NDArray[np.float32]:
+    """Pack in the order of the table: (OCB, R / chunk, KH, KW, chunk, L)."""
+    oc, per_in, kh, kw = weight.shape
+    channels = np.repeat(gathering.channels, gathering.share, axis=0)  # (OCB, R)
+    blocks, steps = channels.shape
+    packed = np.zeros((blocks, steps, lanes, kh, kw), np.float32)
+    for slot, channel in enumerate(out_slots):
+        if channel < 0:
+            continue
+        within = channels[slot // lanes] - channel // (oc // groups) * per_in
+        read = (within >= 0) & (within < per_in) & (channels[slot // lanes] >= 0)
+        packed[slot // lanes, read, slot % lanes] = weight[channel, within[read]]
+    chunk = max(divisor for divisor in range(1, _CHUNK + 1) if steps % divisor == 0)
+    chunked = packed.reshape(blocks, steps // chunk, chunk, lanes, kh, kw)
+    return np.ascontiguousarray(chunked.transpose(0, 1, 4, 5, 2, 3))
 
 
 def pack_conv_weight(
@@ -156,6 +274,35 @@ def conv2d(data: te.Tensor, weight: te.Tensor, window: Window, band: Band) -> te
         attrs={OPERATOR: "conv2d"},
     )
     return _crop(result, out_w)
+
+
+def conv2d_gathered(data: te.Tensor, weight: te.Tensor, table: te.Tensor, window: Window) -> te.Tensor:
+    """Blocked convolution without padding whose output block o reads the slots that row o // share of `table` names.
+
+    [N, ICB, H, W, L] x [OCB, R / chunk, KH, KW, chunk, L] -> [N, OCB, OH, OW, L], table [OCB / share, R].
+    """
+    batch, in_blocks, height, width, lanes = _ints(data.shape)
+    out_blocks, chunks, kh, kw, chunk, _ = _ints(weight.shape)
+    rows, steps = _ints(table.shape)
+    out_h, out_w = window.output(height, width)
+    icb = te.reduce_axis((0, chunks), "icb")
+    ky = te.reduce_axis((0, kh), "kh")
+    kx = te.reduce_axis((0, kw), "kw")
+    ici = te.reduce_axis((0, chunk), "ici")
+    (sy, sx), (dy, dx) = window.strides, window.dilation
+
+    def product(n: tirx.Var, o: tirx.Var, y: tirx.Var, x: tirx.Var, lane: tirx.Var) -> tirx.Expr:
+        row, step = o // (out_blocks // rows), icb * chunk + ici
+        slot = table[row, step] + _expected(row, step, (rows, steps), in_blocks * lanes)
+        source = data[n, slot // lanes, y * sy + ky * dy, x * sx + kx * dx, slot % lanes]
+        return source * weight[o, icb, ky, kx, ici, lane]
+
+    return te.compute(
+        (batch, out_blocks, out_h, out_w, lanes),
+        lambda *i: te.sum(product(*i), axis=[icb, ky, kx, ici]),
+        name="conv2d_gathered",
+        attrs={OPERATOR: "conv2d"},
+    )
 
 
 def conv2d_plain(data: te.Tensor, weight: te.Tensor, window: Window) -> te.Tensor:
