@@ -17,6 +17,7 @@ from benchmarks import live, metaschedule_baseline
 from calumma import tvm_compat
 from calumma.core.values import Candidate
 from calumma.space.generated import plain
+from tests.measure_spaces import workload_of
 from tests.prim_funcs import prim_func, tvm
 
 HARDWARE = tvm_compat.hardware_for("x86-64-v3")
