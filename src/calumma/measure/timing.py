@@ -13,6 +13,9 @@ from statistics import median
 
 SLOWER = 1.5
 """A candidate whose fastest repetition exceeds b by this factor has lost: its exact latency does not matter."""
+DISTURBED_SLOWER = 3.0
+"""The same as long as all its repetitions were disturbed: the system may leave two threads of the pool on one core for
+many milliseconds, which doubles the latency of the best candidate too."""
 NEAR = 1.15
 """Up to this factor of b the order of candidates is decided, so they are measured to `NEAR_ERROR`."""
 NEAR_ERROR = 0.005
@@ -82,13 +85,16 @@ def repeat_adaptively(
         enough = len(clean) >= (LEAST if disturbed else FIRST) or len(clean) > len(disturbed)
         return clean if clean and enough else [*clean, *disturbed]
 
+    def lost() -> bool:
+        return best_s is not None and min(known()) > (SLOWER if clean else DISTURBED_SLOWER) * best_s
+
     take(1)
-    if best_s is None or known()[0] < SLOWER * best_s or clock() - start < LIMIT_S / FIRST:
+    if not lost() or clock() - start < LIMIT_S / FIRST:
         take(FIRST - 1)
     while len(clean) < MOST:
         elapsed = clock() - start
         limit = PATIENCE_S if disturbed and len(clean) < LEAST else LIMIT_S
-        if elapsed >= limit or (best_s is not None and min(known()) > SLOWER * best_s):
+        if elapsed >= limit or lost():
             break
         wanted = NEAR_ERROR if best_s is None or median(known()) < NEAR * best_s else FAR_ERROR
         if len(clean) >= LEAST and standard_error(clean) <= wanted:
