@@ -51,6 +51,20 @@ class Encoder(nn.Module):
         return self.layer(self.embedding(ids))
 
 
+class Padded(nn.Module):
+    """Operators that TVM's own converter lacks, and normalisation that keeps no statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 20, 3, padding=(1, 2), padding_mode="reflect")
+        self.norm = nn.InstanceNorm2d(20, affine=True)
+
+    def forward(self, x: Any) -> Any:
+        y = self.norm(self.conv(x))
+        padded = functional.pad(y, (2, 1, 0, 3), mode="replicate"), functional.pad(y[0, 0], (1, 2), mode="reflect")
+        return y.amax((2, 3)), y.amin(1, keepdim=True), y.amax(), *y.min(2), *padded
+
+
 class SeveralOutputs(nn.Module):
     def forward(self, x: Any, y: Any) -> Any:
         a, b = x.chunk(2, 1)
@@ -63,6 +77,7 @@ class SeveralOutputs(nn.Module):
     [
         (Convolutions, [(1, 3, 33, 32)]),
         (Encoder, [(1, 9)]),
+        (Padded, [(2, 3, 9, 8)]),
         (SeveralOutputs, [(2, 6, 8), (2, 6, 8)]),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,15 @@ _TYPES = frozenset({"float32", "float64", "bool"}) | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
 _TRAINING = frozenset(
-    {"_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm", "native_dropout"}
+    {
+        "_native_batch_norm_legit.default",
+        "_native_batch_norm_legit_functional.default",
+        "native_batch_norm.default",
+        "native_dropout.default",
+    }
 )
-"""Core ATen operators whose result is not that of inference."""
+"""Core ATen operators whose result is not that of inference. `_native_batch_norm_legit.no_stats` keeps no statistics:
+instance normalisation is made of it."""
 
 
 def import_torch(
@@ -57,7 +64,9 @@ def import_torch(
     from calumma.frontend.torch_converter import convert
 
     clock = Clock()
-    with clock.phase("export"):
+    with clock.phase("export"), warnings.catch_warnings():
+        # torch.export copies a class of its own that warns when it is looked at.
+        warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated", FutureWarning)
         if isinstance(model, torch.export.ExportedProgram):
             if example_inputs is not None:
                 raise InputError("example_inputs belong to a torch.nn.Module; an ExportedProgram has its shapes")
@@ -129,7 +138,7 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
                 )
     program = program.run_decompositions()
     for node in program.graph.nodes:
-        if node.op == "call_function" and operator_name(node) in _TRAINING:
+        if node.op == "call_function" and node.target.__name__ in _TRAINING:
             raise ModelError(
                 f"node {node.name}: operator {operator_name(node)} is of training; "
                 "call .eval() on the module before exporting it"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,9 +54,44 @@ def convert(program: torch.export.ExportedProgram) -> tuple[Any, dict[str, str]]
     return mod, names
 
 
+def _reduction(operator: Callable) -> Callable:
+    def reduce(x: relax.Expr, dims: Sequence[int] = (), keepdim: bool = False) -> relax.Expr:
+        return operator(x, list(dims) or None, keepdim)
+
+    return reduce
+
+
+def _smallest(x: relax.Expr, dim: int, keepdim: bool = False) -> relax.Expr:
+    return relax.Tuple([relax.op.min(x, dim, keepdim), relax.op.argmin(x, dim, keepdim)])
+
+
+def _pad(mode: str) -> Callable:
+    def pad(x: relax.Expr, amounts: Sequence[int]) -> relax.Expr:
+        width = [0] * (2 * x.ty.ndim)
+        for i in range(0, len(amounts), 2):  # torch begins with the last axis
+            width[len(width) - i - 2 : len(width) - i] = amounts[i : i + 2]
+        return relax.op.nn.pad(x, width, mode)
+
+    return pad
+
+
+_OPERATORS: dict[str, Callable[..., relax.Expr]] = {
+    "amax.default": _reduction(relax.op.max),
+    "amin.default": _reduction(relax.op.min),
+    "min.dim": _smallest,
+    **{f"reflection_pad{n}d.default": _pad("reflect") for n in (1, 2, 3)},
+    **{f"replication_pad{n}d.default": _pad("replicate") for n in (1, 2, 3)},
+}
+"""Core ATen operators that TVM's converter lacks: functions of their arguments."""
+
+
 class _Importer(ExportedProgramImporter):
     def create_convert_map(self) -> dict[str, Callable]:
-        return {name: _guarded(converter) for name, converter in super().create_convert_map().items()}
+        ours = {name: functools.partial(self._emit, operator) for name, operator in _OPERATORS.items()}
+        return {name: _guarded(converter) for name, converter in {**super().create_convert_map(), **ours}.items()}
+
+    def _emit(self, operator: Callable[..., relax.Expr], node: torch.fx.Node) -> relax.Var:
+        return self.block_builder.emit(operator(*self.retrieve_args(node)))
 
 
 def _guarded(converter: Callable) -> Callable:

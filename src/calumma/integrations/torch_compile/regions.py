@@ -244,32 +244,29 @@ def _build(
     from calumma.core.values import Budget
 
     result: api.CompileResult | api.TuneResult
-    with warnings.catch_warnings():
-        # torch.export copies a class of its own that warns when it is looked at.
-        warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated", FutureWarning)
-        if options.measures:
-            result = api.tune(
-                bound,
-                example_inputs=inputs,
-                budget=Budget(options.budget or None, options.trials),
-                strategy=options.strategy or api.DEFAULT_STRATEGY,
-                seed=options.seed,
-                threads=threads,
-                database=options.database,
-                prior=options.prior,
-                tolerance=options.tolerance,
-                precision=options.precision,
-            )
-        else:
-            result = api.compile(
-                bound,
-                example_inputs=inputs,
-                threads=threads,
-                database=options.database,
-                prior=options.prior,
-                tolerance=options.tolerance,
-                precision=options.precision,
-            )
+    if options.measures:
+        result = api.tune(
+            bound,
+            example_inputs=inputs,
+            budget=Budget(options.budget or None, options.trials),
+            strategy=options.strategy or api.DEFAULT_STRATEGY,
+            seed=options.seed,
+            threads=threads,
+            database=options.database,
+            prior=options.prior,
+            tolerance=options.tolerance,
+            precision=options.precision,
+        )
+    else:
+        result = api.compile(
+            bound,
+            example_inputs=inputs,
+            threads=threads,
+            database=options.database,
+            prior=options.prior,
+            tolerance=options.tolerance,
+            precision=options.precision,
+        )
     try:
         return load(cache.write(key, result), threads)
     except (ArtifactError, EnvironmentFault, OSError) as error:
