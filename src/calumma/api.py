@@ -20,6 +20,7 @@ from calumma import tvm_compat
 from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, cpu, load, save
 from calumma.core import durations
 from calumma.core.errors import InputError
+from calumma.core.rng import check_seed
 from calumma.core.values import COLLECTION, PRECISIONS, Budget, KnobValue
 
 if TYPE_CHECKING:
@@ -282,6 +283,7 @@ def tune(
 
     if strategy not in strategy_names():
         raise InputError(f"strategy={strategy!r}: there is no such strategy; one of {', '.join(strategy_names())}")
+    check_seed(seed)
     destination = _destination(output)
     budget = _budget(budget)
     count = tvm_compat.set_threads(threads)
@@ -426,6 +428,7 @@ def collect(
     from calumma.prior import workloads
     from calumma.prior.sampling import SHARES
 
+    check_seed(seed)
     settings = collecting.CollectSettings() if configs is None else collecting.CollectSettings(configs=configs)
     if models and (families or exclude):
         raise InputError("families and excluded networks belong to drawn workloads: leave them out, or the models")
@@ -507,6 +510,7 @@ def learn(
     from calumma.prior import dataset, learning, library, weights
 
     start = time.perf_counter()
+    check_seed(seed)
     path = library.destination(name)
     hardware, toolchain = tvm_compat.hardware_for(), tvm_compat.toolchain()
     left_out = learning.excluded(Path(exclude)) if exclude is not None else frozenset()

@@ -361,7 +361,7 @@ def test_run_refuses_what_cannot_be_an_input(
         f"{a}": "1 given, the model has 2 inputs (a, b)",
         f"c={a}": "no input 'c'",
         **{f"a={tmp_path / name}": "not a readable .npy file" for name in ("text.npy", "empty.npy", "objects.npy")},
-        f"a={tmp_path / 'absent.npy'}": "not a readable .npy file",
+        f"a={tmp_path / 'absent.npy'}": "No such file or directory",
         f"a={tmp_path / 'many.npz'}": "an archive of several arrays",
     }
     for argument, message in cases.items():
@@ -369,6 +369,25 @@ def test_run_refuses_what_cannot_be_an_input(
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["tune m.onnx", "run m.so", "bench m.onnx", "collect", "learn -o mine"])
+def test_no_seed_is_negative(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--seed", "-1"]) == 2
+    assert "'--seed': -1 is not in the range x>=0" in capsys.readouterr().err
+
+
+def test_prior_wants_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prior"]) == 2
+    assert capsys.readouterr().err == "calumma: error: Missing command; see `calumma prior --help`\n"
+
+
+def test_bench_knows_a_wrong_name_before_it_compiles(
+    api: FakeApi, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(model), "--against", "tensorflow"]) == 2
+    assert "--against tensorflow: no such runtime" in capsys.readouterr().err
+    assert not api.calls
 
 
 def test_run_reports_a_foreign_artifact(api: FakeApi, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

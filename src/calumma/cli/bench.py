@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from calumma.cli.options import EXISTING_FILE, Shapes, model_options, output_options
+from calumma.cli.options import EXISTING_FILE, Shapes, model_options, output_options, seed_option
 from calumma.cli.output import Output
 
 
@@ -31,7 +31,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
 @click.option(
     "--rounds", type=click.IntRange(min=1), metavar="N", default=10, show_default=True, help="Turns of every runtime."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
+@seed_option("the random inputs")
 @output_options
 @click.pass_obj
 def bench(
@@ -54,6 +54,7 @@ def bench(
     """
     from calumma import peers
 
+    peers.peers(against, model, torch_source)  # a wrong name is known before anything is compiled
     with tempfile.TemporaryDirectory(prefix="calumma-") as scratch:
         if artifact is None:
             from calumma import api

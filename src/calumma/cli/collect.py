@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calumma.cli.options import EXISTING_FILE, Duration, database_option, output_options
+from calumma.cli.options import EXISTING_FILE, Duration, database_option, output_options, seed_option
 from calumma.cli.output import INTERRUPTED, STDOUT, Output, table_lines
 from calumma.cli.progress import can_redraw, pace
 
@@ -53,9 +53,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     metavar="MODEL",
     help="An ONNX file whose workloads are held out; once for every file.",
 )
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of the workloads and of their configurations."
-)
+@seed_option("the workloads and of their configurations")
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Threads the kernels run on. [all physical cores]"
 )

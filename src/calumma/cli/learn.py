@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from calumma.cli.options import EXISTING_FILE, OutputPath, output_options
+from calumma.cli.options import EXISTING_FILE, OutputPath, output_options, seed_option
 from calumma.cli.output import Output
 from calumma.cli.prior import metric_rows
 
@@ -33,7 +33,7 @@ from calumma.cli.prior import metric_rows
 @click.option(
     "--exclude", type=EXISTING_FILE, metavar="FILE.json", help="Workloads to leave out: hashes, by name of the network."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
+@seed_option("the training")
 @output_options
 @click.pass_obj
 def learn(

@@ -157,6 +157,13 @@ def model_options(command: Command) -> Command:
     return command
 
 
+def seed_option(of: str) -> Callable[[Command], Command]:
+    """Add --seed, of what `of` names."""
+    return click.option(
+        "--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help=f"Seed of {of}."
+    )
+
+
 def artifact_option(command: Command) -> Command:
     """Add -o/--output, the artifact to write."""
     return click.option(

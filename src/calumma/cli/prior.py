@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from calumma.prior.weights import Prior
 
 
-@click.group(short_help="List, show and verify priors.")
+@click.group(short_help="List, show and verify priors.", no_args_is_help=False)
 def prior() -> None:
     """What was learnt from measurements, for compile and tune to start from."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calumma.cli.options import EXISTING_FILE, output_options
+from calumma.cli.options import EXISTING_FILE, output_options, seed_option
 from calumma.cli.output import Output
 from calumma.core.errors import InputError
 from calumma.core.values import PRECISIONS
@@ -43,7 +43,7 @@ _WARMUP = 3
 )
 @click.option("--repeat", type=click.IntRange(min=1), metavar="N", default=20, show_default=True, help="Timed runs.")
 @click.option("--profile", is_flag=True, help="Time every kernel on its own.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random inputs.")
+@seed_option("random inputs")
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to run with. [what it was compiled for]"
 )
@@ -131,8 +131,12 @@ def _load_array(path: str) -> np.ndarray:
 
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"--input {path}: not a readable .npy file ({error}): write it with numpy.save") from error
+    except OSError as error:
+        raise InputError(f"--input {path}: {error.strerror}: name a file that numpy.save wrote") from error
+    except (ValueError, EOFError) as error:  # what NumPy says then is to unpickle the file
+        raise InputError(
+            f"--input {path}: not a readable .npy file of numbers: write one array with numpy.save"
+        ) from error
     if not isinstance(array, np.ndarray):
         raise InputError(
             f"--input {path}: an archive of several arrays: write each with numpy.save to a file of its own"

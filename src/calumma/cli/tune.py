@@ -16,6 +16,7 @@ from calumma.cli.options import (
     model_options,
     output_options,
     prior_option,
+    seed_option,
     tolerance_option,
 )
 from calumma.cli.output import INTERRUPTED, Output
@@ -38,7 +39,7 @@ _DEFAULT_BUDGET_S = 60.0
 )
 @click.option("--trials", type=click.IntRange(min=1), metavar="N", help="Measure at most N candidates.")
 @click.option("--strategy", default="evolutionary", show_default=True, metavar="NAME", help="How to search.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the search.")
+@seed_option("the search")
 @database_option
 @prior_option
 @tolerance_option
