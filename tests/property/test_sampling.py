@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from calumma.core.protocols import Indices
 from calumma.search import Explored, History
-from calumma.search.adaptive import AdaptiveSampler, AdaptiveSettings, one_knob_away
+from calumma.search.adaptive import AdaptiveSampler, AdaptiveSettings
 from calumma.search.samplers import GreedyPlanSampler
+from calumma.search.strategy import one_knob_away
 from calumma.search.synthesis import synthesise
 from tests.conformance.test_design_space_contract import ToySpace
 

@@ -7,9 +7,10 @@ import pytest
 
 from calumma.core.errors import InputError
 from calumma.core.rng import generator
-from calumma.cost_model import InformedTrees, Known, TreePrior
+from calumma.cost_model import InformedCommittee, InformedTrees, Known, TreePrior
 from calumma.cost_model.trees import GradientBoostedTrees, TreeSettings, standing
-from calumma.search import make_strategy, strategy_names
+from calumma.search import Explored, History, make_strategy, strategy_names
+from calumma.search.strategy import climbed
 from calumma.search.views import PRIOR, InformedSpace
 from tests.conformance.test_design_space_contract import ToySpace
 
@@ -93,3 +94,53 @@ def test_every_strategy_takes_a_prior_or_leaves_it(name):
             for more in ({"prior": prior}, {})
         )
         assert with_it > without
+
+
+class Fixed:
+    """Predicts the first column, whatever it is told."""
+
+    def fit(self, features, scores):
+        pass
+
+    def predict(self, features):
+        return features[:, 0].astype(np.float64)
+
+
+def test_an_opinion_has_a_vote_that_fades():
+    features = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32) * [1, 50] + [3, -7]
+    model = InformedCommittee([Fixed()], features, worth=16)
+    learnt, opinion = ((column - column.mean()) / column.std() for column in features.T)
+    np.testing.assert_allclose(model.predict(features), opinion, rtol=1e-6)
+    model.fit(features[:16], np.zeros(16))  # nothing has worked: there is nothing to learn from
+    np.testing.assert_allclose(model.predict(features), opinion, rtol=1e-6)
+    for measured in (16, 48, 400):
+        model.fit(features[:measured], np.ones(measured))
+        share = 16 / (16 + measured)
+        np.testing.assert_allclose(model.predict(features), share * opinion + (1 - share) * learnt, atol=1e-6)
+
+
+def test_an_opinion_that_never_varies_is_none():
+    features = np.stack([np.arange(8.0), np.full(8, 0.5)], axis=1).astype(np.float32)
+    model = InformedCommittee([Fixed()], features, worth=16)
+    model.fit(features, np.ones(8))
+    assert (np.diff(model.predict(features)) > 0).all()
+
+
+def test_climbing_finds_a_summit_that_no_draw_is_near():
+    scored = []
+
+    def score(rows):
+        scored.extend(row.tobytes() for row in rows)
+        return -np.abs(rows - goal).sum(axis=1).astype(np.float64)
+
+    rng = np.random.default_rng(0)
+    goal = SPACE.sample(rng, 1)[0]
+    history = History(SPACE)
+    drawn = history.draw(rng, 4)
+    before = Explored(drawn, score(drawn))
+    after = climbed(before, history, score, len(goal) + 1)
+    assert before.scores.max() < 0 and after.scores.max() == 0
+    assert len(scored) == len(set(scored)) == len(after.indices)
+    assert SPACE.valid(after.indices).all()
+    np.testing.assert_array_equal(after.indices[:4], drawn)
+    np.testing.assert_array_equal(climbed(before, history, score, 0).indices, drawn)

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calumma.core.keys import Key, key_of, keys_of
-from calumma.core.protocols import DesignSpace, Indices
+from calumma.core.protocols import Indices
 from calumma.search.history import History
 from calumma.search.kmeans import Clustering, grow
 from calumma.search.samplers import ranking
-from calumma.search.strategy import Explored, Score
+from calumma.search.strategy import Explored, Score, one_knob_away
 from calumma.search.synthesis import synthesise
 
 Representative = Literal["best", "centroid", "top"]
@@ -137,14 +137,3 @@ class AdaptiveSampler:
                 if chosen.setdefault(key_of(option), option) is option:
                     break
         return np.stack(list(chosen.values()))
-
-
-def one_knob_away(space: DesignSpace, indices: Indices) -> Indices:
-    """All valid configurations (m, D) that have another value than (D,) at one knob, whatever value that is."""
-    counts = [len(knob.values) for knob in space.knobs]
-    rows = np.repeat(np.asarray(indices, dtype=np.int32)[None, :], sum(counts), axis=0)
-    rows[np.arange(sum(counts)), np.repeat(np.arange(len(counts)), counts)] = np.concatenate(
-        [np.arange(count) for count in counts]
-    )
-    rows = space.canonical(rows[(rows != indices).any(axis=1)])
-    return rows[space.valid(rows)]

@@ -17,6 +17,7 @@ from calumma.cost_model import (
     CostModel,
     GaussianProcess,
     GradientBoostedTrees,
+    InformedCommittee,
     InformedTrees,
     RankedTrees,
     RankedTreesSettings,
@@ -97,14 +98,17 @@ def _rl_as(parts: _Parts) -> SearchStrategy:
 
 
 def _chameleon(parts: _Parts) -> SearchStrategy:
-    """`rl+as` that plans no further than it is asked, half of it around the best, with short walks and a committee."""
+    """`rl+as` that plans no further than it is asked, much of it around the best, with short walks and a committee."""
     explorer = _learnt(parts, walkers=64, steps=24, rollout=12)
-    sampler = _adaptive(parts, pool=32, most=0, near=0.5)
+    sampler = _adaptive(parts, pool=32, most=0, near=0.75 if parts.informed else 0.5)
     if parts.model is not None:
         return _guided(parts, explorer, sampler)
-    trees = _model(parts, GradientBoostedTrees(parts.seed, _STANDINGS))
     reference = parts.space.features(parts.space.sample(parts.rng, _REFERENCE))
-    return _guided(parts, explorer, sampler, Committee([trees, GaussianProcess(reference)]))
+    members: list[CostModel] = [GradientBoostedTrees(parts.seed, _STANDINGS), GaussianProcess(reference)]
+    if not parts.informed:
+        return _guided(parts, explorer, sampler, Committee(members))
+    model = InformedCommittee(members, reference, _WORTH)
+    return _guided(parts, explorer, sampler, model, draws=_CLIMBED_DRAWS, climbs=_CLIMBS)
 
 
 def _model(parts: _Parts, usual: CostModel) -> CostModel:
@@ -112,12 +116,25 @@ def _model(parts: _Parts, usual: CostModel) -> CostModel:
     return parts.model or (InformedTrees(parts.seed, _STANDINGS) if parts.informed else usual)
 
 
-def _guided(parts: _Parts, explorer: Explorer, sampler: Sampler, model: CostModel | None = None) -> SearchStrategy:
+def _guided(
+    parts: _Parts,
+    explorer: Explorer,
+    sampler: Sampler,
+    model: CostModel | None = None,
+    *,
+    draws: int | None = None,
+    climbs: int = 0,
+) -> SearchStrategy:
     """The ablations differ in explorer and sampler alone, so all of them have the baseline's cost model by default."""
-    model = model or _model(parts, RankedTrees(parts.seed))
-    draws = _INFORMED_DRAWS if parts.informed else _DRAWS
     return GuidedStrategy(
-        parts.name, parts.space, parts.rng, explorer=explorer, sampler=sampler, model=model, draws=draws
+        parts.name,
+        parts.space,
+        parts.rng,
+        explorer=explorer,
+        sampler=sampler,
+        model=model or _model(parts, RankedTrees(parts.seed)),
+        draws=draws or (_INFORMED_DRAWS if parts.informed else _DRAWS),
+        climbs=climbs,
     )
 
 
@@ -153,6 +170,10 @@ _REFERENCE = 512
 """Random configurations that the scales of the features are taken from."""
 _DRAWS, _INFORMED_DRAWS = 1024, 2048
 """Random configurations that the first plan is chosen from; more where a prior can tell them apart."""
+_CLIMBED_DRAWS, _CLIMBS = 512, 4
+"""The same where the neighbours of the best follow, and how often they do."""
+_WORTH = 16.0
+"""Measurements of a task that a prior's opinion is worth."""
 _UNINFORMED = ("random", "genetic", "autotvm", "autotvm-regression", "autotvm-knobs")
 
 Preset = Callable[[_Parts], SearchStrategy]

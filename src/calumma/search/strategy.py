@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from calumma.core.keys import Key, keys_of
 from calumma.core.protocols import DesignSpace, Indices, Strategy
 from calumma.cost_model import CostModel
 from calumma.search.history import History
@@ -19,6 +20,7 @@ Score = Callable[[Indices], NDArray[np.float64]]
 one step."""
 
 _DRAWS = 128
+_SUMMITS = 8
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class GuidedStrategy:
         model: CostModel,
         warm_up: int = 0,
         draws: int = 1024,
+        climbs: int = 0,
     ) -> None:
         """Wire the parts.
 
@@ -111,6 +114,8 @@ class GuidedStrategy:
             model: guides.
             warm_up: until so many outcomes are known it asks neighbours of the best and random draws.
             draws: before anything has worked, the sampler chooses among so many random draws instead.
+            climbs: how often these are followed by the neighbours of the best predicted among them (`climbed`): for a
+                model that knows something before anything is measured.
         """
         self.name = name
         self.stats = SearchStats()
@@ -122,6 +127,7 @@ class GuidedStrategy:
         self._model = model
         self._warm_up = warm_up
         self._draws = draws
+        self._climbs = climbs
         self._plan = np.empty((0, len(space.knobs)), dtype=np.int32)
         self._stale = False
 
@@ -167,7 +173,7 @@ class GuidedStrategy:
             explored = self._explorer.explore(history, self._score, self.stats)
         else:
             drawn = history.draw(self._rng, max(n, self._draws))
-            explored = Explored(drawn, self._score(drawn))
+            explored = climbed(Explored(drawn, self._score(drawn)), history, self._score, self._climbs)
         self.stats.plans += 1
         default = history.fresh(self._default[None, :])
         keep = history.is_fresh(explored.indices)
@@ -192,3 +198,36 @@ class GuidedStrategy:
             return indices
         shuffled = self._rng.permutation(indices)
         return shuffled[np.argsort(-self._score(shuffled), kind="stable")]
+
+
+def climbed(explored: Explored, history: History, score: Score, climbs: int) -> Explored:
+    """Add all fresh neighbours of the best predicted, then of those that are best now, `climbs` times at most.
+
+    It ends early when the best predicted are those of the time before: in large spaces the best of some hundred draws
+    is far from what the cost model likes best, and a few steps from it.
+    """
+    expanded: set[Key] = set()
+    for _ in range(climbs):
+        best = explored.indices[np.argsort(-explored.scores, kind="stable")[:_SUMMITS]]
+        summits = [row for row, key in zip(best, keys_of(best), strict=True) if key not in expanded]
+        if not summits:
+            break
+        expanded.update(keys_of(np.stack(summits)))
+        known = set(keys_of(explored.indices))
+        near = history.fresh(np.concatenate([one_knob_away(history.space, row) for row in summits]))
+        near = near[[key not in known for key in keys_of(near)]]
+        if len(near):
+            scores = np.concatenate([explored.scores, score(near)])
+            explored = Explored(np.concatenate([explored.indices, near]), scores)
+    return explored
+
+
+def one_knob_away(space: DesignSpace, indices: Indices) -> Indices:
+    """All valid configurations (m, D) that have another value than (D,) at one knob, whatever value that is."""
+    counts = [len(knob.values) for knob in space.knobs]
+    rows = np.repeat(np.asarray(indices, dtype=np.int32)[None, :], sum(counts), axis=0)
+    rows[np.arange(sum(counts)), np.repeat(np.arange(len(counts)), counts)] = np.concatenate(
+        [np.arange(count) for count in counts]
+    )
+    rows = space.canonical(rows[(rows != indices).any(axis=1)])
+    return rows[space.valid(rows)]
