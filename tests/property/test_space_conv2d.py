@@ -1,5 +1,6 @@
 """Every sampled configuration of the convolution template computes the right convolution."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from calumma import tvm_compat
 from calumma.frontend.operators import conv
 from calumma.frontend.operators.conv import Window
 from calumma.space.conv2d import Conv2dSpace
+from calumma.tvm_compat import prefetch
 from tests import reference
 from tests.prim_funcs import check_space, prim_func
 
@@ -138,6 +140,51 @@ def test_bias_residual_and_relu_are_fused(width):
     func = prim_func(layer, *(i.shape for i in inputs))
     expected = np.maximum(product + bias + residual, 0)
     check_space(Conv2dSpace, func, inputs, expected, tvm_compat.hardware_for(), n=12)
+
+
+@pytest.mark.parametrize("changes", [{}, {"order": "ic,kh,lane,kw"}, {"accumulate": "plane"}])
+@pytest.mark.parametrize("kernel, tile, chunk", [(3, (4, 4), 2), (3, (8, 8), 1), (1, (4, 2), 4)])
+def test_weights_are_called_for_once_or_more_before_they_are_used(kernel, tile, chunk, changes):
+    """Every cache line of the next channels, or of a plane's next chunk; the first of a plane alone is not."""
+    window = _window(kernel, padding=(kernel // 2,) * 4)
+    weight = (6, 4, kernel, kernel, 16, 16)
+    func = prim_func(lambda x, w: conv.conv2d(x, w, window, conv.Band(4)), (1, 4, 8, 8, 16), weight)
+    space = Conv2dSpace(func, tvm_compat.hardware_for(), 1)
+    config = space.decode(space.default()) | {
+        "oc_tile": 2,
+        "oh_tile": tile[0],
+        "ow_tile": tile[1],
+        "ic_chunk": chunk,
+        "order": "ic,kh,kw",
+        "outer": "oc,oh,ow",
+        "fused": 2,
+        "accumulate": "tile",
+        "prefetch": True,
+    }
+    if kernel > 1:
+        config |= changes
+    ahead, depth = space._ahead(1, config)
+    plane = config["accumulate"] == "plane"
+    inner = [kernel, kernel][:depth] + [1] * (2 - depth)
+    called = set()
+    for oc, oh, ow, ic, kh, kw in np.ndindex(3, 8 // tile[0], 8 // tile[1], 4 // chunk, *inner):
+        at = [0, 2 * oc, tile[0] * oh, tile[1] * ow, 0, ic * chunk, kh, kw]
+        turn = sum(at[i] // divisor * factor for i, divisor, factor in ahead.turn)
+        assert 0 <= turn < ahead.turns
+        start = [(0 if i is None else at[i]) + offset for i, offset in ahead.place]
+        for line in prefetch.share(turn, ahead.turns, ahead.lines):
+            for row in range(ahead.rows):
+                index = [start[0] + row, *start[1:]]
+                element = np.dot(index, [math.prod(weight[axis + 1 :]) for axis in range(6)])
+                called.add(int(element) // 16 + int(line))
+    lines_per_block = 4 * kernel * kernel * 16
+    for block in range(6):
+        lines = set(range(block * lines_per_block, (block + 1) * lines_per_block))
+        first_chunk = set(sorted(lines)[: chunk * kernel * kernel * 16])
+        if plane:
+            assert lines - first_chunk <= called
+        elif block >= 2:
+            assert lines <= called
 
 
 def test_the_default_fills_the_registers_and_the_threads():

@@ -109,14 +109,14 @@ def balance(chunks: NDArray[np.float64], threads: int) -> NDArray[np.float64]:
     return chunks / (threads * np.ceil(chunks / threads))
 
 
-def issue_rate(accumulators: NDArray, vectors: NDArray, registers: int) -> NDArray[np.float64]:
+def issue_rate(accumulators: NDArray, vectors: NDArray, registers: int, most: int = 1) -> NDArray[np.float64]:
     """Share of the peak at which a register tile of `accumulators` issues, with `vectors` of the streamed operand.
 
     A dozen accumulators hide the latency of a multiply-add. LLVM keeps about two vectors in flight per streamed vector,
-    and with more than one it spills tiles of more than two thirds of the registers: 2 x 12 ran at a third of the speed
-    of 2 x 6 and 1 x 12.
+    and with more than `most` it spills tiles of more than two thirds of the registers: where the loop over vectors is
+    around that over the other operand, 2 x 12 ran at a third of the speed of 2 x 6 and 1 x 12; inside, 2 x 13 is fine.
     """
-    spills = (accumulators + 2 * vectors > registers - 2) | ((vectors > 1) & (accumulators > 2 * registers // 3))
+    spills = (accumulators + 2 * vectors > registers - 2) | ((vectors > most) & (accumulators > 2 * registers // 3))
     return np.minimum(1.0, accumulators / 12) * np.where(spills, 0.4, 1.0)
 
 

@@ -32,7 +32,7 @@ _ORDERS = ("ic,kh,kw", "kh,ic,kw", "kh,kw,ic", "ic,kh,lane,kw")
 _OUTER = ("oc,oh,ow", "oh,oc,ow", "oh,ow,oc")
 _PAD = ("apart", "parallel", "tile")
 _ACCUMULATE = ("tile", "plane")
-_CHUNK_STEPS = 256
+_CHUNK_STEPS = 128
 """Multiply-adds per accumulator that make loading and storing it once per chunk of channels negligible."""
 _MOST_PASSES = 4
 _MAX_ROWS = 8
@@ -85,8 +85,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         k = self.columns(indices)
         accumulators = k["oc_tile"] * k["oh_tile"] * k["ow_tile"]
         fits = accumulators + k["oc_tile"] <= self.registers
-        ahead = (k["accumulate"] == "tile") & np.isin(k["order"], [o for o in _ORDERS if o.startswith("ic")])
-        fits &= ~k["prefetch"] | ahead
+        fits &= ~k["prefetch"] | _may_prefetch(k)
         # A handful of accumulators cannot hide the latency of a multiply-add; allow it only where nothing larger fits.
         return fits & (accumulators >= self._least_accumulators)
 
@@ -162,6 +161,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         best = self.decode(candidates[int(np.argmin(self._cost(self.columns(candidates))))])
         if best["accumulate"] == "plane":
             best["ic_chunk"] = self._least_chunk()
+            best["prefetch"] = bool(_may_prefetch(self.columns(self.encode(best)[None, :]))[0])
         elif not self.plain and self._weight_bytes > self.hardware.l1_bytes and int(best["oc_tile"]) < self.oc_blocks:
             # Calling for weights again with every row of tiles costs more than their first time saves.
             passes = 1 if best["outer"] == "oc,oh,ow" else self.out_h // int(best["oh_tile"])
@@ -184,7 +184,7 @@ class Conv2dSpace(blocks.AnchorSpace):
     def _cost(self, k: dict[str, NDArray]) -> NDArray[np.float64]:
         """Time (N,) in no particular unit, by the model of `default`."""
         d = self._derived(k)
-        compute = blocks.issue_rate(d["accumulators"], k["oc_tile"], self.registers)
+        compute = blocks.issue_rate(d["accumulators"], k["oc_tile"], self.registers, most=1 if self.plain else 2)
         compute /= 1 + 0.2 * np.maximum(0, d["loads"] - 0.65)
         # Traffic from beyond L2, in vector loads per multiply-add, for the operand that the loop order streams.
         l2 = 0.75 * self.hardware.l2_bytes
@@ -196,7 +196,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         input_passes = np.where(oc_first, self.oc_blocks / k["oc_tile"], 1)
         input_passes = np.where(self.data_bytes <= l2, 1, input_passes)
         plane = k["accumulate"] == "plane"
-        sheltered = plane & oc_first & (k["fused"] <= 2)
+        sheltered = _is_sheltered(k)
         weight_passes = np.where(oc_first & ((d["weight_tile"] <= l2) | sheltered), 1, rows)
         weight_passes = np.where(weights <= l2, 1, weight_passes)
         traffic = self.data_bytes * input_passes + weights * weight_passes
@@ -259,7 +259,8 @@ class Conv2dSpace(blocks.AnchorSpace):
         outer = [n, *(tiles[name] for name in str(config["outer"]).split(","))]
         fused = int(config["fused"])
         chunked = [ic_o] if plane else []
-        sch.reorder(*outer[:fused], *chunked, *outer[fused:], *order, oc_i, oh_i, ow_i, lane, *half)
+        # Channels inside pixels: the other way round LLVM keeps every pixel's input for the next channels, and spills.
+        sch.reorder(*outer[:fused], *chunked, *outer[fused:], *order, oh_i, ow_i, oc_i, lane, *half)
         parallel = sch.fuse(*outer[:fused]) if fused > 1 else outer[0]
         tile = outer[-1] if fused < len(outer) else parallel
         sch.reverse_compute_at(out, parallel if plane else tile)
@@ -274,29 +275,45 @@ class Conv2dSpace(blocks.AnchorSpace):
         blocks.vectorize_lanes(sch, lane, anchor, ic_o if plane else order[0])
         sch.vectorize(sch.get_loops(out)[-1])
         if config["prefetch"]:
-            argument = blocks.argument_of(self.func, weight)
-            sch.annotate(ic_o, prefetch.MARK, self._ahead(argument, config).text)
+            ahead, depth = self._ahead(blocks.argument_of(self.func, weight), config)
+            sch.annotate((ic_o, kh, kw)[depth], prefetch.MARK, ahead.text)
         return sch
 
-    def _ahead(self, argument: int, config: Mapping[str, KnobValue]) -> prefetch.Ahead:
-        """Weights of the next tile's channels to call for; positions are the anchor's loops."""
-        oc_tile, oh_tile, ow_tile = (int(config[name]) for name in ("oc_tile", "oh_tile", "ow_tile"))
+    def _ahead(self, argument: int, config: Mapping[str, KnobValue]) -> tuple[prefetch.Ahead, int]:
+        """Weights to call for, and the loop where: 0 for that of chunks, 1 and 2 for the kernel's rows and columns.
+
+        They are those of the next tile's channels, shared out among the tiles of pixels; of a plane, whose chunks are
+        around its tiles, those of its next chunk. (Behind the last chunk of a block of outputs lies the first of the
+        next, which is wanted soon.) Few tiles would call for many lines at once, which makes the core wait: then each
+        position of the kernel calls for a part.
+        """
+        oc_tile, oh_tile, ow_tile, chunk = (int(config[name]) for name in ("oc_tile", "oh_tile", "ow_tile", "ic_chunk"))
         rows, columns = self.out_h // oh_tile, self.out_w // ow_tile
-        oh, ow, icb = 2, 3, 5
+        oh, ow, icb, kh, kw = 2, 3, 5, 6, 7  # positions of the anchor's loops
         turn, turns = {
             "oc,oh,ow": (((oh, oh_tile, columns), (ow, ow_tile, 1)), rows * columns),
             "oh,oc,ow": (((ow, ow_tile, 1),), columns),
             "oh,ow,oc": ((), 1),
         }[str(config["outer"])]
-        return prefetch.Ahead(
+        plane = config["accumulate"] == "plane"
+        lines = chunk * self.kernel_h * self.kernel_w * self.in_lanes
+        depth = 0
+        for position, extent in ((kh, self.kernel_h), (kw, self.kernel_w)):
+            if (plane and not depth) or (turns < lines and config["order"] == _ORDERS[0]):
+                depth += 1
+                turn = (*((i, divisor, factor * extent) for i, divisor, factor in turn), (position, 1, 1))
+                turns *= extent
+        group, next_chunk = (0, chunk) if plane else (oc_tile, 0)
+        ahead = prefetch.Ahead(
             argument=argument,
-            place=((1, oc_tile), (icb, 0), (None, 0), (None, 0), (None, 0), (None, 0)),
+            place=((1, group), (icb, next_chunk), (None, 0), (None, 0), (None, 0), (None, 0)),
             rows=oc_tile,
             along=4,
-            lines=int(config["ic_chunk"]) * self.kernel_h * self.kernel_w * self.in_lanes,
+            lines=lines,
             turn=turn,
             turns=turns,
         )
+        return ahead, depth
 
     def _place_padding(self, sch: s_tir.Schedule, where: str, parallel: Any, tile: Any) -> None:
         if not self.has_pad:
@@ -309,3 +326,14 @@ class Conv2dSpace(blocks.AnchorSpace):
             sch.compute_at(pad, parallel if where == "parallel" else tile)
         if not self.plain:
             sch.vectorize(sch.get_loops(pad)[-1])
+
+
+def _is_sheltered(k: Mapping[str, NDArray]) -> NDArray[np.bool_]:
+    """Where a chunk of weights is read from beyond L1 once for all pixels of its output channels (N,)."""
+    return (k["accumulate"] == "plane") & (k["outer"] == _OUTER[0]) & (k["fused"] <= 2)
+
+
+def _may_prefetch(k: Mapping[str, NDArray]) -> NDArray[np.bool_]:
+    """Where it is known which weights come next (N,): the next channels', or those of a plane's next chunk."""
+    tile = (k["accumulate"] == "tile") & np.isin(k["order"], [order for order in _ORDERS if order.startswith("ic")])
+    return tile | (_is_sheltered(k) & (k["order"] == _ORDERS[0]))
