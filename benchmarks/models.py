@@ -13,6 +13,10 @@ Metrics (those of tuned artifacts are missing after --untuned-only):
     import_s_resnet50: seconds from file to fused tasks, without Python's and TVM's imports
     conv_share_of_peak: ResNet-50's convolutions inside the model: flops / seconds / peak; the flops are those of the
         direct algorithm, of which Winograd's needs a part
+    layers_at_90_share: of the time of a model's layers, the share of those that reach 90 % of peak; mean of the models.
+        A layer is a kernel whose roofline is arithmetic, not memory, and that takes more than 1 % of its model's time;
+        its flops are those of the direct algorithm, so a Winograd convolution that is as fast counts
+    layers_below_90: how many layers do not reach 90 %
     worst_default_vs_tuned: default over tuned latency, of the worst task that takes more than 1 % of its model's time
     sum_of_tasks_vs_model: the model's sum of task times over its latency, of the model farthest from 1
     models, models_failed, models_wrong, max_relative_difference: how many, and the worst error of our outputs
@@ -27,6 +31,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from benchmarks import output, suite
@@ -39,6 +44,10 @@ TUNED, _UNTUNED = "calumma", "calumma-untuned"
 _OURS = (TUNED, _UNTUNED)
 _TOLERANCE = 1e-3
 _PROFILED = "resnet50"
+_WEIGHTY = 0.01
+"""Share of its model's time above which a kernel counts as a layer."""
+_NEAR_PEAK = 0.9
+_WORST = 10
 Row = dict[str, Any]
 
 
@@ -88,10 +97,13 @@ def _run(options: argparse.Namespace) -> int:
     result = metrics(rows)
     text = _table(rows)
     print(f"\n{text}\n")
+    if below := layers_below_90(rows):
+        print(f"{_layer_table(below[:_WORST])}\n")
     for metric, value in _all_metrics(rows).items():
         print(f"{metric:32} {output.number(value, 1, '.4g')}")
     if options.json is not None:
-        output.write(options.json, result, rows, surroundings, settings=settings)
+        below = layers_below_90(rows)
+        output.write(options.json, result, rows, surroundings, settings=settings, layers_below_90=below)
     if options.readme:
         output.replace_section(output.ROOT / "README.md", "results", _summary(text, result, surroundings, settings))
     return 1 if result["models_failed"] or result["models_wrong"] else 0
@@ -130,8 +142,8 @@ def _measure(name: str, options: argparse.Namespace) -> Row:
                 spend = ["--db", folder / "tuned.db", "--budget", options.budget]
                 row["tune"] = calumma("tune", model, "-o", tuned, *spend, *common, needs=["latency_s"])
                 entries.insert(0, Contestant(TUNED, "calumma", str(tuned)))
-            if name == _PROFILED:
-                row["conv_share_of_peak"] = _conv_share_of_peak(model, tuned if tuned.exists() else untuned, common)
+            say("profiling")
+            row |= _profiled(tuned if tuned.exists() else untuned, common)
         except InputError as failed:
             row["error"] = str(failed)
         if entries:
@@ -195,7 +207,9 @@ def _all_metrics(rows: Sequence[Row]) -> dict[str, float | None]:
         "geomean_speedup_vs_best": over(_geomean, "speedup_vs_best"),
         "worst_speedup_vs_best": over(min, "speedup_vs_best"),
         "max_relative_difference": over(max, "difference"),
-        "conv_share_of_peak": over(max, "conv_share_of_peak"),
+        "conv_share_of_peak": next((r.get("conv_share_of_peak") for r in rows if r["model"] == _PROFILED), None),
+        "layers_at_90_share": over(mean, "layers_at_90_share"),
+        "layers_below_90": len(layers_below_90(rows)) if any("layers" in row for row in rows) else None,
         "import_s_resnet50": next((_import_s(row) for row in rows if row["model"] == _PROFILED), None),
         "sum_of_tasks_vs_model": _farthest_from_1(
             row["tune"]["latency_s"] / row["latency_s"][TUNED]
@@ -232,15 +246,60 @@ def _farthest_from_1(values: Iterable[float]) -> float | None:
     return max(values, key=lambda value: abs(math.log(value)) if value > 0 else math.inf, default=None)
 
 
-def _conv_share_of_peak(model: Path, artifact: Path, common: Sequence[str]) -> float:
-    """Flops of the convolutions over their seconds inside the model, over the machine's peak."""
-    listing = calumma("tasks", model, *common, needs=["tasks", "peak_gflop_per_s"])
-    profile = calumma("run", artifact, "--profile", *common, needs=["kernels"])
-    gflop = {task["name"]: task["weight"] * task["gflop"] for task in listing["tasks"] if "conv" in task["anchor"]}
-    seconds = sum(kernel["ms"] for kernel in profile["kernels"] if kernel["kernel"] in gflop) / 1e3
-    if not seconds:
-        raise InputError(f"no kernel of {sorted(gflop)} is in the profile of {model.name}")
-    return sum(gflop.values()) / seconds / listing["peak_gflop_per_s"]
+def _profiled(artifact: Path, common: Sequence[str]) -> Row:
+    """What the profile of an artifact tells: its layers' shares of peak."""
+    profile = calumma("run", artifact, "--profile", *common, needs=["kernels", "profile"])
+    return layers(profile["kernels"], profile["profile"]["peak_gflop_per_s"])
+
+
+def layers(kernels: Sequence[Row], peak_gflop_per_s: float) -> Row:
+    """The layers of a model and what the metrics are made of; kernels are rows of `calumma run --profile`."""
+    found = [
+        {key: kernel[key] for key in ("kernel", "output", "calls", "ms", "share")}
+        | {"of_peak": kernel["gflop_per_s"] / peak_gflop_per_s}
+        for kernel in kernels
+        if kernel["limit"] == "compute" and kernel["share"] > _WEIGHTY
+    ]
+    row: Row = {"layers": found}
+    total_ms = sum(layer["ms"] for layer in found)
+    if total_ms:
+        near_ms = sum(layer["ms"] for layer in found if layer["of_peak"] >= _NEAR_PEAK)
+        row["layers_at_90_share"] = near_ms / total_ms
+    convolutions = [kernel for kernel in kernels if "conv2d" in kernel["kernel"]]
+    seconds = sum(kernel["ms"] for kernel in convolutions) / 1e3
+    if seconds:
+        gflop = sum(kernel["gflop_per_s"] * kernel["ms"] / 1e3 for kernel in convolutions)
+        row["conv_share_of_peak"] = gflop / seconds / peak_gflop_per_s
+    return row
+
+
+def layers_below_90(rows: Iterable[Row]) -> list[Row]:
+    """Layers of all models that do not reach 90 % of peak, farthest first."""
+    found = [
+        {"model": row["model"], **layer}
+        for row in rows
+        for layer in row.get("layers", ())
+        if layer["of_peak"] < _NEAR_PEAK
+    ]
+    return sorted(found, key=lambda layer: layer["of_peak"])
+
+
+def _layer_table(below: Iterable[Row]) -> str:
+    body = [
+        [
+            layer["model"],
+            layer["kernel"],
+            "x".join(map(str, layer["output"])),
+            str(layer["calls"]),
+            format(layer["ms"] / layer["calls"] * 1e3, ".0f"),
+            format(layer["share"], ".1%"),
+            format(layer["of_peak"], ".0%"),
+        ]
+        for layer in below
+    ]
+    return output.markdown(
+        ["model", "layer below 90 %", "output", "calls", "us a call", "share of time", "of peak"], body
+    )
 
 
 def line(name: str, row: Row) -> str:

@@ -268,6 +268,31 @@ def test_metrics():
     assert "conv_share_of_peak" not in found
 
 
+def _kernel(name: str, limit: str | None, ms: float, gflop_per_s: float | None, share: float = 0.2) -> dict:
+    kernel = {"kernel": name, "output": [1, 16], "calls": 1, "ms": ms, "share": share}
+    return kernel | {"gflop_per_s": gflop_per_s, "limit": limit}
+
+
+def test_layers_near_their_peak():
+    near, far = _kernel("fused_conv2d", "compute", 3.0, 95.0), _kernel("fused_dense", "compute", 1.0, 50.0)
+    no_layers = [
+        _kernel("fused_conv2d1", "compute", 1.0, 10.0, share=0.01),
+        _kernel("fused_dense1", "memory", 1.0, 10.0),
+        _kernel("unblock", None, 1.0, None),
+    ]
+    row = models.layers([near, far, *no_layers], peak_gflop_per_s=100.0)
+    assert row["layers_at_90_share"] == pytest.approx(0.75)
+    assert row["conv_share_of_peak"] == pytest.approx((0.95 * 3.0 + 0.10 * 1.0) / 4.0)
+    assert "layers_at_90_share" not in models.layers(no_layers, 100.0)
+
+    rows = [_bench_row("vgg19", 1.0, 1.0) | row, _bench_row("resnet50", 1.0, 1.0) | models.layers([near], 100.0)]
+    (below,) = models.layers_below_90(rows)
+    assert (below["model"], below["kernel"], below["of_peak"]) == ("vgg19", "fused_dense", pytest.approx(0.5))
+    found = models.metrics(rows)
+    assert found["layers_at_90_share"] == pytest.approx((0.75 + 1.0) / 2) and found["layers_below_90"] == 1
+    assert found["conv_share_of_peak"] == pytest.approx(0.95)
+
+
 def test_a_model_that_failed_is_counted():
     failed = {"model": "bert", "error": "calumma compile: exit status 2", "race": None}
     found = models.metrics([failed])

@@ -345,7 +345,7 @@ def test_run_profiles(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert [kernel["kernel"] for kernel in document["kernels"]] == ["fused_dense", "unblock", "fused_pool"]
     assert document["kernels"][0]["output"] == [2, 16]
     assert document["profile"] == pytest.approx(
-        {"kernels_s": 4.1e-3, "copies_s": 0.1e-3, "latency_s": 4e-3, "agreement": 1.05}
+        {"kernels_s": 4.1e-3, "copies_s": 0.1e-3, "latency_s": 4e-3, "agreement": 1.05, "peak_gflop_per_s": 2000.0}
     )
 
 

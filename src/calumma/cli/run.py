@@ -209,6 +209,7 @@ def _profile(out: Output, artifact: Artifact, feeds: Arrays, repeat: int) -> dic
             "copies_s": profile.copies_s,
             "latency_s": profile.latency_s,
             "agreement": together_s / profile.latency_s,
+            "peak_gflop_per_s": peak and peak / 1e9,
         },
     }
 
