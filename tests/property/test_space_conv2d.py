@@ -187,6 +187,27 @@ def test_weights_are_called_for_once_or_more_before_they_are_used(kernel, tile, 
             assert lines <= called
 
 
+def test_what_is_added_is_called_for_a_tile_ahead():
+    shape, weight = (1, 2, 6, 8, 16), (2, 2, 1, 1, 16, 16)
+
+    def layer(x, w, bias, shortcut):
+        return topi.add(topi.add(conv.conv2d(x, w, ONE, conv.Band(2)), bias), shortcut)
+
+    func = prim_func(layer, shape, weight, (1, 2, 1, 1, 16), shape)
+    space = Conv2dSpace(func, tvm_compat.hardware_for(), 1)
+    assert space.addends == [3], "neither the input of the same shape, nor the bias"
+    config = space.decode(space.default()) | {"oc_tile": 2, "oh_tile": 2, "ow_tile": 4, "ic_chunk": 1}
+    called = set()
+    for ahead in space._addends(config):
+        for channels in range(2):
+            at = [0, 0, 2, 0, 0, channels, 0, 0]
+            start = [(0 if i is None else at[i]) + offset for i, offset in ahead.place]
+            turn = sum(at[i] // divisor * factor for i, divisor, factor in ahead.turn)
+            for line in prefetch.share(turn, ahead.turns, ahead.lines):
+                called |= {(start[1] + row, start[2], start[3] + int(line)) for row in range(ahead.rows)}
+    assert {(oc, oh, ow) for oc in (0, 1) for oh in (2, 3) for ow in (4, 5, 6, 7)} <= called
+
+
 def test_the_default_fills_the_registers_and_the_threads():
     window, band = SAME, conv.Band(4)
     func = prim_func(lambda x, w: conv.conv2d(x, w, window, band), (1, 4, 56, 56, 16), (4, 4, 3, 3, 16, 16))

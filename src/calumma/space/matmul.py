@@ -172,7 +172,7 @@ class MatmulSpace(blocks.AnchorSpace):
         self._vectorize_out(sch, out)
         if config["prefetch"]:
             argument = blocks.argument_of(self.func, weight)
-            sch.annotate(k_o, prefetch.MARK, self._ahead(argument, config).text)
+            sch.annotate(k_o, prefetch.MARK, prefetch.text_of([self._ahead(argument, config)]))
         return sch
 
     def _ahead(self, argument: int, config: Mapping[str, KnobValue]) -> prefetch.Ahead:

@@ -1,4 +1,4 @@
-"""Weights called for before they are needed.
+"""Arguments called for before they are needed: weights, and what a convolution adds to its result.
 
 A convolution uses the weights of a group of output channels in several turns (the tiles of pixels), and reads those of
 the next group right afterwards. Each turn calls for its share of the next group's cache lines, so that they come from
@@ -13,6 +13,7 @@ put in when the function is built.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 MARK = "calumma.prefetch"
-"""Annotation of the loop at whose start lines are called for: the text of an `Ahead`."""
+"""Annotation of the loop at whose start lines are called for: the text of some `Ahead`."""
 _READ, _INTO_L2, _DATA = 0, 2, 1
 
 
@@ -37,7 +38,7 @@ class Ahead:
     place: tuple[tuple[int | None, int], ...]
     """Index on each of its axes: the value at a position (or 0 for None), plus an offset."""
     rows: int
-    """So many consecutive indices of the first axis."""
+    """So many consecutive indices of axis `row_axis`."""
     along: int
     """Axis along which `lines` cache lines follow each other, one per index."""
     lines: int
@@ -45,14 +46,10 @@ class Ahead:
     """In which turn this is: the sum of value at a position // divisor * factor."""
     turns: int
     """The lines are shared out among so many turns."""
-
-    @property
-    def text(self) -> str:
-        return json.dumps(asdict(self))
+    row_axis: int = 0
 
     @classmethod
-    def from_text(cls, text: str) -> Ahead:
-        fields = json.loads(text)
+    def _from_fields(cls, fields: Mapping[str, Any]) -> Ahead:
         place, turn = (tuple(tuple(item) for item in fields[name]) for name in ("place", "turn"))
         return cls(**{**fields, "place": place, "turn": turn})
 
@@ -65,10 +62,15 @@ class Ahead:
         for line_number in share(turn, self.turns, self.lines):
             for row in range(self.rows):
                 index = list(start)
-                index[0] = index[0] + row
+                index[self.row_axis] = index[self.row_axis] + row
                 index[self.along] = index[self.along] + line_number
                 found.append(buffer[tuple(index)])
         return found
+
+
+def text_of(aheads: Iterable[Ahead]) -> str:
+    """The value of a mark."""
+    return json.dumps([asdict(ahead) for ahead in aheads])
 
 
 def share(turn: Any, turns: int, lines: int) -> list[Any]:
@@ -96,7 +98,7 @@ def _inserted(func: tirx.PrimFunc) -> tirx.PrimFunc:
     def visit(loop: tirx.For) -> tirx.For:
         if MARK not in loop.annotations:
             return loop
-        ahead = Ahead.from_text(str(loop.annotations[MARK]))
+        aheads = [Ahead._from_fields(fields) for fields in json.loads(str(loop.annotations[MARK]))]
         inner: list[Any] = []
         realized: list[Any] = []
         tvm_ffi.structural_walk(loop.body, (tirx.For, lambda each: inner.append(each.loop_var)))
@@ -107,7 +109,7 @@ def _inserted(func: tirx.PrimFunc) -> tirx.PrimFunc:
             tvm_ffi.structural_map(value, (tirx.Var, lambda variable: start.get(variable, variable)))
             for value in block.iter_values
         ]
-        calls = [line(element) for element in ahead.elements(func.params[ahead.argument], at)]
+        calls = [line(element) for ahead in aheads for element in ahead.elements(func.params[ahead.argument], at)]
         annotations = {key: value for key, value in loop.annotations.items() if key != MARK}
         body = tirx.SeqStmt([*calls, loop.body])
         return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, annotations=annotations)
