@@ -31,7 +31,8 @@ from calumma.tasks.roofline import MachineLimits, bound_s
 VERSION = 1
 """Grows when a column means something else: weights of another version are refused."""
 
-_RELATIVE = "-default"
+RELATIVE = "-default"
+"""Suffix of the columns that are differences from the default configuration's."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TaskView:
     def names(self) -> tuple[str, ...]:
         """Names of the columns of `table`."""
         own = [*(self.space.feature_names[i] for i in self._kept), "estimate"]
-        return (*self.shared, *own, *(name + _RELATIVE for name in own))
+        return (*self.shared, *own, *(name + RELATIVE for name in own))
 
     def table(self, indices: Indices) -> NDArray[np.float32]:
         """Configurations (N, D) -> (N, T + 2 C)."""

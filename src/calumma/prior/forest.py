@@ -17,6 +17,8 @@ Floats = NDArray[np.float32]
 
 BLOCK = 4096
 """Rows of one pass: their answers to one tree's questions stay in the caches."""
+ANSWERS = 1 << 18
+"""Of one pass over as many trees as that allows: of few rows many trees, of many rows one."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,18 @@ class Forest:
     def _block(self, table: Floats) -> Floats:
         columns = np.ascontiguousarray(table.T)
         result = np.zeros((self.members, len(table)), np.float32)
-        place = np.arange(len(table))
+        inner = self.features.shape[2]
+        together = max(1, ANSWERS // (inner * max(1, len(table))))
         for member in range(self.members):
-            for features, thresholds, leaves in zip(
-                self.features[member], self.thresholds[member], self.leaves[member], strict=True
-            ):
-                answers = (columns[features] >= thresholds[:, None]).ravel()
-                node = answers[: len(place)] + 1
+            for start in range(0, self.features.shape[1], together):
+                group = slice(start, start + together)
+                features, thresholds = self.features[member, group], self.thresholds[member, group]
+                answers = (columns[features] >= thresholds[:, :, None]).ravel()  # (trees, inner, rows)
+                place = np.arange(len(table)) + len(table) * inner * np.arange(len(features))[:, None]
+                node = answers[place] + 1
                 for _ in range(self.depth - 1):
-                    node = 2 * node + 1 + answers[node * len(place) + place]
-                result[member] += leaves[node - len(features)]
+                    node = 2 * node + 1 + answers[node * len(table) + place]
+                values = np.take_along_axis(self.leaves[member, group], node - inner, axis=1)
+                for tree in values:  # in this order, whatever the number of rows
+                    result[member] += tree
         return result
