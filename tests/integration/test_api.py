@@ -122,8 +122,8 @@ def shuffle_units(m: Model) -> str:
 
 
 @network
-def split_units(m: Model) -> str:
-    """Units of ShuffleNet V2: a split of the channels, a branch of one half, a concatenation, a shuffle."""
+def split_units(m: Model) -> tuple[str, ...]:
+    """Units of ShuffleNet V2: a split of the channels, a branch of one half, a concatenation, a shuffle; slices."""
     x = m.op("Relu", m.conv(m.input(1, 3, 10, 10), (3, 58), strides=[2, 2]))
     for _ in range(2):
         left, right = m.op("Split", x, np.array([29, 29]), outputs=2, axis=1)
@@ -131,7 +131,10 @@ def split_units(m: Model) -> str:
         right = m.op("Relu", m.conv(m.conv(right, (29, 29), groups=29), (29, 29), 1))
         x = m.op("Reshape", m.op("Concat", left, right, axis=1), np.array([1, 2, 29, 5, 5]))
         x = m.op("Reshape", m.op("Transpose", x, perm=[0, 2, 1, 3, 4]), np.array([1, 58, 5, 5]))
-    return m.conv(x, (58, 40), 1)
+    few, many, none = m.op("Split", x, np.array([7, 50, 1]), outputs=3, axis=1)
+    odd = m.op("Slice", x, np.array([-40]), np.array([1000]), np.array([1]))
+    gated = m.op("Mul", m.op("Slice", many, np.array([0]), np.array([25]), np.array([1])), m.op("Sigmoid", none))
+    return m.conv(few, (7, 12), 1), m.conv(odd, (40, 40)), m.conv(odd, (40, 8), 1, groups=2), gated, m.conv(x, (58, 40))
 
 
 @network

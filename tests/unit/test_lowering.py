@@ -56,7 +56,7 @@ def test_holes_of_joined_tensors_meet_zero_weights(lanes):
     m = Model()
     x = m.input(1, 3, 8, 8)
     joined = m.op("Concat", m.conv(x, (3, 17)), m.conv(x, (3, 20)), axis=1)
-    graph = lowered(m, m.conv(joined, (37, 24), 1, bias=False), lanes=lanes)
+    graph = lowered(m, m.conv(joined, (37, 24), bias=False), lanes=lanes)
     assert graph.layout_transforms == 1
     blocks = -(-17 // lanes) + -(-20 // lanes)
     (packed,) = (p for p in graph.params if p.ndim == 6)
@@ -102,6 +102,27 @@ def test_units_of_shufflenet_copy_nothing_but_a_concatenation():
     found = kernels(graph)
     assert sum("block" in name for name in found) == 2
     assert any("relu" in name and "block" in name for name in found)
+
+
+def test_units_of_shufflenet_v2_copy_only_the_half_that_they_keep():
+    m = Model()
+    x = m.conv(m.input(1, 3, 8, 8), (3, 116))
+    for _ in range(2):
+        left, right = m.op("Split", x, np.array([58, 58]), outputs=2, axis=1)
+        right = m.conv(m.conv(m.conv(right, (58, 58), 1), (58, 58), groups=58), (58, 58), 1)
+        x = shuffle(m, m.op("Concat", left, right, axis=1), 2, 116, 8)
+    graph = lowered(m, m.op("GlobalAveragePool", x))
+    assert graph.layout_transforms == 3  # one per unit, and at the output
+    assert sum("block" in name for name in kernels(graph)) == 2  # both units' is the same kernel
+
+
+def test_a_slice_that_others_than_convolutions_read_leaves_no_holes():
+    m = Model()
+    x = m.conv(m.input(1, 3, 8, 8), (3, 64))
+    part = m.op("Slice", x, np.array([-40]), np.array([-8]), np.array([1]))
+    graph = lowered(m, m.op("Relu", part), m.conv(part, (32, 16), 1, bias=False))
+    (packed,) = (p for p in graph.params if p.ndim == 6)
+    assert packed.shape == (1, 2, 1, 1, LANES, LANES)
 
 
 @pytest.mark.parametrize("lanes", [8, 16])

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tvm
 from numpy.typing import NDArray
-from tvm import ir, relax, te, topi
+from tvm import ir, relax, te, tirx, topi
 
 from calumma.core.errors import InputError, ModelError
 from calumma.core.values import TensorSpec
@@ -104,7 +104,8 @@ class _Lowering:
         self.graph = graph
         self.lanes = lanes
         self._contractions = _contractions(graph, lanes) if precision == "bf16" else frozenset()
-        self._orders = _orders(graph, lanes)
+        self.users = graph.users()
+        self._orders = _orders(graph, self.users, lanes)
         self._narrow = _sources(self._contractions) | _joined(graph, self._contractions)
         self.builder = relax.BlockBuilder()
         self.values: dict[Node, Any] = {}
@@ -458,13 +459,12 @@ def _joined(graph: Graph, contractions: frozenset[Node]) -> frozenset[Node]:
 # -- order of channels ---------------------------------------------------------------------------------
 
 
-def _orders(graph: Graph, lanes: int) -> dict[Node, Slots]:
+def _orders(graph: Graph, users: dict[Node, list[Node]], lanes: int) -> dict[Node, Slots]:
     """The slots in which to store what is added to the result of a gathered convolution: that convolution's.
 
     Only for values that are brought into order anyway, or whose channels lie as their parts' did: one kernel then
     applies activations and reorders for all readers. The chain of residual sums behind keeps the order.
     """
-    users = graph.users()
     found: dict[Node, Slots] = {}
     for node in graph.nodes():
         slots = _grouped_slots(node, lanes, in_order=True) if node.op == "nn.conv2d" else None
@@ -575,14 +575,17 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
 
 
 def _gathered_conv2d(lo: _Lowering, node: Node, source: Value, window: conv.Window) -> Value | None:
-    """A grouped 1x1 convolution that reads its channels wherever they are, or None where it is better banded."""
+    """A 1x1 convolution that reads its channels wherever they are, or None where it better reads whole blocks."""
     data, weight = node.args[:2]
     source = lo.to_blocked(source)
-    in_order = np.array_equal(source.slot_map, lo.identity_slots(data.shape[1]))
-    out_slots = _grouped_slots(node, lo.lanes, in_order=in_order)
+    groups = int(node.attrs.groups)
+    if groups == 1:
+        out_slots = lo.identity_slots(node.shape[1]) if _reads_part(lo, node, source.slot_map) else None
+    else:
+        in_order = np.array_equal(source.slot_map, lo.identity_slots(data.shape[1]))
+        out_slots = _grouped_slots(node, lo.lanes, in_order=in_order)
     if out_slots is None:
         return None
-    groups = int(node.attrs.groups)
     gathering = conv.gathering_of(out_slots, source.slot_map, node.shape[1], data.shape[1], groups, lo.lanes)
     expr = lo.emit(
         lambda x, w, where: conv.conv2d_gathered(x, w, where, window),
@@ -600,13 +603,71 @@ def _gathered_conv2d(lo: _Lowering, node: Node, source: Value, window: conv.Wind
 
 def _grouped_slots(node: Node, lanes: int, *, in_order: bool) -> Slots | None:
     """The output slots of a grouped convolution that gathers its input; None for any other."""
-    data, weight = node.args[:2]
-    attrs, groups = node.attrs, int(node.attrs.groups)
-    if weight.op != CONSTANT or (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "OIHW") or node.dtype != "float32":
+    groups = int(node.attrs.groups)
+    if groups == 1 or not _may_gather(node):
         return None
-    if groups == 1 or weight.shape[2:] != (1, 1) or any(_ints(attrs.padding)):
+    return conv.grouped_slots(node.shape[1], node.args[0].shape[1], groups, lanes, in_order=in_order)
+
+
+def _may_gather(node: Node) -> bool:
+    """Whether a convolution's window and padding let it read single slots."""
+    attrs, weight = node.attrs, node.args[1]
+    blocked = weight.op == CONSTANT and (attrs.data_layout, attrs.kernel_layout) == ("NCHW", "OIHW")
+    return blocked and node.dtype == "float32" and weight.shape[2:] == (1, 1) and not any(_ints(attrs.padding))
+
+
+def _reads_part(lo: _Lowering, node: Node, slots: Slots) -> bool:
+    """Whether a convolution in one group had better leave out the holes of its input: a part of the channels."""
+    channels = node.args[0].shape[1]
+    few = len(slots) - channels >= lo.lanes and channels <= 0.875 * len(slots)
+    return few and int(node.attrs.groups) == 1 and not lo.narrows(node) and _may_gather(node)
+
+
+def _part(lo: _Lowering, node: Node, source: Value, start: int) -> Value:
+    """Some channels of a blocked value: itself with more holes where that is all its readers want, else a copy."""
+    within = source.slot_map - start
+    slots = np.where((source.slot_map >= start) & (within < node.shape[1]), within, -1)
+    part = Value(source.expr, node.shape, slots)
+    if all(reader.op == "nn.conv2d" and _reads_part(lo, reader, slots) for reader in lo.users[node]):
+        return part
+    held = slots[slots >= 0]
+    return lo.to_blocked(part, np.concatenate([held, np.full(-len(held) % lo.lanes, -1, np.int64)]))
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A blocked value and the channels at which its parts begin."""
+
+    source: Value
+    starts: tuple[int, ...]
+
+
+def _split(lo: _Lowering, node: Node) -> _Split | None:
+    data, attrs = node.args[0], node.attrs
+    if len(data.shape) != 4 or int(attrs.axis) % 4 != 1 or data.dtype != "float32" or data.op == CONSTANT:
         return None
-    return conv.grouped_slots(node.shape[1], data.shape[1], groups, lanes, in_order=in_order)
+    source = lo.stored(data)
+    if source.slots is None:
+        return None
+    where = attrs.indices_or_sections
+    if isinstance(where, (int, tirx.IntImm)):
+        size = -(-data.shape[1] // int(where))
+        return _Split(source, tuple(range(0, data.shape[1], size)))
+    starts = (0, *_ints(where))
+    has_empty = any(start >= end for start, end in zip(starts, (*starts[1:], data.shape[1]), strict=True))
+    return None if has_empty else _Split(source, starts)
+
+
+def _slice(lo: _Lowering, node: Node) -> Value | None:
+    data, *bounds = node.args
+    if len(data.shape) != 4 or data.dtype != "float32" or data.op == CONSTANT:
+        return None
+    axes, begin, _, *strides = ([int(item.value) for item in bound] for bound in bounds)
+    source = lo.stored(data)
+    if source.slots is None or axes != [1] or strides not in ([], [[1]]) or node.shape[1] == 0:
+        return None
+    start = begin[0] + data.shape[1] if begin[0] < 0 else begin[0]
+    return _part(lo, node, source, max(start, 0))
 
 
 def _pool2d(lo: _Lowering, node: Node) -> Value | None:
@@ -859,10 +920,12 @@ def _take(lo: _Lowering, node: Node) -> Value | None:
 
 def _tuple_item(lo: _Lowering, node: Node) -> Value:
     source = lo.values[node.args[0]]
+    if isinstance(source, _Split):
+        return _part(lo, node, source.source, source.starts[node.attrs.index])
     return Value(lo.builder.emit(relax.TupleGetItem(source.expr, node.attrs.index)), node.shape)
 
 
-_RULES: dict[str, Callable[[_Lowering, Node], Value | None]] = {
+_RULES: dict[str, Callable[[_Lowering, Node], Any]] = {
     "nn.conv2d": _conv2d,
     "nn.max_pool2d": _pool2d,
     "nn.avg_pool2d": _pool2d,
@@ -879,6 +942,8 @@ _RULES: dict[str, Callable[[_Lowering, Node], Value | None]] = {
     "nn.layer_norm": _layer_norm,
     "permute_dims": _permute,
     "take": _take,
+    "split": _split,
+    "strided_slice": _slice,
     TUPLE_ITEM: _tuple_item,
     **dict.fromkeys(elementwise.UNARY, _unary),
     **dict.fromkeys(elementwise.BINARY, _binary),
