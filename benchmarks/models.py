@@ -63,6 +63,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", default="120s", help="for tuning each model")
     parser.add_argument("--against", type=output.names, default=("onnxruntime", "openvino", "torch"), metavar="A,B")
     parser.add_argument("--rounds", type=int, default=10, help="turns of every runtime")
+    parser.add_argument("--databases", type=Path, metavar="FOLDER", help="keep what the tunings measured there")
     parser.add_argument("--untuned-only", action="store_true", help="compile, do not tune")
     parser.add_argument("--resume", action="store_true", help="keep the models that are in the JSON file")
     parser.add_argument("--readme", action="store_true", help="write the table to README.md")
@@ -76,6 +77,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     output.check_models(options.models, suite.names())
+    if options.databases is not None:
+        options.databases.mkdir(parents=True, exist_ok=True)
     peers(options.against, None)  # a wrong name is refused before an hour of work
     settings = {
         "budget": None if options.untuned_only else options.budget,
@@ -139,7 +142,9 @@ def _measure(name: str, options: argparse.Namespace) -> Row:
             entries.append(Contestant(_UNTUNED, "calumma", str(untuned)))
             if not options.untuned_only:
                 say(f"tuning, {options.budget}")
-                spend = ["--db", folder / "tuned.db", "--budget", options.budget]
+                database = folder / "tuned.db" if options.databases is None else options.databases / f"{name}.db"
+                database.unlink(missing_ok=True)  # of an earlier run: nothing is known of a model when it is tuned
+                spend = ["--db", database, "--budget", options.budget]
                 row["tune"] = calumma("tune", model, "-o", tuned, *spend, *common, needs=["latency_s"])
                 entries.insert(0, Contestant(TUNED, "calumma", str(tuned)))
             say("profiling")
