@@ -91,3 +91,30 @@ def test_same_outputs_as_torch(module: type[nn.Module], inputs: list[tuple[int, 
         expected = torch.utils._pytree.tree_leaves(model.eval()(*tensors))
     for found, reference in zip(artifact.run(feeds), expected, strict=True):
         np.testing.assert_allclose(found, reference.numpy(), rtol=1e-4, atol=1e-4)
+
+
+class Indexed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(7, 6, 5))
+
+    def forward(self, i: Any, j: Any) -> Any:
+        x = self.table
+        return x[i], x[i, j], x[:, i, j], x[i, :, j], x[..., j], x[:5, 0].gather(0, i.abs()), x[j, j, j]
+
+
+def test_indices_count_from_the_end_and_stay_inside() -> None:
+    torch.manual_seed(0)
+    model, i, j = Indexed(), torch.tensor([[0, -1, 2], [3, -4, 1]]), torch.tensor([1, 0, -2])
+    artifact = compiled(import_model(model, example_inputs=(i, j)))
+    names = [spec.name for spec in artifact.inputs]
+    with torch.no_grad():
+        expected = model(i, j)
+    for found, reference in zip(
+        artifact.run(dict(zip(names, (i.numpy(), j.numpy()), strict=True))), expected, strict=True
+    ):
+        np.testing.assert_array_equal(found, reference.numpy())
+    for outside in (10**12, -(10**12)):  # torch raises; memory of others is read in no case
+        feeds = dict(zip(names, (np.full((2, 3), outside), np.full(3, outside)), strict=True))
+        at_the_end = [model.table.detach().numpy()[-1 if outside > 0 else 0]] * 6
+        np.testing.assert_array_equal(artifact.run(feeds)[0].reshape(6, 6, 5), at_the_end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,14 +76,50 @@ def _pad(mode: str) -> Callable:
     return pad
 
 
+def _within(index: relax.Expr, size: int) -> relax.Expr:
+    """An index counted from the start, where torch counts negative ones from the end; clamped to the axis."""
+    zero, least, most = (relax.const(value, str(index.ty.dtype.dtype)) for value in (0, size, size - 1))
+    index = relax.op.where(relax.op.less(index, zero), relax.op.add(index, least), index)
+    return relax.op.minimum(relax.op.maximum(index, zero), most)
+
+
+def _indexed(x: relax.Expr, indices: Sequence[relax.Expr | None]) -> relax.Expr:
+    """x[..., i, j, ...]: one `take` of the indexed axes laid side by side. TVM's own conversion does not know negative
+    indices, takes an outer product where slices come first, and reads foreign memory where an index is outside."""
+    sizes = [int(size) for size in x.ty.shape]
+    given = {axis: index for axis, index in enumerate(indices) if index is not None}
+    axes = list(given)
+    rest = [axis for axis in range(len(sizes)) if axis not in axes]
+    place, *others = (_within(index, sizes[axis]) for axis, index in given.items())
+    for axis, other in zip(axes[1:], others, strict=True):
+        size = relax.const(sizes[axis], str(given[axis].ty.dtype.dtype))
+        place = relax.op.add(relax.op.multiply(place, size), other)
+    if len(axes) == 1:
+        return relax.op.take(x, place, axes[0])
+    count = math.prod(sizes[axis] for axis in axes)
+    rows = relax.op.reshape(relax.op.permute_dims(x, [*axes, *rest]), [count, *(sizes[axis] for axis in rest)])
+    taken = relax.op.take(rows, place, 0)
+    if axes != list(range(axes[0], axes[-1] + 1)):
+        return taken  # torch puts the indices' axes first where the indexed ones are apart
+    ndim = max(index.ty.ndim for index in given.values())
+    slices = [ndim + i for i in range(len(rest))]
+    return relax.op.permute_dims(taken, [*slices[: axes[0]], *range(ndim), *slices[axes[0] :]])
+
+
+def _gathered(x: relax.Expr, dim: int, index: relax.Expr) -> relax.Expr:
+    return relax.op.gather_elements(x, _within(index, int(x.ty.shape[dim])), dim % x.ty.ndim)
+
+
 _OPERATORS: dict[str, Callable[..., relax.Expr]] = {
     "amax.default": _reduction(relax.op.max),
     "amin.default": _reduction(relax.op.min),
     "min.dim": _smallest,
+    "index.Tensor": _indexed,
+    "gather.default": _gathered,
     **{f"reflection_pad{n}d.default": _pad("reflect") for n in (1, 2, 3)},
     **{f"replication_pad{n}d.default": _pad("replicate") for n in (1, 2, 3)},
 }
-"""Core ATen operators that TVM's converter lacks: functions of their arguments."""
+"""Core ATen operators that TVM's converter lacks or does not do right: functions of their arguments."""
 
 
 class _Importer(ExportedProgramImporter):
