@@ -9,7 +9,9 @@ from tvm import relax
 
 from calumma.core.errors import ModelError
 from calumma.frontend.graph import from_relax
+from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import lower
+from tests.compiled_model import compiled
 from tests.integration.test_import_onnx import Zoo
 
 # Windows of stride 2 over rows of 9 give outputs narrower than a vector.
@@ -60,6 +62,24 @@ def test_scans_sorting_and_scattering() -> None:
     zoo.add("ScatterND", rows, np.array([[0], [4]]), zoo.feed(zoo.random(2, 9)))
     zoo.add("Gather", x, np.array(1), axis=2)
     zoo.check()
+
+
+def test_computed_indices_count_from_the_end_and_are_clamped() -> None:
+    zoo = Zoo(17)
+    rows, updates = zoo.feed(zoo.random(4, 3)), zoo.feed(zoo.random(2, 3))
+    elements = zoo.feed(np.array([[0, -1, 2], [3, -4, 1]]))
+    points = zoo.feed(np.array([[0, 2], [-1, -3]]))
+    zoo.add("GatherElements", rows, elements, axis=0)
+    zoo.add("GatherND", rows, points)
+    zoo.add("ScatterElements", rows, elements, updates, axis=0)
+    zoo.add("ScatterND", rows, zoo.feed(np.array([[1], [-1]])), updates)
+    zoo.check()
+    model = compiled(import_model(zoo.proto().SerializeToString()))
+    for value, nearest in ((10**9, zoo.feeds[rows][-1]), (-(10**9), zoo.feeds[rows][0])):
+        feeds = zoo.feeds | {name: np.full_like(zoo.feeds[name], value) for name in (elements, points)}
+        gathered, picked, *_ = model.run(feeds)  # what is scattered to one place is any of it
+        np.testing.assert_array_equal(gathered, [nearest, nearest])
+        np.testing.assert_array_equal(picked, [nearest[-1 if value > 0 else 0]] * 2)
 
 
 def test_float64_is_computed_in_float64() -> None:

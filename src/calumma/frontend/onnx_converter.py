@@ -21,6 +21,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from calumma.core.errors import ModelError
 from calumma.frontend.importer import reason
+from calumma.frontend.indices import within
 
 
 @functools.cache
@@ -116,6 +117,8 @@ class _Importer(onnx_frontend.ONNXGraphImporter):
         try:
             if op_name in _PREPARATIONS:
                 _PREPARATIONS[op_name](inputs, attrs)
+            if op_name in _INDEXED:
+                inputs[1] = self.bb.emit(within(inputs[1], _INDEXED[op_name](inputs, attrs)))
             result = super()._convert_operator(op_name, inputs, attrs, opset)
             if isinstance(result, relax.Expr) and isinstance(result.ty, relax.TensorType):
                 self._check_type(name, result.ty)
@@ -184,6 +187,23 @@ def _check_resize(inputs: list, attrs: dict) -> None:
             f"scales {scales.tolist()} of {sizes.tolist()} give no whole sizes; export it with sizes instead of scales"
         )
 
+
+def _axis_size(inputs: list, attrs: dict) -> int:
+    return int(inputs[0].ty.shape[attrs.get("axis", 0)])
+
+
+def _column_sizes(inputs: list, attrs: dict) -> list[int]:
+    first = attrs.get("batch_dims", 0)
+    return [int(size) for size in inputs[0].ty.shape][first : first + int(inputs[1].ty.shape[-1])]
+
+
+_INDEXED: dict[str, Callable[[list, dict], int | list[int]]] = {
+    "GatherElements": _axis_size,
+    "GatherND": _column_sizes,
+    "ScatterElements": _axis_size,
+    "ScatterND": _column_sizes,
+}
+"""Operators that take positions, and the sizes of the axes that these are in."""
 
 _PREPARATIONS: dict[str, Callable[[list, dict], None]] = {
     "Conv": _use_explicit_padding,

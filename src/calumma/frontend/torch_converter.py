@@ -13,6 +13,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from calumma.core.errors import ModelError
 from calumma.frontend.importer import reason
+from calumma.frontend.indices import within
 
 
 def operator_name(node: torch.fx.Node) -> str:
@@ -76,13 +77,6 @@ def _pad(mode: str) -> Callable:
     return pad
 
 
-def _within(index: relax.Expr, size: int) -> relax.Expr:
-    """An index counted from the start, where torch counts negative ones from the end; clamped to the axis."""
-    zero, least, most = (relax.const(value, str(index.ty.dtype.dtype)) for value in (0, size, size - 1))
-    index = relax.op.where(relax.op.less(index, zero), relax.op.add(index, least), index)
-    return relax.op.minimum(relax.op.maximum(index, zero), most)
-
-
 def _indexed(x: relax.Expr, indices: Sequence[relax.Expr | None]) -> relax.Expr:
     """x[..., i, j, ...]: one `take` of the indexed axes laid side by side. TVM's own conversion does not know negative
     indices, takes an outer product where slices come first, and reads foreign memory where an index is outside."""
@@ -90,7 +84,7 @@ def _indexed(x: relax.Expr, indices: Sequence[relax.Expr | None]) -> relax.Expr:
     given = {axis: index for axis, index in enumerate(indices) if index is not None}
     axes = list(given)
     rest = [axis for axis in range(len(sizes)) if axis not in axes]
-    place, *others = (_within(index, sizes[axis]) for axis, index in given.items())
+    place, *others = (within(index, sizes[axis]) for axis, index in given.items())
     for axis, other in zip(axes[1:], others, strict=True):
         size = relax.const(sizes[axis], str(given[axis].ty.dtype.dtype))
         place = relax.op.add(relax.op.multiply(place, size), other)
@@ -107,7 +101,7 @@ def _indexed(x: relax.Expr, indices: Sequence[relax.Expr | None]) -> relax.Expr:
 
 
 def _gathered(x: relax.Expr, dim: int, index: relax.Expr) -> relax.Expr:
-    return relax.op.gather_elements(x, _within(index, int(x.ty.shape[dim])), dim % x.ty.ndim)
+    return relax.op.gather_elements(x, within(index, int(x.ty.shape[dim])), dim % x.ty.ndim)
 
 
 _OPERATORS: dict[str, Callable[..., relax.Expr]] = {
