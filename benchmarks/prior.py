@@ -1,14 +1,16 @@
 """What prior knowledge is worth: `python -m benchmarks.prior`. The weights benchmarked are the weights shipped.
 
-    --part zero-shot   the prior's choices for tasks of networks it has not seen (`benchmarks/prior_zero_shot.py`)
+    --part zero-shot   the prior's choices for tasks of networks it has not seen, beside the best of long tunings in
+                       --records and all else that is tried (`benchmarks/prior_zero_shot.py`)
     --part compile     whole models without a measurement: latency beside the tuned one, seconds from file to artifact
-    --part few-shot    four cost models after a few measurements, on recordings (`benchmarks/prior_few_shot.py`)
+    --part few-shot    six cost models after a few measurements, on recordings (`benchmarks/prior_few_shot.py`)
     --part learned     tune three networks, learn, compile a fourth: how much faster it has become
 
 Metrics, shares of speed unless said otherwise; all networks are held out whole:
     zero_shot_top1, zero_shot_top8     best known latency over that of the prior's choice, and of its best of eight,
-                                       geometric mean over the known tasks; default_top1: of the templates' defaults.
-                                       _recorded: the choice is among what was measured before
+                                       geometric mean over zero_shot_tasks tasks, _low and _high: 95 % interval;
+                                       default_top1: of the templates' defaults. _recorded: of recordings, where the
+                                       choice is among what was measured before
     zero_shot_NETWORK, default_NETWORK tuned latency over that of the model compiled with the prior, and without one
     rank_s_NETWORK                     seconds to rank the design spaces of all tasks
     compile_s_NETWORK                  seconds from file to artifact, wall-clock, imports included
@@ -34,12 +36,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from benchmarks import corpora, held_out, output, sessions, suite
 from benchmarks.commands import calumma
+from benchmarks.curves import ratio
 from calumma.core.errors import InputError
-from calumma.core.rng import generator
 from calumma.peers import Contestant, race
 from calumma.prior import library, weights
 from calumma.prior.weights import Prior
@@ -51,7 +51,8 @@ AUTOTVM012 = ("resnet18", 1328.0, 8.7e-3)
 """Network, seconds and latency of the AutoTVM of TVM 0.12 on this machine."""
 TEACHERS, PUPIL = ("resnet18", "squeezenet", "shufflenet"), "mobilenet_v2"
 _COMPILE, _PRIOR, _DEFAULT, _TUNED = "compile", "prior", "default", "tuned"
-_RESAMPLES = 10_000
+RACES = 3
+"""Of the fourth network: a process may have a core less than another for as long as it runs."""
 _AUTOTVM_TRIALS = 256
 _TEMPLATES = ("conv2d", "depthwise_conv2d", "matmul")
 """Spaces that AutoTVM has templates for."""
@@ -69,25 +70,32 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--part", action="append", choices=PARTS, help="only this one; may be repeated")
     parser.add_argument("--prior", default="shipped", help="name or file; the shipped one by default")
     parser.add_argument(
-        "--records", type=Path, action="append", default=[], metavar="FILE", help="databases of tunings"
+        "--records",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="databases of tunings, or folders of such",
     )
     parser.add_argument("--corpora", type=Path, default=corpora.FOLDER, metavar="FOLDER", help="of recordings")
     parser.add_argument("--recorded-only", action="store_true", help="of zero-shot: measure nothing")
-    parser.add_argument("--networks", type=_names, default=NETWORKS, metavar="A,B", help="of compile")
-    parser.add_argument("--budget", default="120s", help="for tuning each network")
+    parser.add_argument("--networks", type=output.names, metavar="A,B", help="of zero-shot and compile")
+    parser.add_argument("--budget", default="120s", help="for tuning each network of compile")
+    parser.add_argument("--teaching", default="60s", metavar="TIME", help="for tuning each network of learned")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="of few-shot: its curves as a picture (.svg)")
     parser.add_argument("--rounds", type=int, default=10, help="turns of every artifact in a race")
     options = parser.parse_args(arguments)
     options.part = options.part or (["zero-shot", "few-shot"] if options.quick else list(PARTS))
     if options.quick:
         options.recorded_only, options.networks, options.budget, options.rounds = True, suite.QUICK, "10s", 4
+        options.teaching = "10s"
     return options
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
-
-
 def _run(options: argparse.Namespace) -> int:
+    for name in options.networks or ():
+        if name not in suite.names():
+            raise InputError(f"--networks {name}: not of the suite: {', '.join(suite.names())}")
     prior, path = _prior(options.prior)
     leaked = set(prior.data["workloads"]) & {hash_ for members in held_out.known().values() for hash_ in members}
     if leaked:
@@ -112,7 +120,12 @@ def _run(options: argparse.Namespace) -> int:
                 metrics,
                 rows,
                 surroundings,
-                settings={"parts": options.part, "budget": options.budget, "rounds": options.rounds},
+                settings={
+                    "parts": options.part,
+                    "budget": options.budget,
+                    "teaching": options.teaching,
+                    "rounds": options.rounds,
+                },
                 prior={"name": prior.name, "digest": prior.digest, "data": prior.data["digest"]},
             )
     return 0
@@ -141,17 +154,19 @@ def _zero_shot(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[d
     from calumma import tvm_compat
 
     tvm_compat.set_threads(options.threads)
-    tasks = part.known_tasks(options.records, options.corpora)
-    if not tasks.groups:
-        raise InputError(
-            f"no task of the suite has {part.LEAST} measured configurations in {options.corpora} and --records: record "
-            "corpora (python -m benchmarks.search --record), or name databases of long tunings"
-        )
+    tasks = part.recorded_tasks(options.corpora)
     recorded = part.recorded(prior, tasks)
-    measured = {} if options.recorded_only else part.live(prior, tasks, _status)
-    return part.metrics(recorded, "_recorded") | part.metrics(measured), part.rows(
-        tasks, recorded=recorded, live=measured
-    )
+    if options.recorded_only and not recorded:
+        raise InputError(
+            f"no task of the suite has {part.LEAST} recorded configurations in {options.corpora}: record corpora "
+            "(python -m benchmarks.search --record), or measure without --recorded-only"
+        )
+    networks = options.networks or part.NETWORKS
+    measured = {} if options.recorded_only else part.live(prior, networks, options.records, options.threads, _status)
+    rows = [part.recorded_row(group, recorded[group.key]) for group in tasks.groups if group.key in recorded]
+    rows += [part.live_row(*entry) for entry in measured.values()]
+    shares = [shares for _, shares in measured.values()]
+    return part.metrics(list(recorded.values()), "_recorded") | part.metrics(shares), rows
 
 
 def _few_shot(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dict[str, float], list[Document]]:
@@ -169,6 +184,8 @@ def _few_shot(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[di
     for row in table:
         metrics[f"few_shot_correlation_{row['model']}_{row['shots']}"] = row["rank_correlation"]
         metrics[f"few_shot_recall_{row['model']}_{row['shots']}"] = row["top_k_recall"]
+    if options.plot is not None:
+        options.plot.write_text(part.plot(table))
     comparison = part.replayed(tasks, _status, 1 if options.quick else part.SEEDS, 48 if options.quick else part.BUDGET)
     ratio = part.measurement_ratio(comparison)
     metrics |= {
@@ -199,7 +216,7 @@ def _few_shot(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[di
 def _compile(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dict[str, float], list[Document]]:
     metrics: dict[str, float] = {}
     rows = []
-    for name in options.networks:
+    for name in options.networks or NETWORKS:
         with tempfile.TemporaryDirectory(prefix="calumma-prior-") as scratch:
             row = _whole(name, path, options, Path(scratch))
         rows.append(row)
@@ -310,8 +327,8 @@ def _learned(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dic
         folder = Path(scratch)
         threads = ("--threads", options.threads)
         for name in TEACHERS:
-            _status(f"tuning {name}, {options.budget}")
-            tuning = ("--db", folder / "records.db", "--budget", options.budget, "--prior", path)
+            _status(f"tuning {name}, {options.teaching}")
+            tuning = ("--db", folder / "records.db", "--budget", options.teaching, "--prior", path)
             calumma("tune", suite.path(name), "-o", folder / f"{name}.so", *tuning, *threads)
         _status("learning")
         learnt = folder / "learnt.safetensors"
@@ -322,20 +339,20 @@ def _learned(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dic
             arguments = ("--prior", used, "--db", folder / "empty.db", *threads)
             calumma("compile", suite.path(PUPIL), "-o", folder / f"{label}.so", *arguments)
         contestants = [Contestant(label, "calumma", str(folder / f"{label}.so")) for label in ("before", "after")]
-        result = race(
-            contestants, suite.inputs(PUPIL), threads=options.threads, rounds=2 * options.rounds, progress=_status
-        )
-    pairs = zip(result.row("before").rounds_s, result.row("after").rounds_s, strict=True)
-    ratios = np.log([before / after for before, after in pairs])
-    rng = generator(0, "bootstrap")
-    drawn = ratios[rng.integers(0, len(ratios), (_RESAMPLES, len(ratios)))].mean(axis=1)
-    low, high = np.exp(np.percentile(drawn, [2.5, 97.5]))
-    metrics = {
-        "learned_gain": float(np.exp(ratios.mean())),
-        "learned_gain_low": float(low),
-        "learned_gain_high": float(high),
+        races = [
+            race(contestants, suite.inputs(PUPIL), threads=options.threads, rounds=options.rounds, progress=_status)
+            for _ in range(RACES)
+        ]
+    before, after = (
+        {str(number): result.row(label).rounds_s for number, result in enumerate(races)}
+        for label in ("before", "after")
+    )
+    gain = ratio(before, after)
+    metrics = {"learned_gain": gain.value, "learned_gain_low": gain.low, "learned_gain_high": gain.high}
+    latencies = {
+        label: median(latency for rounds in table.values() for latency in rounds)
+        for label, table in (("before", before), ("after", after))
     }
-    latencies = {row.label: row.latency_s.median for row in result.rows if row.latency_s}
     row = {"part": "learned", "teachers": list(TEACHERS), "network": PUPIL, "learn_s": seconds, "latency_s": latencies}
     return metrics, [row]
 

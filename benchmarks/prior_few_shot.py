@@ -1,9 +1,10 @@
-"""What a handful of measurements teach five cost models of a task, on recordings.
+"""What a handful of measurements teach six cost models of a task, on recordings.
 
     xgboost      boosted trees, from scratch
     network      a network with random weights, trained on the measurements
     fine-tuned   the same network as it was trained on the prior's data set (transfer), then trained on the measurements
     few-shot     the same, adapted in closed form as it was meta-trained to be (`benchmarks/prior_networks.py`)
+    attention    attention over knobs, meta-trained and adapted in the same way
     informed     boosted trees from scratch, with the prior's prediction as one more feature
 
 *Shots*: K configurations drawn at random are known; the rank correlation with the others' latencies, and the share of
@@ -24,7 +25,16 @@ from numpy.typing import NDArray
 
 from benchmarks import corpora, sessions
 from benchmarks.curves import Comparison, Ratio, Run
-from benchmarks.prior_networks import EMPHASIS, Ensemble, FewShotModel, NetworkSettings, train
+from benchmarks.prior_networks import (
+    EMPHASIS,
+    Attention,
+    AttentionSettings,
+    Ensemble,
+    FewShotModel,
+    NetworkSettings,
+    train,
+    train_attention,
+)
 from benchmarks.subspace import SubSpace
 from calumma import tvm_compat
 from calumma.core.protocols import Indices
@@ -107,6 +117,8 @@ class Recording:
     ensemble: Ensemble
     """Trained on the prior's data set, of which the task is no part."""
     ridge: float
+    attention: Attention
+    attention_ridge: float
 
     def models(self, seed: int) -> dict[str, CostModel]:
         """A fresh model of each kind."""
@@ -115,6 +127,7 @@ class Recording:
             "network": GradientNetwork(self.ensemble, seed, pretrained=False),
             "fine-tuned": GradientNetwork(self.ensemble, seed, pretrained=True),
             "few-shot": FewShotModel(self.ensemble, self.ridge),
+            "attention": FewShotModel(self.attention, self.attention_ridge),
             "informed": InformedTrees(seed),
         }
 
@@ -157,7 +170,7 @@ def opened(prior: Prior, path: Path, folder: Path, say: Callable[[str], None], s
     """
     tvm = tvm_compat.load()
     data = dataset.load(path.with_suffix(".npz"))
-    networks: dict[str, tuple[Ensemble, float]] = {}
+    networks: dict[str, tuple[Ensemble, float, Attention, float]] = {}
     found = {}
     for name in corpora.names(folder):
         corpus = corpora.load(name, folder)
@@ -172,7 +185,11 @@ def opened(prior: Prior, path: Path, folder: Path, say: Callable[[str], None], s
             say(f"training networks for {corpus.template}")
             groups = tuple(group for group in data.groups if group.template == corpus.template)
             samples = learning.samples(learning.examples(replace(data, groups=groups)), task.family.columns)
-            networks[corpus.template] = train(task.family.columns, samples, 0, NetworkSettings(steps=steps))
+            columns = task.family.columns
+            networks[corpus.template] = (
+                *train(columns, samples, 0, NetworkSettings(steps=steps)),
+                *train_attention(columns, samples, 0, AttentionSettings(steps=max(20, steps * 2 // 5))),
+            )
         found[name] = Recording(corpus, space, task, *networks[corpus.template])
     return found
 
@@ -249,3 +266,48 @@ def measurement_ratio(comparison: Comparison) -> Ratio:
     fewer."""
     fewer = comparison.fewer("trials", "few-shot")
     return Ratio(1 / fewer.value, 1 / fewer.high, 1 / fewer.low)
+
+
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+"""Of Okabe & Ito: told apart by colour-blind readers, too."""
+_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 300, 220, 46, 30, 70
+
+
+def plot(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `shots` as a picture in SVG: rank correlation and top-k recall against measurements, by model."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    height = _TOP + _HEIGHT + 48 + 18 * ((len(models) + 2) // 3)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * (_LEFT + _WIDTH) + _GAP} {height}" '
+        'font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for panel, (quantity, title) in enumerate(
+        (("rank_correlation", "rank correlation"), ("top_k_recall", "top-k recall"))
+    ):
+        left = _LEFT + panel * (_WIDTH + _LEFT + 20)
+
+        def place(k: int, value: float, left: int = left) -> tuple[float, float]:
+            return left + _WIDTH * SHOTS.index(k) / (len(SHOTS) - 1), _TOP + _HEIGHT * (1 - max(0.0, value))
+
+        parts.append(f'<text x="{left}" y="{_TOP - 12}" font-weight="bold">{title}</text>')
+        for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+            y = place(0, tick)[1]
+            parts.append(f'<line x1="{left}" x2="{left + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.1f}</text>')
+        parts += [
+            f'<text x="{place(k, 0)[0]:.1f}" y="{_TOP + _HEIGHT + 16}" text-anchor="middle">{k}</text>' for k in SHOTS
+        ]
+        parts.append(
+            f'<text x="{left + _WIDTH / 2}" y="{_TOP + _HEIGHT + 34}" text-anchor="middle">measurements</text>'
+        )
+        for model, colour in zip(models, _COLOURS, strict=True):
+            points = [place(row["shots"], row[quantity]) for row in rows if row["model"] == model]
+            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
+    for number, (model, colour) in enumerate(zip(models, _COLOURS, strict=True)):
+        x, y = _LEFT + 220 * (number % 3), _TOP + _HEIGHT + 58 + 18 * (number // 3)
+        parts.append(f'<line x1="{x}" x2="{x + 24}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="{x + 30}" y="{y}">{model}</text>')
+    return "\n".join([*parts, "</svg>", ""])

@@ -10,6 +10,10 @@ which a ridge regression of the last layer is computed in closed form, and the r
 gradient goes through the closed form, and its ridge is learnt, too. Support and query are always of one workload.
 Bertinetto et al., "Meta-learning with differentiable closed-form solvers", ICLR 2019 (arXiv 1805.08136), with the last
 layer's own weights as the mean.
+
+Attention over knobs is meta-trained by the same loss, one network per template. Every column of a configuration is a
+token, its value times a learnt vector plus another one, and what is known of the task is one token more. Of what a
+small transformer encoder makes of that one, a linear layer predicts.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from calumma.cost_model.base import Features, Scores
-from calumma.prior.training import Sample
+from calumma.prior.features import RELATIVE
+from calumma.prior.training import TASK, Sample
 
 Floats = NDArray[np.float32]
 EMPHASIS = 2.0
@@ -55,6 +60,11 @@ class Ensemble:
     @property
     def members(self) -> int:
         return len(self.weights[0])
+
+    @property
+    def units(self) -> int:
+        """H, of the last hidden layer."""
+        return int(self.weights[-1].shape[1])
 
     def normalised(self, table: Floats) -> Floats:
         """(N, F) raw columns -> (N, F) inputs."""
@@ -109,6 +119,19 @@ class NetworkSettings:
     """Rows of the support, one of these at each step."""
     adapted: float = 1.0
     """Weight of the loss after adaptation; 0 trains for the prediction without measurements alone."""
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """Sizes and steps."""
+
+    width: int = 32
+    heads: int = 4
+    layers: int = 2
+    steps: int = 600
+    groups: int = 16
+    rows: int = 24
+    learning_rate: float = 3e-3
 
 
 def train(
@@ -226,16 +249,89 @@ def _adapted(
     return query_p + (query_h @ delta)[..., 0]
 
 
+class Attention(torch.nn.Module):
+    """Attention over the columns of a configuration, of which the predictor's differences from the default are left
+    out: they say nothing new beside the others and the task."""
+
+    members = 1
+
+    def __init__(self, columns: Sequence[str], mean: Floats, scale: Floats, settings: AttentionSettings) -> None:
+        super().__init__()
+        self._inputs = Ensemble(tuple(columns), mean, scale, (), ())
+        self._task = [i for i, name in enumerate(columns) if name.startswith(TASK)]
+        self._own = [i for i, name in enumerate(columns) if not name.startswith(TASK) and not name.endswith(RELATIVE)]
+        self.units = settings.width
+        self.value = torch.nn.Parameter(torch.randn(len(self._own), settings.width) * 0.3)
+        self.place = torch.nn.Parameter(torch.randn(len(self._own), settings.width) * 0.3)
+        self.task = torch.nn.Linear(len(self._task), settings.width)
+        layer = torch.nn.TransformerEncoderLayer(
+            settings.width, settings.heads, 2 * settings.width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.encoder = torch.nn.TransformerEncoder(layer, settings.layers, enable_nested_tensor=False)
+        self.last = torch.nn.Linear(settings.width, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised columns (N, F) -> units (N, H) of the task's token, and predictions (N,)."""
+        own = x[:, self._own, None] * self.value + self.place
+        h = self.encoder(torch.cat([self.task(x[:, self._task])[:, None], own], dim=1))[:, 0]
+        return h, self.last(h)[:, 0]
+
+    def normalised(self, table: Floats) -> Floats:
+        """(N, F) raw columns -> (N, F) inputs."""
+        return self._inputs.normalised(table)
+
+    def layers(self, table: Floats) -> tuple[Floats, Floats]:
+        """Raw columns (N, F) -> units (1, N, H) and outputs (1, N), as `Ensemble.layers`."""
+        x = torch.from_numpy(self.normalised(table))
+        with torch.no_grad():
+            parts = [self(x[start : start + BLOCK]) for start in range(0, max(1, len(x)), BLOCK)]
+        return tuple(torch.cat(part)[None].numpy() for part in zip(*parts, strict=True))
+
+
+def train_attention(
+    columns: Sequence[str], samples: Sequence[Sample], seed: int, settings: AttentionSettings
+) -> tuple[Attention, float]:
+    """Fit attention over knobs and the ridge of its adaptation; arguments as for `train`."""
+    mean, scale = normalisation([sample.table for sample in samples])
+    rng = np.random.default_rng(seed)
+    batches = NetworkSettings(groups=settings.groups, rows=settings.rows)
+    ridge = torch.zeros(()).requires_grad_(True)  # its logarithm
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = Attention(columns, mean, scale, settings)
+        inputs = [model.normalised(sample.table) for sample in samples]
+        optimiser = torch.optim.AdamW([*model.parameters(), ridge], settings.learning_rate, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, settings.learning_rate, settings.steps)
+        for _ in range(settings.steps):
+            x, t, chosen = _batch(samples, inputs, rng, batches)
+            h, p = model(x)
+            h, p = h.view(1, len(chosen), t.shape[1], -1), p.view(1, len(chosen), -1)
+            n = int(rng.choice([support for support in batches.supports if support < settings.rows]))
+            after = _adapted(h[:, :, :n], p[:, :, :n], t[:, :n], h[:, :, n:], p[:, :, n:], ridge.exp())
+            loss = (_loss(p, t, batches.level) + batches.adapted * _loss(after, t[:, n:], 0.0)).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+    finally:
+        torch.set_num_threads(threads)
+    return model.eval(), math.exp(ridge.item())
+
+
 class FewShotModel:
     """A `CostModel` of one task, whose features are the predictor's columns: the ensemble, adapted in closed form.
 
     Scores are throughputs in any unit; a failure (0) is twice as slow as the worst.
     """
 
-    def __init__(self, ensemble: Ensemble, ridge: float) -> None:
+    def __init__(self, ensemble: Ensemble | Attention, ridge: float) -> None:
         self._ensemble = ensemble
         self._ridge = ridge
-        self._delta: Floats = np.zeros((ensemble.members, ensemble.weights[-1].shape[1], 1), np.float32)
+        self._delta: Floats = np.zeros((ensemble.members, ensemble.units, 1), np.float32)
 
     def fit(self, features: Features, scores: Scores) -> None:
         """Adapt to everything that is known."""

@@ -1,17 +1,20 @@
 """How good the prior's choices are, for tasks of networks that it has never seen.
 
-A *known task* is one of a held-out network with at least `LEAST` measured configurations: from tuning sessions and
-corpora. Two figures for each, both as shares of the best known speed:
+Two figures, both as shares of the best known speed of a task:
 
-    recorded   the prior chooses among the configurations that were measured; nothing is measured now
-    live       the prior chooses from the whole design space; its first eight, the default and the eight best known are
-               measured in turns, `PASSES` times, with the weights where they were; medians count, and the best of all
-               of them is the best known
+    recorded   tasks with complete recordings (`benchmarks/corpora.py`): the prior chooses among the configurations that
+               were measured, and nothing is measured now
+    live       every task that takes more than 1 % of its network's time by the default schedules: the prior chooses
+               from the whole design space. Its first eight, the default and the best `KNOWN` of the databases of long
+               tunings are measured in turns, with the weights where the network finds them. Those near the front, the
+               prior's first choice and the default are measured `PASSES` times; medians count, and the best of all of
+               them is the best known. A task of a template that the prior does not know is left to its default, as
+               `compile` does, and counts with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,21 +22,33 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import corpora, held_out
+from benchmarks import corpora, held_out, suite
+from benchmarks.curves import ratio
 from calumma import tvm_compat
-from calumma.core.values import Candidate, MeasureRecord, Workload
+from calumma.core.errors import InputError
+from calumma.core.keys import Key, indices_of, key_of
+from calumma.core.protocols import Indices
+from calumma.core.values import Candidate, MeasureRecord, Status, Task
 from calumma.database import SqlStore
 from calumma.measure import LocalRunner
 from calumma.prior import dataset
 from calumma.prior.dataset import Dataset, Group
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.weights import Prior
+from calumma.space import KnobSpace
+from calumma.tuner.model import TunableModel, prepare
 
+NETWORKS = ("resnet50", "bert", "mobilenet_v2", "resnet18", "squeezenet")
 LEAST = 500
-"""Configurations after which the best of a task counts as known."""
+"""Configurations after which a recording is complete."""
 TOP = 8
+KNOWN = 4
+"""Configurations of a database that are measured again."""
 PASSES = 3
-_QUICK_TASKS = 2
+_WEIGHTY = 0.01
+"""Share of its network's time above which a task is judged."""
+_NEAR = 1.15
+"""Times the fastest of the first pass, up to which a configuration stays in the race."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +58,45 @@ class Shares:
     first: float
     best_of_8: float
     default: float | None
+    configurations: int
+    """That the best was looked for among."""
 
 
-def known_tasks(databases: Sequence[Path], folder: Path, least: int = LEAST) -> Dataset:
-    """Known tasks of the held-out networks: of tuning sessions in databases, and of the corpora."""
+@dataclass(frozen=True)
+class NetworkTask:
+    """A task of a held-out network and what has to be measured of it."""
+
+    network: str
+    task: Task
+    space: KnobSpace
+    cache_state: str
+    ranked: Indices
+    """(up to TOP, D) what the prior would measure first; empty where it does not know the template."""
+    chosen: Key
+    """What `compile` takes: the prior's first choice, or the default."""
+    known: tuple[Key, ...]
+    """Best configurations of the databases, best first."""
+
+    @property
+    def default(self) -> Key:
+        return key_of(self.space.default())
+
+    def candidate(self, key: Key) -> Candidate:
+        """What a runner measures."""
+        config = self.space.decode(indices_of(key))
+        return Candidate(self.task.workload, self.space.template, self.space.version, config)
+
+
+def recorded_tasks(folder: Path, least: int = LEAST) -> Dataset:
+    """Tasks of the held-out networks that the recordings in a folder know completely."""
     hardware, toolchain = tvm_compat.hardware_for(), tvm_compat.toolchain()
-    names = {hash_: network for network, hashes in held_out.known().items() for hash_ in hashes}
+    names = {hash_ for hashes in held_out.known().values() for hash_ in hashes}
     records: list[MeasureRecord] = []
-    for path in databases:
-        with SqlStore.open(str(path)) as store:
-            records += store.records(hardware=hardware.fingerprint, toolchain=toolchain)
     for name in corpora.names(folder):
         corpus = corpora.load(name, folder)
-        if corpus.source.space == "template":
+        if corpus.source.space == "template" and corpus.workload.hash in names:
             records += corpus.records(corpus.space())
-    networks = {hash_: hash_ for hash_ in names}
-    labelled = [r for r in records if r.candidate.workload.hash in names]
-    found = dataset.from_records(labelled, hardware=hardware, toolchain=toolchain, networks=networks)
+    found = dataset.from_records(records, hardware=hardware, toolchain=toolchain)
     groups = tuple(group for group in found.groups if np.isfinite(group.latency_s).sum() >= least)
     return Dataset(hardware, toolchain, groups, found.left_out)
 
@@ -83,74 +120,200 @@ def recorded(prior: Prior, tasks: Dataset) -> dict[tuple[str, int, str], Shares]
             first=float(shares[order[0]] if trusted else shares[default[0]]),
             best_of_8=float(shares[order[:TOP]].max()),
             default=float(shares[default[0]]) if len(default) else None,
+            configurations=len(indices),
         )
     return found
 
 
 def live(
-    prior: Prior, tasks: Dataset, say: Callable[[str], None], quick: bool = False
-) -> dict[tuple[str, int, str], Shares]:
-    """Shares when the prior chooses from the whole space, measured now."""
-    found = {}
-    groups = tasks.groups[:_QUICK_TASKS] if quick else tasks.groups
-    for number, group in enumerate(groups, start=1):
-        task = _predictor(prior, group, tasks)
-        if task is None:
-            continue
-        say(f"measuring task {number} of {len(groups)}: {group.template} {group.workload}")
-        space = task.view.space
-        ranking = task.rank()
-        default = space.default()
-        first = ranking.indices[0] if ranking.trusted else default
-        order = np.argsort(group.latency_s)[:TOP]
-        known = group.encoded(space)[order]
-        rivals = np.unique(np.concatenate([[first, default], ranking.indices[:TOP], known]), axis=0)
-        with LocalRunner(tasks.hardware, group.threads, cache_state=group.cache_state) as runner:
-            workload = Workload(group.workload, group.text)
-            candidates = [Candidate(workload, space.template, space.version, space.decode(row)) for row in rivals]
-            passes = [runner.measure(candidates) for _ in range(PASSES)]
-        latency_s = np.array([median(result.latency_s for result in results) for results in zip(*passes, strict=True)])
-        shares = latency_s.min() / latency_s
+    prior: Prior, networks: Sequence[str], databases: Sequence[Path], threads: int, say: Callable[[str], None]
+) -> dict[tuple[str, int, str], tuple[NetworkTask, Shares]]:
+    """Shares when the prior chooses from the whole space, measured now; a task that two networks have counts once.
 
-        def share(row: Any, rivals: Any = rivals, shares: Any = shares) -> float:
-            return float(shares[(rivals == row).all(axis=1)][0])
+    Args:
+        prior: whose choices are judged.
+        networks: of the suite.
+        databases: of tunings.
+        threads: of the kernels.
+        say: called with a line about what is going on.
 
-        found[group.key] = Shares(share(first), max(map(share, ranking.indices[:TOP])), share(default))
+    Raises:
+        InputError: the prior does not fit, or a default or choice cannot be measured.
+    """
+    found: dict[tuple[str, int, str], tuple[NetworkTask, Shares]] = {}
+    for network in networks:
+        say(f"{network}: importing")
+        model = prepare(str(suite.path(network)), threads=threads)
+        predictor = Predictor(prior, model.hardware, threads, model.cache_state)
+        records = _records(databases, model)
+        with LocalRunner(model.hardware, threads, cache_state=model.cache_state) as runner:
+            weighty = _weighty(model, runner)
+            for number, task in enumerate(weighty, start=1):
+                key = (task.workload.hash, threads, model.cache_state)
+                if key in found:
+                    continue
+                say(f"{network}: measuring task {number} of {len(weighty)}")
+                entry = _network_task(network, model, task, predictor, records.get(task.workload.hash, ()))
+                found[key] = entry, _measured(entry, runner)
     return found
 
 
-def metrics(shares: Mapping[Any, Shares], suffix: str = "") -> dict[str, float]:
-    """Geometric means over the tasks; none without tasks."""
+def _records(databases: Sequence[Path], model: TunableModel) -> dict[str, list[MeasureRecord]]:
+    """What databases know of a model's workloads, measured as they would be now; by workload."""
+    found: dict[str, list[MeasureRecord]] = {}
+    for path in _files(databases):
+        with SqlStore.open(str(path)) as store:
+            for record in store.records(
+                workloads=list(model.spaces),
+                hardware=model.hardware.fingerprint,
+                threads=model.threads,
+                cache_state=model.cache_state,
+                toolchain=tvm_compat.toolchain(),
+            ):
+                if record.result.status is Status.OK:
+                    found.setdefault(record.candidate.workload.hash, []).append(record)
+    return found
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Databases: the files themselves, and all in folders.
+
+    Raises:
+        InputError: a file does not exist, or a folder has none.
+    """
+    for path in paths:
+        files = sorted(path.glob("*.db")) if path.is_dir() else [path]
+        if not files or not files[0].is_file():
+            raise InputError(f"--records {path}: there is no database; name files, or a folder of files *.db")
+        yield from files
+
+
+def _weighty(model: TunableModel, runner: LocalRunner) -> list[Task]:
+    """The tasks that take more than `_WEIGHTY` of the model's time with the default schedules."""
+    candidates = []
+    for task in model.tasks:
+        space = model.spaces[task.workload.hash]
+        config = model.defaults[task.workload.hash]
+        candidates.append(Candidate(task.workload, space.template, space.version, config))
+    results = runner.measure(candidates)
+    failed = [task.name for task, r in zip(model.tasks, results, strict=True) if r.status is not Status.OK]
+    if failed:
+        raise InputError(f"{model.name}: the default schedule of {', '.join(failed)} could not be measured")
+    spent = [task.weight * result.latency_s for task, result in zip(model.tasks, results, strict=True)]
+    return [task for task, s in zip(model.tasks, spent, strict=True) if s > _WEIGHTY * sum(spent)]
+
+
+def _network_task(
+    network: str, model: TunableModel, task: Task, predictor: Predictor, records: Sequence[MeasureRecord]
+) -> NetworkTask:
+    space = model.spaces[task.workload.hash]
+    latencies: dict[Key, list[float]] = {}
+    for record in records:
+        candidate = record.candidate
+        if (candidate.template, candidate.template_version) != (space.template, space.version):
+            continue
+        try:
+            indices = space.encode(candidate.config)
+        except InputError:
+            continue  # of a knob value that the space no longer has
+        if space.valid(indices[None, :])[0]:
+            latencies.setdefault(key_of(indices), []).append(record.result.latency_s)
+    known = sorted(latencies, key=lambda key: median(latencies[key]))[:KNOWN]
+    default = space.default()
+    view = predictor.task(model.parts.functions[task.workload.hash], space)
+    if view is None:
+        return NetworkTask(
+            network,
+            task,
+            space,
+            model.cache_state,
+            np.empty((0, len(default)), np.int32),
+            key_of(default),
+            tuple(known),
+        )
+    ranking = view.rank()
+    chosen = ranking.indices[0] if ranking.trusted else default
+    return NetworkTask(network, task, space, model.cache_state, ranking.indices[:TOP], key_of(chosen), tuple(known))
+
+
+def _measured(entry: NetworkTask, runner: LocalRunner) -> Shares:
+    """Measure a task's rivals in turns."""
+    ranked = [key_of(row) for row in entry.ranked]
+    rivals = list(dict.fromkeys([entry.chosen, entry.default, *ranked, *entry.known]))
+    latencies: dict[Key, list[float]] = {key: [] for key in rivals}
+
+    def measure(keys: Sequence[Key]) -> None:
+        for key, result in zip(keys, runner.measure([entry.candidate(key) for key in keys]), strict=True):
+            if result.status is Status.OK:
+                latencies[key].append(result.latency_s)
+
+    measure(rivals)
+    first = {key: values[0] for key, values in latencies.items() if values}
+    front = [key for key, value in first.items() if value <= _NEAR * min(first.values())]
+    stay = list(dict.fromkeys([*front, entry.chosen, entry.default]))
+    for number in range(1, PASSES):
+        measure(stay[number % len(stay) :] + stay[: number % len(stay)])
+    if not latencies[entry.chosen] or not latencies[entry.default]:
+        raise InputError(f"{entry.network}: the choice or the default of {entry.task.name} could not be measured")
+    speeds = {key: 1 / median(values) for key, values in latencies.items() if values}
+    best = max(speeds.values())
+    shares = {key: speed / best for key, speed in speeds.items()}
+    return Shares(
+        first=shares[entry.chosen],
+        best_of_8=max((shares[key] for key in ranked if key in shares), default=shares[entry.default]),
+        default=shares[entry.default],
+        configurations=len(rivals),
+    )
+
+
+def metrics(shares: Sequence[Shares], suffix: str = "") -> dict[str, float]:
+    """Geometric means over the tasks, with the 95 % intervals of what the prior chose; none without tasks."""
     if not shares:
         return {}
-    found = {
-        f"zero_shot_top1{suffix}": _geomean([s.first for s in shares.values()]),
-        f"zero_shot_top8{suffix}": _geomean([s.best_of_8 for s in shares.values()]),
+    defaults = [s.default for s in shares if s.default is not None]
+    return (
+        _mean("zero_shot_top1", suffix, [s.first for s in shares])
+        | _mean("zero_shot_top8", suffix, [s.best_of_8 for s in shares])
+        | ({f"default_top1{suffix}": float(np.exp(np.mean(np.log(defaults))))} if defaults else {})
+        | {f"zero_shot_tasks{suffix}": float(len(shares))}
+    )
+
+
+def _mean(name: str, suffix: str, shares: Sequence[float]) -> dict[str, float]:
+    found = ratio({str(i): [share] for i, share in enumerate(shares)}, {str(i): [1.0] for i in range(len(shares))})
+    return {f"{name}{suffix}": found.value, f"{name}{suffix}_low": found.low, f"{name}{suffix}_high": found.high}
+
+
+def recorded_row(group: Group, shares: Shares) -> dict[str, Any]:
+    """Row of a recorded task."""
+    networks = [network for network, hashes in held_out.known().items() if group.workload in hashes]
+    return _row("recorded", networks[0], group.workload, group.template, group.cache_state, shares)
+
+
+def live_row(entry: NetworkTask, shares: Shares) -> dict[str, Any]:
+    """Row of a task measured now."""
+    row = _row("live", entry.network, entry.task.workload.hash, entry.space.template, entry.cache_state, shares)
+    return row | {
+        "task": entry.task.name,
+        "known_to_prior": len(entry.ranked) > 0,
+        "default_chosen": entry.chosen == entry.default,
+        "from_databases": len(entry.known),
     }
-    defaults = [s.default for s in shares.values() if s.default is not None]
-    return found | ({f"default_top1{suffix}": _geomean(defaults)} if defaults else {})
 
 
-def rows(tasks: Dataset, **kinds: Mapping[Any, Shares]) -> list[dict[str, Any]]:
-    """One row per task."""
-    names = {hash_: network for network, hashes in held_out.known().items() for hash_ in hashes}
-    table = []
-    for group in tasks.groups:
-        row: dict[str, Any] = {
-            "part": "zero-shot",
-            "network": names[group.workload],
-            "workload": group.workload,
-            "template": group.template,
-            "threads": group.threads,
-            "cache": group.cache_state,
-            "configurations": int(np.isfinite(group.latency_s).sum()),
-        }
-        for kind, shares in kinds.items():
-            own = shares.get(group.key)
-            if own is not None:
-                row |= {f"{kind}_first": own.first, f"{kind}_best_of_8": own.best_of_8, f"{kind}_default": own.default}
-        table.append(row)
-    return table
+def _row(kind: str, network: str, workload: str, template: str, cache_state: str, shares: Shares) -> dict[str, Any]:
+    return {
+        "part": "zero-shot",
+        "kind": kind,
+        "network": network,
+        "workload": workload,
+        "template": template,
+        "cache": cache_state,
+        "configurations": shares.configurations,
+        "first": shares.first,
+        "best_of_8": shares.best_of_8,
+        "default": shares.default,
+    }
 
 
 def _predictor(prior: Prior, group: Group, tasks: Dataset) -> TaskPredictor | None:
@@ -158,7 +321,3 @@ def _predictor(prior: Prior, group: Group, tasks: Dataset) -> TaskPredictor | No
         return None
     space = group.space(tasks.hardware)
     return Predictor(prior, tasks.hardware, group.threads, group.cache_state).task(group.func, space)
-
-
-def _geomean(values: Sequence[float]) -> float:
-    return float(np.exp(np.mean(np.log(values))))
