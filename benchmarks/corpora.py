@@ -17,7 +17,8 @@ How they are recorded (`record`): every configuration once, in random order, by 
 weights, in batches of 64; the best so far is passed on, so that a candidate more than 1.5 times slower is left after
 three repetitions: nobody needs the exact latency of the slow ones, and half of the time would go into them. As the
 fastest of thousands of noisy values is fast by luck, the fastest 64 are then measured twice more and verified; their
-latency is the median over all passes. The seconds charged in a replay are those of the first pass.
+latency is the median over all passes. So is the default, from which every search starts: it is the first that is
+measured, when the workers have just begun. The seconds charged in a replay are those of the first pass.
 """
 
 from __future__ import annotations
@@ -500,14 +501,16 @@ def record(
     if open_questions(measured):
         return None
     ranked = sorted(candidates, key=lambda c: (measured[c.key][-1].latency_s, c.key))
-    top = [candidate for candidate in ranked[:TOP] if measured[candidate.key][-1].status is Status.OK]
+    default = candidates[0]
+    top = [*ranked[:TOP], *([default] if default in ranked[TOP:] else [])]
+    top = [candidate for candidate in top if measured[candidate.key][-1].status is Status.OK]
     for turn in range(PASSES):
         again = known(_AGAIN)
         batch = [c for c in top if sum(result.status is Status.OK for result in again.get(c.key, [])) <= turn]
         batch = [c for c in batch if all(r.status is not Status.WRONG_OUTPUT for r in again.get(c.key, []))]
         if batch:
             keep(batch, runner.measure(batch, {workload.hash: best_s}), _AGAIN)
-            say(f"{name}: the fastest {len(batch)} measured again, {turn + 1} of {PASSES}")
+            say(f"{name}: the fastest and the default, {len(batch)} in all, measured again, {turn + 1} of {PASSES}")
     verdicts = runner.verify(top)
     wrong = [(c, verdict) for c, verdict in zip(top, verdicts, strict=True) if verdict.status is Status.WRONG_OUTPUT]
     if wrong:
