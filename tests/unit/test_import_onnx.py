@@ -171,6 +171,13 @@ def test_a_symbol_fixed_in_one_input_is_fixed_in_all() -> None:
     assert [n.shape for n in load(proto, shapes={"z": (7, 3)}).graph.inputs] == [(7, 3), (7, 3)]
 
 
+@pytest.mark.parametrize("symbol", ["?", "-1", "None"])
+def test_what_exporters_write_for_any_open_dimension_ties_nothing_together(symbol: str) -> None:
+    proto = model([node("Relu")], {"x": (symbol, 3, symbol)})
+    assert "open dimensions in x[?,3,?]; give shape x=?,3,?" in refusal(proto)
+    assert [n.shape for n in load(proto, shapes={"x": (1, 3, 5)}).graph.inputs] == [(1, 3, 5)]
+
+
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [

@@ -155,7 +155,7 @@ def _row(label: str, *rounds_s: float) -> Row:
 
 def test_ratio_is_paired_by_round():
     # The machine was twice as slow in the last round, for both.
-    result = RaceResult(2, (_row("a", 1.0, 1.0, 2.0), _row("b", 2.0, 2.0, 4.0)), "b", 0.5)
+    result = RaceResult(2, (_row("a", 1.0, 1.0, 2.0), _row("b", 2.0, 2.0, 4.0)), "b", 0.5, 1.0)
     assert result.ratio("a", "b") == Spread(0.5, 0.5, 0.5)
     with pytest.raises(InputError, match="no contestant 'c'"):
         result.ratio("a", "c")
@@ -163,7 +163,7 @@ def test_ratio_is_paired_by_round():
 
 def test_result_as_table_and_json():
     rows = (_row("ours", 0.001), _row("theirs", 0.002), Row("absent", reason="absent is not installed"))
-    result = RaceResult(2, rows, "theirs", 0.5)
+    result = RaceResult(2, rows, "theirs", 0.5, 1.0)
     assert result.ratio("ours", "absent") is None
     head, ours, theirs, absent, *notes = result.table().splitlines()
     assert head.split()[0] == "runtime" and ours.split()[:3] == ["ours", "1.0", "1.000"]
@@ -172,6 +172,11 @@ def test_result_as_table_and_json():
     entries = {row["label"]: row for row in result.as_dict()["rows"]}
     assert entries["theirs"]["ratio"]["median"] == 0.5
     assert entries["absent"]["ratio"] is None and entries["absent"]["latency_s"] is None
+
+
+def test_a_table_says_when_outputs_are_too_small_to_compare():
+    assert "say nothing" in RaceResult(2, (_row("a", 1.0),), "a", 1.0, 2e-7).table()
+    assert "say nothing" not in RaceResult(2, (_row("a", 1.0),), "a", 1.0, 2e-2).table()
 
 
 def test_peers_by_name():

@@ -19,7 +19,7 @@ def _found(difference: float, rivals: float) -> precision.Row:
         _row("openvino-bf16", 4e-3, rivals),
         _row("openvino", 6e-3, 1e-6),
     )
-    result = RaceResult(threads=2, rows=rows, reference="onnxruntime", output_change=0.5)
+    result = RaceResult(threads=2, rows=rows, reference="onnxruntime", output_change=0.5, output_size=1.0)
     return {"model": "net", "error": "", **precision._findings(result)}
 
 

@@ -54,6 +54,8 @@ resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY 
 runpy.run_module("onnxslim", run_name="__main__")
 """
 """onnxslim within limits: folding shape arithmetic takes no memory, unless a model is made to."""
+_NAMELESS = frozenset({"?", "-1", "None"})
+"""What exporters write for any open dimension: no name that ties dimensions together."""
 _WORD_CHARACTERS = 100
 """A message quotes names up to this length."""
 
@@ -369,6 +371,10 @@ def _fix_shapes(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[int, 
     if unknown:
         listed = ", ".join(_signature(value) for value in graph.input) or "none"
         raise ModelError(f"shape {unknown[0]}: no such input; the inputs are {listed}")
+    for value in graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in _NAMELESS:
+                dim.ClearField("dim_param")
     symbols: dict[str, tuple[int, str]] = {}
     for value in graph.input:
         if value.name in shapes:

@@ -27,6 +27,8 @@ TURN_TIMEOUT_S = 300.0
 _REFERENCES = ("onnxruntime", "torch-eager")
 _WARMUP_S = 0.05
 _MIN_WARMUP, _MIN_RUNS, _MAX_RUNS = 2, 5, 500
+_VANISHING = 1e-5
+"""Outputs smaller than this come from a saturated sigmoid or softmax."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class RaceResult:
     output_change: float | None
     """max|y1-y2| / max|y2| of the reference's outputs on the first two inputs: far above any row's `difference`, or the
     comparison of outputs says nothing. The least of all outputs."""
+    output_size: float | None
+    """max|y| of the reference's outputs. The least of all outputs."""
 
     def row(self, label: str) -> Row:
         """Return the row of a contestant. Raises InputError for a label that was not in the race."""
@@ -112,6 +116,7 @@ class RaceResult:
             "threads": self.threads,
             "reference": self.reference,
             "output_change": self.output_change,
+            "output_size": self.output_size,
             "rows": rows,
         }
 
@@ -138,6 +143,12 @@ class RaceResult:
         text = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
         ]
+        if self.output_size is not None and self.output_size < _VANISHING:
+            notes.insert(
+                0,
+                f"outputs are {self.output_size:.0e} at most on random inputs: float32 rounds away more than that, so "
+                "their differences say nothing",
+            )
         if self.output_change is not None:
             notes.insert(
                 0,
@@ -198,6 +209,7 @@ def race(
         rows=tuple(lane.row(reference.outputs if reference else None) for lane in lanes),
         reference=reference.contestant.label if reference else None,
         output_change=_change(reference.outputs) if reference and len(inputs) > 1 else None,
+        output_size=_size(reference.outputs) if reference else None,
     )
 
 
@@ -222,6 +234,10 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
 
 def _change(outputs: Sequence[Sequence[np.ndarray]]) -> float:
     return min((_relative(a, b) for a, b in zip(outputs[0], outputs[1], strict=True)), default=0.0)
+
+
+def _size(outputs: Sequence[Sequence[np.ndarray]]) -> float:
+    return min((float(np.abs(y).max(initial=0.0)) for of_input in outputs for y in of_input), default=0.0)
 
 
 class _Lane:
