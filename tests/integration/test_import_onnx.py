@@ -249,6 +249,8 @@ def test_convolutions_and_pools(opset: int) -> None:
         output_padding=[1, 1],
     )
     zoo.add("ConvTranspose", x, zoo.random(8, 3, 3, 3), group=2)
+    zoo.add("ConvTranspose", x, zoo.random(8, 24, 2, 2), zoo.random(24), strides=[2, 2])
+    zoo.add("ConvTranspose", x, zoo.random(8, 20, 5, 3), strides=[3, 2], pads=[2, 0, 1, 1])
     zoo.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     zoo.add("AveragePool", x, kernel_shape=[3, 3])
     zoo.add("GlobalAveragePool", x)

@@ -145,7 +145,7 @@ def test_families_take_turns_by_their_shares() -> None:
         ("attention", "matmul"),
         ("elementwise", "injective"),
         ("rows", "rows"),
-        ("transposed", "generated"),
+        ("transposed", "conv2d"),
     ],
 )
 def test_a_layer_becomes_a_function_of_its_template(family: str, template: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,7 +84,7 @@ def _apply(n: Node, args: list) -> np.ndarray:
         case "concat":
             return np.concatenate(args[0], axis=a.axis)
         case "nn.conv2d":
-            window = Window(args[1].shape[2:], (1, 1), (1, 1), (0, 0, 0, 0))
+            window = Window(args[1].shape[2:], (1, 1), (1, 1), getattr(a, "padding", (0, 0, 0, 0)))
             return reference.conv2d(args[0], args[1], window, a.groups).astype("float64")
         case "nn.batch_norm":
             gamma, beta, mean, var = (p[:, None, None] for p in args[1:])
@@ -98,6 +99,13 @@ def _apply(n: Node, args: list) -> np.ndarray:
                 for x, axes in zip(args, (a.left_axes, a.right_axes), strict=True)
             )
             return left @ right if a.out_axes is None else (left @ right).transpose(a.out_axes)
+        case "nn.conv2d_transpose":
+            return transposed_conv2d(args[0], args[1], a.strides, a.padding[:2], n.shape)
+        case simplify.INTERLEAVE:
+            y, x = (np.arange(size) + start for size, start in zip(n.shape[2:], a.starts, strict=True))
+            (sy, sx), channels = a.strides, np.arange(n.shape[1])[:, None, None]
+            planes = (y % sy * sx)[:, None] + x % sx
+            return args[0][:, planes * a.phase + channels, (y // sy)[:, None], x // sx]
         case simplify.CHANNEL_SHUFFLE:
             return args[0][:, a.source]
         case "nn.layer_norm":
@@ -105,6 +113,19 @@ def _apply(n: Node, args: list) -> np.ndarray:
             return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + a.epsilon) * args[1] + args[2]
         case _:
             raise AssertionError(f"the test knows no {n.op}")
+
+
+def transposed_conv2d(data, weight, strides, before, shape):
+    """Every input pixel adds its window to the output; (sy, sx) and padding (top, left)."""
+    n, _, height, width = data.shape
+    kh, kw = weight.shape[2:]
+    (sy, sx), (top, left) = strides, before
+    spread = np.zeros((n, shape[1], height * sy + kh + shape[2], width * sx + kw + shape[3]))
+    for y in range(height):
+        for x in range(width):
+            window = np.einsum("ni,iokl->nokl", data[:, :, y, x], weight)
+            spread[:, :, y * sy : y * sy + kh, x * sx : x * sx + kw] += window
+    return spread[:, :, top : top + shape[2], left : left + shape[3]]
 
 
 def check(built: Graph) -> Graph:
@@ -213,6 +234,47 @@ def test_a_shuffle_across_batches_is_not_a_channel_shuffle():
     grouped = node("reshape", x, shape=(1, 4, 4, 3, 4))
     swapped = node("permute_dims", grouped, axes=(0, 2, 1, 3, 4))
     assert simplify.CHANNEL_SHUFFLE not in ops(check(graph(node("reshape", swapped, shape=x.shape))))
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_transposed_convolutions_become_interleaved_ones(d: st.DataObject):
+    strides, kernel = (d.draw(st.tuples(st.integers(1, 4), st.integers(1, 5))) for _ in range(2))
+    before, after = ([d.draw(st.integers(0, k - 1)) for k in kernel] for _ in range(2))
+    extra = [d.draw(st.integers(0, s - 1)) for s in strides]
+    sizes = [
+        (size - 1) * s - b - e + k + more
+        for size, s, b, e, k, more in zip((4, 5), strides, before, after, kernel, extra, strict=True)
+    ]
+    hypothesis.assume(min(sizes) > 0)
+    x = data(2, 3, 4, 5)
+    outputs = d.draw(st.sampled_from([1, 3, 8, 9, 20]))
+    weight = constant(reference.random(3, outputs, *kernel))
+    op = node(
+        "nn.conv2d_transpose",
+        x,
+        weight,
+        shape=(2, outputs, *sizes),
+        strides=strides,
+        padding=(*before, *after),
+        output_padding=extra,
+        dilation=(1, 1),
+        groups=1,
+        data_layout="NCHW",
+        kernel_layout="IOHW",
+    )
+    assert ops(check(graph(op))) == ["nn.conv2d", simplify.INTERLEAVE]
+
+
+@pytest.mark.parametrize("change", [{"groups": 2}, {"dilation": (1, 2)}, {"padding": (3, 0, 0, 0)}])
+def test_other_transposed_convolutions_stay(change: dict):
+    x, weight = data(1, 4, 4, 4), constant(reference.random(4, 4, 2, 2))
+    usual = {"strides": (2, 2), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
+    layouts = {"data_layout": "NCHW", "kernel_layout": "IOHW"}
+    height = 8 - sum((usual | change)["padding"])
+    g = graph(node("nn.conv2d_transpose", x, weight, shape=(1, 4, height, 8), **(usual | change), **layouts))
+    simplify.simplify(g)
+    assert ops(g) == ["nn.conv2d_transpose"]
 
 
 def test_layer_norm_is_recognised():

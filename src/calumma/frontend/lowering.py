@@ -36,7 +36,7 @@ from calumma.frontend.operators import (
     pool,
     rows,
 )
-from calumma.frontend.simplify import CHANNEL_SHUFFLE, LRN, MATMUL
+from calumma.frontend.simplify import CHANNEL_SHUFFLE, INTERLEAVE, LRN, MATMUL
 from calumma.tvm_compat import kernel_calls
 
 OUT_ELEMENTWISE_FUSABLE = 4
@@ -749,6 +749,20 @@ def _shuffle(lo: _Lowering, node: Node) -> Value:
     return Value(value.expr, node.shape, slots)
 
 
+def _interleave(lo: _Lowering, node: Node) -> Value:
+    attrs = node.attrs
+    data = node.args[0]
+    value = lo.to_blocked(lo.value(data), lo.identity_slots(data.shape[1]))
+    plain = attrs.phase % lo.lanes != 0
+    expr = lo.emit(
+        lambda x: layout.interleave(x, attrs.phase, attrs.strides, attrs.starts, node.shape, plain=plain),
+        value.expr,
+        kind=_INJECTIVE,
+        name="interleave",
+    )
+    return Value(expr, node.shape, None if plain else lo.identity_slots(node.shape[1]))
+
+
 def _lrn(lo: _Lowering, node: Node) -> Value:
     value = lo.value(node.args[0])
     if value.slots is not None and not np.array_equal(value.slots, np.arange(node.shape[1])):
@@ -934,6 +948,7 @@ _RULES: dict[str, Callable[[_Lowering, Node], Any]] = {
     "reshape": _reshape,
     "concat": _concat,
     CHANNEL_SHUFFLE: _shuffle,
+    INTERLEAVE: _interleave,
     LRN: _lrn,
     "matmul": _matmul,
     MATMUL: _matmul,

@@ -250,7 +250,7 @@ def _transposed(m: _Model, layer: Layer) -> str:
         pads=[*window.padding, *window.padding],
     )
     m.output(m.epilogue(result, layer.text("epilogue"), (1, outputs, 1, 1), ()))
-    return "conv2d_transpose"
+    return "conv2d"
 
 
 def _dense(m: _Model, layer: Layer) -> str:

@@ -71,3 +71,32 @@ def gather_channels(x: te.Tensor, table: te.Tensor) -> te.Tensor:
         lambda n, c, h, w: x(n, table[c] // lanes, h, w, table[c] % lanes),
         name="gather_channels",
     )
+
+
+def interleave(
+    x: te.Tensor, phase: int, strides: tuple[int, int], starts: tuple[int, int], shape: tuple[int, ...], *, plain: bool
+) -> te.Tensor:
+    """Planes of a blocked (n, blocks, h, w, lanes) woven into `shape` (n, c, H, W): see `simplify.INTERLEAVE`.
+
+    Args:
+        x: its slots in order.
+        phase: slots of one group of planes; whole blocks, unless the result is plain.
+        strides, starts: of rows and columns.
+        shape: of the result.
+        plain: whether the result is (n, c, H, W) instead of (n, phase / lanes, H, W, lanes).
+    """
+    lanes = int(x.shape[4])
+    (sy, sx), (oy, ox) = strides, starts
+
+    def element(n, slot, h, w, lane):
+        h, w = h + oy, w + ox
+        slot = (h % sy * sx + w % sx) * phase + slot
+        return x(n, slot // lanes, h // sy, w // sx, slot % lanes if plain else lane)
+
+    if plain:
+        return te.compute(shape, lambda n, c, h, w: element(n, c, h, w, 0), name="interleave")
+    return te.compute(
+        (shape[0], phase // lanes, *shape[2:], lanes),
+        lambda n, block, h, w, lane: element(n, block * lanes, h, w, lane),
+        name="interleave",
+    )
