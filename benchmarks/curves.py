@@ -70,10 +70,12 @@ class Run:
     """Seconds by `PHASES`; they add up to `seconds`."""
     improvements: tuple[Improvement, ...]
     """Ascending by trial; latencies fall."""
+    start: str = "default"
+    """Where it began: the space's "default" or a "random" configuration; "own" for who has none of the two."""
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        return self.workload, self.strategy, self.seed
+    def key(self) -> tuple[str, str, str, int]:
+        return self.start, self.workload, self.strategy, self.seed
 
     @property
     def throughput(self) -> float:
@@ -108,7 +110,7 @@ class Run:
     def from_json(document: Mapping[str, Any]) -> Run:
         """Read what `to_json` gave. Raises InputError."""
         try:
-            values = {entry.name: document[entry.name] for entry in fields(Run)}
+            values = {entry.name: document[entry.name] for entry in fields(Run) if entry.name in document}
             found = tuple(Improvement(*entry) for entry in values.pop("improvements"))
             return Run(**values, improvements=found)
         except (KeyError, TypeError) as error:

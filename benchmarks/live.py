@@ -11,9 +11,14 @@ spaces. Strategies: AutoTVM's, its annealing with few measurements, Chameleon, a
 Every run is a line of a log when it ends, every measurement of ours is in a database when its batch ends; a session
 that was stopped goes on with the first run that is missing. The order is seeds, tasks, strategies, the first task of
 every model before the second of any: what drifts, drifts for all strategies, and a session that ends early has whole
-tasks of different models. With `--budget` no run begins after that time. At the end, task by task, whatever was ever
-the best of a run is verified and measured again, in turns, with cold weights: the latencies that count are the medians
-of that race, whoever measured them first and how.
+tasks of different models. With `--starts default,random` every strategy of ours runs from either, one after the other;
+MetaSchedule has a start of its own and stands in both comparisons. With `--budget` no run begins after that time.
+
+One measurement of a configuration differs from the next by several percent, more than what is between the best ones. So
+whatever looks as if it could be the best of a run is measured again at once, for every strategy of ours alike, and the
+median counts (`Repeating`); these seconds are part of the run. MetaSchedule has rules of its own. At the end, task by
+task, whatever was ever the best of a run is verified and measured again, in turns, with cold weights: the latencies
+that count are the medians of that race, whoever measured them first and how.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -57,6 +62,10 @@ METASCHEDULE = {"metaschedule": "own", "metaschedule-ours": "ours"}
 METASCHEDULE_BATCH = 64
 """Its own default."""
 PASSES = 3
+"""Of the race at the end."""
+REPEATS, CONTENDERS, MARGIN = 3, 2, 0.05
+"""Within a run: measurements of a candidate that may be the best, how many such a batch can have, and how much slower
+than the best a single measurement of one may be."""
 CACHE_STATE = "cold"
 TRACED = "metaschedule"
 """Template of candidates that are a trace of MetaSchedule's."""
@@ -150,25 +159,27 @@ def run(options: argparse.Namespace) -> list[Run]:
         "hardware": hardware.fingerprint,
         "toolchain": tvm_compat.toolchain(),
         "policy": None if options.policy is None else options.policy.name,
-        "cold_start": options.cold_start,
     }
     log = RunLog(options.runs, settings)
     done = {task.name: _finished(task, log) for task in chosen}
-    wanted = itertools.product(range(options.seeds), chosen, strategies)
-    missing = [(seed, task, strategy) for seed, task, strategy in wanted if (strategy, seed) not in done[task.name]]
+    keys = [
+        ("own" if strategy in METASCHEDULE else start, task.name, strategy, seed)
+        for seed, task, strategy, start in itertools.product(range(options.seeds), chosen, strategies, options.starts)
+    ]
+    missing = [key for key in dict.fromkeys(keys) if key not in done[key[1]]]
+    by_name = {task.name: task for task in chosen}
     left = len(missing)
     with SqlStore.open(options.database) as store:
-        for seed, task, strategy in missing:
+        for key in missing:
             if time.monotonic() - start >= budget_s:
                 print(f"{options.budget} are over, {left} of {len(missing)} runs are left: the same command goes on")
                 break
-            done[task.name][strategy, seed] = _tune(task, strategy, seed, options, log, store, hardware, threads)
+            done[key[1]][key] = _tune(by_name[key[1]], key, options, log, store, hardware, threads)
             left -= 1
     runs: list[Run] = []
     for task in chosen:
-        of_task = done[task.name]
-        keys = [key for key in itertools.product(strategies, range(options.seeds)) if key in of_task]
-        runs += _raced(task, [of_task[key] for key in keys], log, hardware, threads) if keys else []
+        finished = [done[task.name][key] for key in dict.fromkeys(keys) if key in done[task.name]]
+        runs += _raced(task, finished, log, hardware, threads) if finished else []
     return runs
 
 
@@ -183,23 +194,24 @@ def _chosen(found: Sequence[Task], options: argparse.Namespace) -> list[Task]:
 
 Finished = tuple[Run, list[Candidate]]
 """A run, and what was ever the best in it, in order."""
+Job = tuple[str, str, str, int]
+"""The `key` of a run: start, task, strategy, seed."""
 
 
-def _finished(task: Task, log: RunLog) -> dict[tuple[str, int], Finished]:
-    """The runs of a task that the log has, by strategy and seed."""
+def _finished(task: Task, log: RunLog) -> dict[Job, Finished]:
+    """The runs of a task that the log has."""
     done = {}
     for entry in log.entries:
         if "run" in entry and entry["run"]["workload"] == task.name:
             finished = Run.from_json(entry["run"])
             best = [_restored(task, candidate) for candidate in entry["candidates"]]
-            done[finished.strategy, finished.seed] = finished, best
+            done[finished.key] = finished, best
     return done
 
 
 def _tune(
     task: Task,
-    strategy: str,
-    seed: int,
+    job: Job,
     options: argparse.Namespace,
     log: RunLog,
     store: SqlStore,
@@ -207,14 +219,15 @@ def _tune(
     threads: int,
 ) -> Finished:
     """Make one run and log it."""
+    start, _, strategy, seed = job
     if strategy in METASCHEDULE:
         finished, best = _metaschedule(task, strategy, seed, options, threads)
     else:
-        finished, best = _ours(task, strategy, seed, options, store, hardware, threads)
+        finished, best = _ours(task, start, strategy, seed, options, store, hardware, threads)
     documents = [{"template": c.template, "version": c.template_version, "config": dict(c.config)} for c in best]
     log.add({"run": finished.to_json(), "candidates": documents, "commit": output.commit()})
     print(
-        f"{task.name}, {strategy}, seed {seed}: {finished.seconds:.1f} s, {finished.trials} trials, "
+        f"{task.name}, {strategy}, seed {seed}, {start} start: {finished.seconds:.1f} s, {finished.trials} trials, "
         f"{finished.failed} failed, best {1e6 / max(finished.throughput, 1e-9):.1f} us",
         flush=True,
     )
@@ -227,6 +240,7 @@ def _restored(task: Task, document: Mapping[str, Any]) -> Candidate:
 
 def _ours(
     task: Task,
+    start: str,
     strategy: str,
     seed: int,
     options: argparse.Namespace,
@@ -256,19 +270,60 @@ def _ours(
             strategy,
             task.space,
             candidate,
-            runner,
+            Repeating(runner),
             WallClock(),
             workload=task.name,
             seed=seed,
             budget=options.trials,
             batch=options.batch,
             policy=options.policy,
-            cold_start=options.cold_start,
+            cold_start=start == "random",
             on_improvement=best.append,
             on_batch=keep,
             prior=prior,
         )
     return finished, best
+
+
+class Repeating:
+    """A runner that measures again what looks as fast as the best, and answers with medians."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.threads, self.cache_state = runner.threads, runner.cache_state
+        self.verify, self.close = runner.verify, runner.close
+
+    def measure(
+        self,
+        candidates: Sequence[Candidate],
+        best_s: Mapping[str, float] | None = None,
+        on_result: Callable[[int, MeasureResult], None] | None = None,
+    ) -> list[MeasureResult]:
+        """Measure a batch; up to `CONTENDERS` of the fastest of it that are no more than `MARGIN` slower than the best
+        so far are measured `REPEATS` times in all, unless one more measurement shows that they are not."""
+        passes = [[result] for result in self._runner.measure(candidates, best_s)]
+        results = [_together(of_one) for of_one in passes]
+        for _ in range(REPEATS - 1):
+            limit_s = (1 + MARGIN) * min([*(best_s or {}).values(), *(result.latency_s for result in results)])
+            order = sorted(range(len(results)), key=lambda i: results[i].latency_s)
+            again = [i for i in order[:CONTENDERS] if results[i].latency_s <= limit_s and results[i].latencies_s]
+            if not again:
+                break
+            for i, result in zip(again, self._runner.measure([candidates[i] for i in again], best_s), strict=True):
+                passes[i].append(result)
+                results[i] = _together(passes[i])
+        for i, result in enumerate(results):
+            if on_result is not None:
+                on_result(i, result)
+        return results
+
+
+def _together(passes: Sequence[MeasureResult]) -> MeasureResult:
+    """One result of a candidate: the median latencies of the passes that worked, the seconds of all."""
+    first = passes[0]
+    latencies_s = tuple(result.latency_s for result in passes if result.status is Status.OK)
+    phases_s = {name: sum(result.phases_s.get(name, 0.0) for result in passes) for name in first.phases_s}
+    return replace(first, latencies_s=latencies_s, phases_s=phases_s)
 
 
 def _metaschedule(task: Task, strategy: str, seed: int, options: argparse.Namespace, threads: int) -> Finished:
@@ -308,7 +363,7 @@ def _metaschedule(task: Task, strategy: str, seed: int, options: argparse.Namesp
         recorder.add(float("inf") if latency_s is None else latency_s, seconds, 0)
         if len(recorder.improvements) > known:
             best.append(Candidate(task.workload, TRACED, TracedSpace.version, {"trace": trace}))
-    return recorder.finish(document["seconds"], 0, document["phases_s"]), best
+    return replace(recorder.finish(document["seconds"], 0, document["phases_s"]), start="own"), best
 
 
 def _raced(task: Task, done: Sequence[Finished], log: RunLog, hardware: Hardware, threads: int) -> list[Run]:

@@ -13,6 +13,7 @@ What is compared and how every figure is defined: `benchmarks/curves.py`. What a
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import sys
@@ -35,6 +36,9 @@ INFORMED = ("sa+topk+prior", "evolutionary+prior", "chameleon+prior")
 LEVELS = (0.9, 0.95, 0.99, 1.0)
 SHARES = (0.1, 0.25, 0.5, 1.0)
 TRIALS = (16, 32, 64, 128, 256)
+STARTS = ("default", "random")
+"""What a search can start from: what the template would use unmeasured, or a random configuration, the same for all.
+Published AutoTVM has no reasoned default."""
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -80,7 +84,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--policy", type=Path, metavar="FILE", help="the strategies that learn to explore start from it"
     )
     parser.add_argument(
-        "--cold-start", action="store_true", help="from a random configuration instead of the template's default"
+        "--starts",
+        type=_names,
+        default=STARTS[:1],
+        metavar="A,B",
+        help=f"where searches begin: {', '.join(STARTS)} configuration; each is reported for itself",
     )
     parser.add_argument("--jobs", type=int, default=1, help="of a replay: runs at the same time")
     parser.add_argument("--no-overhead", action="store_true", help="of a replay: count the recorded seconds alone")
@@ -94,6 +102,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name} {value}: expected at least 1")
+    if not options.starts or set(options.starts) - set(STARTS):
+        parser.error(f"--starts {','.join(options.starts)}: expected one or both of {', '.join(STARTS)}")
     results = output.ROOT / "results"
     options.database = options.database or results / ("corpora.db" if options.record is not None else "search-live.db")
     if options.live:
@@ -190,12 +200,11 @@ def _replay(options: argparse.Namespace) -> list[Run]:
         "batch": options.batch,
         "overhead": not options.no_overhead,
         "policy": options.policy,
-        "cold_start": options.cold_start,
     }
     kept = {name: str(value) for name, value in settings.items() if name != "folder"}
     log = None if options.runs is None else RunLog(options.runs, kept)
     done = {run.key: run for run in (Run.from_json(entry) for entry in (log.entries if log else ()))}
-    wanted = [(name, strategy, seed) for name in found for strategy in names for seed in range(options.seeds)]
+    wanted = list(itertools.product(options.starts, found, names, range(options.seeds)))
     jobs = [job for job in wanted if job not in done]
     start = time.monotonic()
     for count, run in enumerate(_performed(jobs, settings, options.jobs), start=1):
@@ -208,7 +217,11 @@ def _replay(options: argparse.Namespace) -> list[Run]:
     return [done[job] for job in wanted]
 
 
-def _performed(jobs: Sequence[tuple[str, str, int]], settings: Mapping[str, Any], n: int) -> Iterator[Run]:
+Job = tuple[str, str, str, int]
+"""The `key` of a run."""
+
+
+def _performed(jobs: Sequence[Job], settings: Mapping[str, Any], n: int) -> Iterator[Run]:
     """Runs in order, `n` at a time, each in a process that computes on one thread."""
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
@@ -229,16 +242,45 @@ def _performed(jobs: Sequence[tuple[str, str, int]], settings: Mapping[str, Any]
                 os.environ[name] = value
 
 
-def _one(job: tuple[str, str, int], settings: Mapping[str, Any]) -> Run:
-    corpus, strategy, seed = job
-    return sessions.replay(corpus, strategy, seed, **settings)
+def _one(job: Job, settings: Mapping[str, Any]) -> Run:
+    start, corpus, strategy, seed = job
+    return sessions.replay(corpus, strategy, seed, cold_start=start == "random", **settings)
 
 
 # -- report ---------------------------------------------------------------------------------------
 
 
 def _report(options: argparse.Namespace, runs: Sequence[Run]) -> int:
-    comparison = Comparison(runs, options.baseline)
+    """Print a comparison for every start, and write them all; metrics of the second start have its name before them."""
+    found: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+    documents = []
+    for position, start in enumerate(options.starts):
+        comparison = Comparison([run for run in runs if run.start in (start, "own")], options.baseline)
+        of_start = _metrics(comparison, options)
+        _print(comparison, of_start, start, options.trials)
+        found |= {f"from_{start}_{name}" if position else name: value for name, value in of_start.items()}
+        rows += [{"start": start, **_row(comparison, strategy)} for strategy in comparison.strategies]
+        documents += [run.to_json() for run in comparison.runs]
+    if options.json:
+        settings = {
+            "mode": "live" if options.live else "replay",
+            "seeds": options.seeds,
+            "trials": options.trials,
+            "batch": options.batch,
+            "overhead": not options.no_overhead,
+            "starts": options.starts,
+            "policy": None if options.policy is None else options.policy.name,
+            "subject": options.subject,
+            "baseline": options.baseline,
+            "level": curves.LEVEL,
+        }
+        surroundings = output.environment(options.threads)
+        output.write(options.json, found, rows, surroundings, settings=settings, runs=documents)
+    return 0
+
+
+def _metrics(comparison: Comparison, options: argparse.Namespace) -> dict[str, float]:
     if options.subject not in comparison.strategies:
         raise InputError(f"no run of {options.subject!r}: name the strategy the metrics are about with --subject")
     rivals = RIVALS | ({} if options.baseline == BASELINE else {options.baseline: options.baseline})
@@ -248,35 +290,24 @@ def _report(options: argparse.Namespace, runs: Sequence[Run]) -> int:
         rivals["topk"] += sessions.INFORMED
         known = curves.metrics(comparison, informed, rivals)
         found |= {f"with_prior_{name}": value for name, value in known.items()}
+    return found
+
+
+def _print(comparison: Comparison, found: Mapping[str, float], start: str, trials: int) -> None:
     rows = [_row(comparison, strategy) for strategy in comparison.strategies]
-    print(f"\nTo {curves.LEVEL:.0%} of {options.baseline}'s final throughput; {options.baseline} over each:\n")
+    base = comparison.baseline
+    print(f"\nEvery search from the {start} configuration.", end=" ")
+    print(f"To {curves.LEVEL:.0%} of {base}'s final throughput; {base} over each:\n")
     print(output.markdown(_COLUMNS, [_cells(row) for row in rows]))
-    print(f"\nTime to a share of {options.baseline}'s final throughput, {options.baseline} over each:\n")
+    print(f"\nTime to a share of {base}'s final throughput, {base} over each:\n")
     print(output.markdown(["strategy", *(f"to {a:.0%}" for a in LEVELS)], _by_level(comparison)))
-    print(f"\nThroughput over {options.baseline}'s, after equal trials and equal seconds:\n")
-    print(output.markdown(_BUDGETS, _by_budget(comparison, options.trials)))
-    print(f"\nTime to {curves.LEVEL:.0%} by workload, {options.baseline} over each:\n")
+    print(f"\nThroughput over {base}'s, after equal trials and equal seconds:\n")
+    print(output.markdown(_BUDGETS, _by_budget(comparison, trials)))
+    print(f"\nTime to {curves.LEVEL:.0%} by workload, {base} over each:\n")
     print(output.markdown(["workload", *comparison.strategies], _by_workload(comparison)))
     print("\nIn brackets: 95 % intervals. A strategy beats the baseline where the lower end is above 1.\n")
     for name, value in found.items():
         print(f"{name:<44} {value:.3f}")
-    if options.json:
-        settings = {
-            "mode": "live" if options.live else "replay",
-            "seeds": options.seeds,
-            "trials": options.trials,
-            "batch": options.batch,
-            "overhead": not options.no_overhead,
-            "cold_start": options.cold_start,
-            "policy": None if options.policy is None else options.policy.name,
-            "subject": options.subject,
-            "baseline": options.baseline,
-            "level": curves.LEVEL,
-        }
-        documents = [run.to_json() for run in comparison.runs]
-        surroundings = output.environment(options.threads)
-        output.write(options.json, found, rows, surroundings, settings=settings, runs=documents)
-    return 0
 
 
 _COLUMNS = (

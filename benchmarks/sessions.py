@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -194,7 +195,8 @@ def search(
     for phase, own_s in strategy.stats.seconds.items():
         target = _PHASE_OF.get(phase, "search")
         spent[target] = spent.get(target, 0.0) + own_s
-    return recorder.finish(seconds, strategy.stats.steps, spent)
+    finished = recorder.finish(seconds, strategy.stats.steps, spent)
+    return replace(finished, start="random" if cold_start else "default")
 
 
 def replay(
@@ -276,7 +278,7 @@ def _known(template: str, version: int, hardware: Hardware, threads: int, toolch
 def _without_overhead(run: Run) -> Run:
     """The run with nothing but the recorded seconds in its phases."""
     phases = {phase: seconds if phase in ("build", "run") else 0.0 for phase, seconds in run.phases_s.items()}
-    return Run(**{**vars(run), "phases_s": phases, "seconds": phases["build"] + phases["run"]})
+    return replace(run, phases_s=phases, seconds=phases["build"] + phases["run"])
 
 
 class RunLog:

@@ -275,11 +275,29 @@ def test_a_stopped_replay_goes_on(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "_performed", performed)
     wanted = ["--strategies", "random,genetic", "--json", str(tmp_path / "second.json")]
     assert search.main([*arguments, *wanted]) == 0
-    assert asked == [("toy", "genetic", 0), ("toy", "genetic", 1)]
+    assert asked == [("default", "toy", "genetic", 0), ("default", "toy", "genetic", 1)]
     first, second = (json.loads((tmp_path / f"{name}.json").read_text())["runs"] for name in ("first", "second"))
     assert [run for run in second if run["strategy"] == "random"] == first
     assert search.main([*arguments, *wanted]) == 0
     assert len(asked) == 2, "nothing is left to do"
+
+
+def test_both_starts_are_compared_each_for_itself(folder, tmp_path, capsys):
+    path = tmp_path / "out.json"
+    arguments = ["--replay", "--no-overhead", "--strategies", "random,genetic", "--seeds", "1", "--trials", "32"]
+    arguments += ["--baseline", "random", "--subject", "genetic", "--corpora", str(folder), "--json", str(path)]
+    assert search.main([*arguments, "--starts", "default,random"]) == 0
+    document = json.loads(path.read_text())
+    both = [Run.from_json(run) for run in document["runs"]]
+    for start, prefix in (("default", ""), ("random", "from_random_")):
+        alone = [run for run in both if run.start == start]
+        assert len(alone) == 2
+        expected = metrics(Comparison(alone, "random"), "genetic", {"random": "random"})
+        assert {prefix + name: value for name, value in expected.items()}.items() <= document["metrics"].items()
+    assert "from the random configuration" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        search.main([*arguments, "--starts", "nowhere"])
+    assert "expected one or both of default, random" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -330,6 +348,38 @@ def test_a_race_has_the_last_word():
     assert live.with_latencies(QUICK, [0.0, 0.0, 0.0]).throughput == 0
 
 
+class _Scripted(SimulatedRunner):
+    """Latencies of each candidate in the order of its measurements, None for a failure."""
+
+    def __init__(self, latencies):
+        super().__init__()
+        self.left = {name: list(values) for name, values in latencies.items()}
+        self.measured = []
+
+    def outcome(self, candidate):
+        name = candidate.config["who"]
+        self.measured.append(name)
+        latency = self.left[name].pop(0)
+        if latency is None:
+            return MeasureResult(Status.RUN_TIMEOUT, (), "late", {"build": 0.1, "run": 0.05})
+        return MeasureResult(Status.OK, (latency,), "", {"build": 0.1, "run": 0.05})
+
+
+def test_what_looks_best_is_measured_again_and_the_median_counts():
+    script = _Scripted({"lucky": [1.0, 1.4], "best": [1.03, 1.1, 1.08], "slow": [2.0], "ill": [None]})
+    seen = []
+    workload = Workload("feed", "{}")
+    asked = [Candidate(workload, "toy", 1, {"who": who}) for who in ("slow", "ill", "lucky", "best")]
+    results = live.Repeating(script).measure(asked, None, lambda i, result: seen.append((i, result.latency_s)))
+    assert script.measured == ["slow", "ill", "lucky", "best", "lucky", "best", "best"]
+    assert [result.latency_s for result in results] == [2.0, math.inf, pytest.approx(1.2), 1.08]
+    assert seen == [(i, result.latency_s) for i, result in enumerate(results)]
+    assert results[3].phases_s == {"build": pytest.approx(0.3), "run": pytest.approx(0.15)}, "all of it is charged"
+    far = _Scripted({"slow": [2.0]})
+    assert live.Repeating(far).measure(asked[:1], {workload.hash: 1.0})[0].latency_s == 2.0
+    assert far.measured == ["slow"], "nobody needs to know better"
+
+
 def test_metaschedules_profile_by_our_phases():
     spent = {
         "SendToBuilder": 10.0,
@@ -348,12 +398,13 @@ def test_a_stopped_live_session_goes_on_with_the_first_missing_run(tmp_path, mon
     task = live.Task("net/conv2d", Workload("feed", "{}"), None)
     made, races = [], []
 
-    def ours(task, strategy, seed, options, store, hardware, threads):
+    def ours(task, start, strategy, seed, options, store, hardware, threads):
         if len(made) == stop_after:
             raise KeyboardInterrupt
         made.append((strategy, seed))
         throughput = 100.0 if strategy == "random" else 110.0
-        finished = run(strategy, (seed + 1, 1.0, 1, throughput), workload=task.name, seed=seed, budget=8)
+        found = seed + 1, 1.0, 1, throughput
+        finished = run(strategy, found, workload=task.name, seed=seed, budget=8, start=start)
         return finished, [Candidate(task.workload, "toy", 1, {"who": strategy, "seed": seed})]
 
     def race(candidates, hardware, threads):
@@ -379,5 +430,7 @@ def test_a_stopped_live_session_goes_on_with_the_first_missing_run(tmp_path, mon
     assert (len(made), races) == (4, [3, 4]), "nothing is left to do"
     found = json.loads((tmp_path / "out.json").read_text())["metrics"]
     assert found["throughput_vs_random"] == pytest.approx(1.25), "by the race, not by the session"
+    assert search.main([*arguments, "--starts", "default,random"]) == 0
+    assert made[4:] == [("random", 0), ("evolutionary", 0), ("random", 1), ("evolutionary", 1)], "the other start"
     assert search.main([*arguments, "--trials", "9"]) == 2
     assert "was begun with trials 8, now it is 9" in capsys.readouterr().err
