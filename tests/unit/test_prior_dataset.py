@@ -12,6 +12,7 @@ from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.values import MeasureRecord, MeasureResult, Status, Workload
 from calumma.frontend.operators import matmul
+from calumma.measure.timing import LEAST, given_up
 from tests import prior_data
 from tests.prim_funcs import prim_func, tvm
 
@@ -137,3 +138,29 @@ def test_cache_states_are_groups_of_their_own() -> None:
     assert len(data.groups) == 2 * prior_data.WORKLOADS
     assert {group.cache_state for group in data.groups} == {"cold", "warm"}
     assert data.rows == 2 * prior_data.small_dataset().rows
+
+
+def repeated(record: MeasureRecord, count: int, factor: float) -> MeasureRecord:
+    """The same configuration measured `count` times at `factor` times its latency."""
+    return replace(record, result=MeasureResult(Status.OK, (factor * record.result.latency_s,) * count))
+
+
+def test_what_was_given_up_too_early_says_nothing() -> None:
+    records = [r for r in prior_data.records() if r.result.status is Status.OK]
+    workload = records[0].candidate.workload.hash
+    best, second, third, fourth = sorted(
+        (r for r in records if r.candidate.workload.hash == workload), key=lambda r: r.result.latency_s
+    )[:4]
+    doubled = repeated(best, 3, 2.0)  # both threads on one core: it was taken for a lost candidate
+    finished = [repeated(best, LEAST, 1.0), repeated(second, LEAST, 1.0)]
+    lone, slow = repeated(third, 3, 2.0), repeated(fourth, 3, 10.0)
+    (group,) = made([*finished, doubled, lone, slow]).groups
+    assert sorted(group.latency_s) == [r.result.latency_s for r in (*finished, slow)]
+    assert made([*finished, doubled, lone, slow]).left_out == {"given up too early": 2}
+
+
+def test_a_slow_kernel_was_not_given_up() -> None:
+    first, second = (r for r in prior_data.records()[:2])
+    slow = [repeated(r, 3, 0.05 / r.result.latency_s) for r in (first, second)]
+    few = [repeated(r, 5, 0.04 / r.result.latency_s) for r in (first, second)]
+    assert [given_up(r.result.latencies_s) for r in (*slow, *few, repeated(first, 3, 1.0))] == [False] * 4 + [True]

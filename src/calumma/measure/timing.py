@@ -47,6 +47,14 @@ def calls_per_repetition(first_s: float, cache_state: str) -> int:
     return max(1, math.ceil(HOT_REPETITION_S / max(first_s, 1e-6)))
 
 
+def given_up(latencies_s: Sequence[float]) -> bool:
+    """Whether a measurement ended before its spread was looked at although there was time: it was taken for lost.
+
+    Of such a candidate the latency is not known, only that something made it slow: itself, or its surroundings.
+    """
+    return len(latencies_s) < LEAST and LEAST * median(latencies_s) <= LIMIT_S
+
+
 def standard_error(latencies_s: Sequence[float]) -> float:
     """Standard error of the median relative to the median, from the median absolute deviation."""
     middle = median(latencies_s)

@@ -35,11 +35,14 @@ from calumma.core import archives
 from calumma.core.errors import InputError
 from calumma.core.keys import Key, indices_of, key_of, keys_of
 from calumma.core.protocols import Indices
-from calumma.core.values import Hardware, KnobValue, MeasureRecord, Status
+from calumma.core.values import Hardware, KnobValue, MeasureRecord, MeasureResult, Status
 from calumma.database.codec import MalformedError, restore_hardware, restore_workload
+from calumma.measure.timing import DISTURBED_SLOWER, given_up
 from calumma.space import KnobSpace, design_space
 
 FORMAT = 1
+GroupKey = tuple[str, int, str]
+"""Workload hash, threads, cache state."""
 CACHE_STATES = ("cold", "warm")
 """Those in which models run: with their weights in memory, or in the last-level cache."""
 _LEAST_ROWS = 2
@@ -71,7 +74,7 @@ class Group:
     status: tuple[Status, ...]
 
     @property
-    def key(self) -> tuple[str, int, str]:
+    def key(self) -> GroupKey:
         """What tells it from other groups."""
         return self.workload, self.threads, self.cache_state
 
@@ -182,7 +185,7 @@ def from_records(
         exclude: hashes of workloads that must not be in it: those of networks that are held out.
     """
     left_out: Counter[str] = Counter()
-    found: dict[tuple[str, int, str], list[MeasureRecord]] = {}
+    found: dict[GroupKey, list[MeasureRecord]] = {}
     for record in records:
         candidate = record.candidate
         if record.hardware.fingerprint != hardware.fingerprint:
@@ -211,7 +214,7 @@ def _group(
 ) -> Group | None:
     workload, threads = records[0].candidate.workload, records[0].threads
     space = design_space(tvm.ir.load_json(workload.text), hardware, threads)
-    latencies: dict[Key, list[float]] = {}
+    measured: dict[Key, list[MeasureResult]] = {}
     failures: dict[Key, Status] = {}
     for record in records:
         candidate = record.candidate
@@ -228,11 +231,11 @@ def _group(
             continue
         key = key_of(indices)
         if record.result.status is Status.OK:
-            latencies.setdefault(key, []).append(record.result.latency_s)
+            measured.setdefault(key, []).append(record.result)
         elif failures.get(key) is not Status.WRONG_OUTPUT:
             failures[key] = record.result.status
     wrong = {key for key, status in failures.items() if status is Status.WRONG_OUTPUT}
-    worked = {key: median(values) for key, values in latencies.items() if key not in wrong}
+    worked = _latencies({key: results for key, results in measured.items() if key not in wrong}, left_out)
     failed = {key: status for key, status in failures.items() if key not in worked}
     if len(worked) < _LEAST_ROWS:
         left_out["too few of a workload"] += len(worked) + len(failed)
@@ -252,6 +255,25 @@ def _group(
         np.array([worked.get(key, np.inf) for key in keys]),
         tuple(failed.get(key, Status.OK) for key in keys),
     )
+
+
+def _latencies(measured: Mapping[Key, Sequence[MeasureResult]], left_out: Counter[str]) -> dict[Key, float]:
+    """Latency of every configuration of one group of which it is known.
+
+    A candidate that is taken for lost is given up after a few repetitions. Mostly it is slow; but while both threads of
+    a pool sit on one core, the best has twice its latency for as long. So such a measurement does not count beside one
+    that was finished, and alone only if it is slower than that could have made the best.
+    """
+    finished = {key: [r.latency_s for r in results if not given_up(r.latencies_s)] for key, results in measured.items()}
+    known = {key: median(values) for key, values in finished.items() if values}
+    clearly_s = DISTURBED_SLOWER * min(known.values(), default=0.0)
+    for key, results in measured.items():
+        given_up_s = median(r.latency_s for r in results)
+        if key not in known and given_up_s >= clearly_s:
+            known[key] = given_up_s
+        elif len(finished[key]) < len(results):
+            left_out["given up too early"] += len(results) - len(finished[key])
+    return known
 
 
 def _joined(first: Group, second: Group) -> Group:

@@ -35,6 +35,11 @@ _FOLDS = 4
 _CAUTIONS = (1.0, 2.0, 3.0)
 """Without caution the mean may be a little better, but a wrong guess halves a speed that was fine."""
 _LEAST_GAINS = (0.02, 0.05, 0.1, 0.15)
+_SURE = 2.0
+"""Standard errors by which choosing must be better than the default."""
+_MOST_GAIN = 0.2
+"""What the choice for one workload can gain or lose at most, as a logarithm: a measurement may be wrong by a factor of
+two, and one such default must not speak for all choices."""
 _LEAST_JUDGED = 8
 """Configurations of a workload from which on an order can be judged."""
 
@@ -201,7 +206,8 @@ def _family(
 def _trust(seen: Sequence[tuple[Gains, Example]]) -> tuple[float, float]:
     """Caution and least gain with which the choices by predicted gains were best.
 
-    Those that never choose anything but the default, unless choosing was better by more than its standard error.
+    Those that never choose anything but the default, unless choosing was better for certain, which takes at least four
+    workloads for which something else was chosen.
     """
     known = [entry for entry in seen if entry[1].default_row is not None]
     best = (_CAUTIONS[0], NEVER)
@@ -212,8 +218,9 @@ def _trust(seen: Sequence[tuple[Gains, Example]]) -> tuple[float, float]:
             gains = np.log([j.top1 / j.default for j in found if j.default is not None])
             if len(gains) < _LEAST_GROUPS:
                 continue
+            gains = np.clip(gains, -_MOST_GAIN, _MOST_GAIN)
             mean, error = float(gains.mean()), float(gains.std() / np.sqrt(len(gains)))
-            if mean > error and mean > lead:
+            if mean > _SURE * error and mean > lead:
                 best, lead = (caution, least_gain), mean
     return best
 
