@@ -5,9 +5,9 @@ scores, so nothing is measured. What it is worth, a replay that starts from it t
 
     python -m benchmarks.search --replay --strategies autotvm,rl+as,chameleon --policy policy.safetensors
 
-Metrics: `tasks`, `train_s`; means over the first and the last tenth of the updates: `return_first`, `return_last` (what a
-walk gains, in standard deviations of its starts' scores), `entropy_first`, `entropy_last` (per knob; 1 for a policy that
-knows nothing).
+Metrics: `tasks`, `train_s`; means over the first and the last tenth of the updates: `return_first`, `return_last` (what
+a walk gains, in standard deviations of its starts' scores), `entropy_first`, `entropy_last` (per knob; 1 for a policy
+that knows nothing).
 """
 
 from __future__ import annotations
