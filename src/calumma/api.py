@@ -304,7 +304,8 @@ def tune(
         contest = Contest(prepared)
         with prepared.phase("prior"):
             predictor, note = zero_shot.predictor_for(prepared, prior)
-            first = {} if predictor is None else zero_shot.first_candidates(prepared, predictor)
+            views = {} if predictor is None else zero_shot.views(prepared, predictor)
+            first = zero_shot.first_candidates(views)
         session = TuningSession(
             [(task, prepared.spaces[task.workload.hash]) for task in prepared.tasks],
             runner,
@@ -331,6 +332,7 @@ def tune(
             progress=on_event,
             contest=contest,
             first=first,
+            known=views,
         )
         result = session.run()
     configs = {task.workload: task.config for task in result.tasks}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from calumma.core.errors import InputError
 from calumma.core.values import Budget, Candidate, Hardware, MeasureResult, Status, Task, Workload, config_text
 from calumma.database import MemoryStore
+from calumma.prior.forest import Forest
 from calumma.tuner import (
     REMEASURED,
     FinalCheckStarted,
@@ -499,3 +501,32 @@ def test_models_are_not_compared_where_a_default_does_not_work() -> None:
     world.runner.fault = fail
     result = world.run(Budget(seconds=60), contest=lambda configs, seconds: pytest.fail("the default cannot run"))
     assert result.contest is None and result.tasks[0].tuned
+
+
+class Seen:
+    """What stands for a prior's view of a task."""
+
+    def __init__(self, space: ToySpace) -> None:
+        self.space = space
+        self.asked = 0
+        inner = (1, 1, 1)
+        columns = ("prior.tile_x", "prior.split_k")
+        forest = Forest(
+            columns, np.zeros(inner, np.int32), np.zeros(inner, np.float32), np.zeros((1, 1, 2), np.float32)
+        )
+        self.family = SimpleNamespace(columns=columns, order=forest)
+
+    def table(self, indices: np.ndarray) -> np.ndarray:
+        self.asked += len(indices)
+        named = self.space.columns(indices)
+        return np.log2(np.stack([named["tile_x"], named["split_k"]], axis=1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("strategy", ["evolutionary", "sa+topk"])
+def test_what_a_prior_knows_guides_the_tasks_that_it_knows(strategy):
+    world = World([task("a"), task("b", width=56)], [Landscape(1e-4), Landscape(2e-4)])
+    seen = Seen(world.tasks[0][1])
+    result = world.session(Budget(trials=40), strategy=strategy, known={"hash of a": seen}).run()
+    assert seen.asked > 100  # the strategy scores what it explores through the prior's columns
+    assert {found.name: found.trials > 4 for found in result.tasks} == {"a": True, "b": True}
+    assert all(found.latency_s < found.default_latency_s for found in result.tasks if found.tuned)

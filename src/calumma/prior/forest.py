@@ -8,6 +8,7 @@ that nobody answers with yes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +48,25 @@ class Forest:
         starts = range(0, max(1, len(table)), BLOCK)
         return np.concatenate([self._block(table[start : start + BLOCK]) for start in starts], axis=1)
 
+    def places(self, table: Floats) -> NDArray[np.intp]:
+        """Columns (N, F) -> the leaf of every tree that a row ends in (E, T, N)."""
+        found = np.empty((*self.features.shape[:2], len(table)), np.intp)
+        for start in range(0, len(table), BLOCK):
+            rows = slice(start, start + BLOCK)
+            for member, trees, leaves in self._walk(table[rows]):
+                found[member, trees, rows] = leaves
+        return found
+
     def _block(self, table: Floats) -> Floats:
-        columns = np.ascontiguousarray(table.T)
         result = np.zeros((self.members, len(table)), np.float32)
+        for member, trees, places in self._walk(table):
+            for values in np.take_along_axis(self.leaves[member, trees], places, axis=1):  # in this order, always
+                result[member] += values
+        return result
+
+    def _walk(self, table: Floats) -> Iterator[tuple[int, slice, NDArray[np.intp]]]:
+        """Member, some of its trees, and the leaves (trees, N) that rows end in; in order."""
+        columns = np.ascontiguousarray(table.T)
         inner = self.features.shape[2]
         together = max(1, ANSWERS // (inner * max(1, len(table))))
         for member in range(self.members):
@@ -61,7 +78,4 @@ class Forest:
                 node = answers[place] + 1
                 for _ in range(self.depth - 1):
                     node = 2 * node + 1 + answers[node * len(table) + place]
-                values = np.take_along_axis(self.leaves[member, group], node - inner, axis=1)
-                for tree in values:  # in this order, whatever the number of rows
-                    result[member] += tree
-        return result
+                yield member, group, node - inner

@@ -27,6 +27,8 @@ from calumma.core.protocols import DesignSpace, Runner, Store
 from calumma.core.rng import generator
 from calumma.core.values import Budget, Hardware, KnobValue, MeasureRecord, MeasureResult, Status, Task
 from calumma.cost_model import CostModel, GradientBoostedTrees, SharedTrees
+from calumma.prior.few_shot import FewShotForest, KnownSpace
+from calumma.prior.predictor import TaskPredictor
 from calumma.search import make_strategy
 from calumma.tuner import events
 from calumma.tuner.allocation import Allocator
@@ -88,6 +90,7 @@ class TuningSession:
         settings: TuningSettings | None = None,
         contest: Callable[[Mapping[str, Mapping[str, KnobValue]], float], ModelContest] | None = None,
         first: Mapping[str, Sequence[Mapping[str, KnobValue]]] | None = None,
+        known: Mapping[str, TaskPredictor] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare a session; nothing is measured before `run`.
@@ -111,6 +114,8 @@ class TuningSession:
             contest: runs the whole model with the given schedules (workload hash -> config) against the one with
                 defaults, in about the given seconds; without it the tasks alone decide.
             first: workload hash -> configurations to try before the strategy's, in this order.
+            known: workload hash -> a prior's view of it. Such a task's cost model is the prior's forest, refitted to
+                what is measured; it takes the place of the trees that tasks of one template share.
             clock: monotonic seconds.
 
         Raises:
@@ -136,17 +141,17 @@ class TuningSession:
         self._outcome: ModelContest | None = None
         self._clock = clock
         self._phases = PhaseClock(clock)
-        models = self._cost_models([space for _, space in tasks])
+        guides = self._guides(tasks, known or {})
         self._states = [
             TaskState(
                 task,
                 space,
                 make_strategy(
-                    strategy, space, generator(seed, "search", task.workload.hash), model=ChargedModel(m, self._phases)
+                    strategy, seen, generator(seed, "search", task.workload.hash), model=ChargedModel(m, self._phases)
                 ),
                 bounds.get(task.workload.hash),
             )
-            for (task, space), m in zip(tasks, models, strict=True)
+            for (task, space), (seen, m) in zip(tasks, guides, strict=True)
         ]
         for state in self._states:
             state.first = [key_of(state.space.encode(config)) for config in (first or {}).get(state.hash, ())]
@@ -190,12 +195,22 @@ class TuningSession:
 
     # Beginning
 
-    def _cost_models(self, spaces: Sequence[DesignSpace]) -> list[CostModel]:
-        if not self._settings.transfer:
-            return [GradientBoostedTrees(self._seed) for _ in spaces]
+    def _guides(
+        self, tasks: Sequence[tuple[Task, DesignSpace]], known: Mapping[str, TaskPredictor]
+    ) -> list[tuple[DesignSpace, CostModel]]:
+        """What every task's strategy sees of its space, and the cost model of that."""
         shared: dict[tuple[str, int, tuple[str, ...]], SharedTrees] = {}
-        kinds = [(space.template, space.version, tuple(space.feature_names)) for space in spaces]
-        return [shared.setdefault(kind, SharedTrees(self._seed)).member() for kind in kinds]
+        guides: list[tuple[DesignSpace, CostModel]] = []
+        for task, space in tasks:
+            view = known.get(task.workload.hash)
+            kind = (space.template, space.version, tuple(space.feature_names))
+            if view is not None:
+                guides.append((KnownSpace(space, view), FewShotForest(view.family.order)))
+            elif self._settings.transfer:
+                guides.append((space, shared.setdefault(kind, SharedTrees(self._seed)).member()))
+            else:
+                guides.append((space, GradientBoostedTrees(self._seed)))
+        return guides
 
     def _recall(self) -> None:
         """Take in what earlier sessions measured on this hardware, and tell the strategies."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from calumma.core.values import KnobValue
 from calumma.prior import library
-from calumma.prior.predictor import Predictor
+from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.tuner.model import Configs, TunableModel
 
 FIRST = 4
@@ -50,19 +50,23 @@ def choices(model: TunableModel, predictor: Predictor, known: Collection[str] = 
     return chosen
 
 
+def views(model: TunableModel, predictor: Predictor) -> dict[str, TaskPredictor]:
+    """What the prior has to say of every task that it knows, by workload hash."""
+    found = {key: predictor.task(func, model.spaces[key]) for key, func in _float32(model)}
+    return {key: task for key, task in found.items() if task is not None}
+
+
 def first_candidates(
-    model: TunableModel, predictor: Predictor, n: int = FIRST
+    tasks: Mapping[str, TaskPredictor], n: int = FIRST
 ) -> dict[str, Sequence[Mapping[str, KnobValue]]]:
-    """The `n` best predicted configurations of every task that the prior knows, best first; the defaults are left out,
-    since they are measured anyway."""
+    """The `n` best predicted configurations of every task, best first; the defaults are left out, since they are
+    measured anyway."""
     first: dict[str, Sequence[Mapping[str, KnobValue]]] = {}
-    for key, func in _float32(model):
-        space = model.spaces[key]
-        task = predictor.task(func, space)
-        if task is not None:
-            default = space.default()
-            rows = [row for row in task.rank().indices[: n + 1] if (row != default).any()]
-            first[key] = [space.decode(row) for row in rows[:n]]
+    for key, task in tasks.items():
+        space = task.view.space
+        default = space.default()
+        rows = [row for row in task.rank().indices[: n + 1] if (row != default).any()]
+        first[key] = [space.decode(row) for row in rows[:n]]
     return first
 
 
