@@ -42,11 +42,11 @@ def parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
-def check_models(chosen: Iterable[str], known: Sequence[str]) -> None:
-    """Raise InputError for the first name that is not one of a benchmark's models."""
+def check_models(chosen: Iterable[str], known: Sequence[str], option: str = "--models") -> None:
+    """Raise InputError for the first name that an option has and that is not one of a benchmark's models."""
     for name in chosen:
         if name not in known:
-            raise InputError(f"--models {name}: not of this benchmark: {', '.join(known)}")
+            raise InputError(f"{option} {name}: not of this benchmark: {', '.join(known)}")
 
 
 def exit_status(run: Callable[[], int]) -> int:

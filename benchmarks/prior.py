@@ -3,8 +3,9 @@
     --part zero-shot   the prior's choices for tasks of networks it has not seen, beside the best of long tunings in
                        --records and all else that is tried (`benchmarks/prior_zero_shot.py`)
     --part compile     whole models without a measurement: latency beside the tuned one, seconds from file to artifact
-    --part few-shot    six cost models after a few measurements, on recordings (`benchmarks/prior_few_shot.py`)
+    --part few-shot    eight cost models after a few measurements, on recordings (`benchmarks/prior_few_shot.py`)
     --part learned     tune three networks, learn, compile a fourth: how much faster it has become
+                       (`benchmarks/prior_learned.py`)
 
 Metrics, shares of speed unless said otherwise; all networks are held out whole:
     zero_shot_top1, zero_shot_top8     best known latency over that of the prior's choice, and of its best of eight,
@@ -19,9 +20,12 @@ Metrics, shares of speed unless said otherwise; all networks are held out whole:
                                        there, the others count with all their trials
     compile_speedup_vs_autotvm012      1,328 s, of TVM 0.12's AutoTVM for ResNet-18 at 8.7 ms, over compile_s; only
                                        where the compiled model is faster than that
-    few_shot_measurement_ratio         measurements to 99 % of xgboost's final throughput, few-shot over xgboost
+    few_shot_measurement_ratio         measurements to 99 % of xgboost's final throughput, few-shot over xgboost, and
+                                       its 95 % interval, _low and _high; _meta-trained: of that model
     few_shot_correlation_MODEL_K       rank correlation after K measurements; few_shot_recall_MODEL_K: top-k recall
-    learned_gain, _low, _high          latency of the fourth network before learning over after, and its 95 % interval
+    learned_gain, _low, _high          latency of the fourth network before learning over after, and its 95 % interval;
+                                       _unshared: learnt without the layers that the three share with the fourth;
+                                       _tuned: tuned itself for as long as each of the three, instead
 """
 
 from __future__ import annotations
@@ -38,7 +42,6 @@ from typing import Any
 
 from benchmarks import corpora, held_out, output, sessions, suite
 from benchmarks.commands import calumma
-from benchmarks.curves import ratio
 from calumma.core.errors import InputError
 from calumma.peers import Contestant, race
 from calumma.prior import library, weights
@@ -49,10 +52,7 @@ NETWORKS = ("resnet50", "bert", "resnet18")
 SPEEDUP = "resnet50"
 AUTOTVM012 = ("resnet18", 1328.0, 8.7e-3)
 """Network, seconds and latency of the AutoTVM of TVM 0.12 on this machine."""
-TEACHERS, PUPIL = ("resnet18", "squeezenet", "shufflenet"), "mobilenet_v2"
 _COMPILE, _PRIOR, _DEFAULT, _TUNED = "compile", "prior", "default", "tuned"
-RACES = 3
-"""Of the fourth network: a process may have a core less than another for as long as it runs."""
 _AUTOTVM_TRIALS = 256
 _TEMPLATES = ("conv2d", "depthwise_conv2d", "matmul")
 """Spaces that AutoTVM has templates for."""
@@ -93,9 +93,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    for name in options.networks or ():
-        if name not in suite.names():
-            raise InputError(f"--networks {name}: not of the suite: {', '.join(suite.names())}")
+    output.check_models(options.networks or (), suite.names(), "--networks")
     prior, path = _prior(options.prior)
     leaked = set(prior.data["workloads"]) & {hash_ for members in held_out.known().values() for hash_ in members}
     if leaked:
@@ -185,13 +183,14 @@ def _few_shot(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[di
         metrics[f"few_shot_correlation_{row['model']}_{row['shots']}"] = row["rank_correlation"]
         metrics[f"few_shot_recall_{row['model']}_{row['shots']}"] = row["top_k_recall"]
     if options.plot is not None:
-        options.plot.write_text(part.plot(table))
+        part.plot(table, options.plot)
     comparison = part.replayed(tasks, _status, 1 if options.quick else part.SEEDS, 48 if options.quick else part.BUDGET)
     ratio = part.measurement_ratio(comparison)
     metrics |= {
         "few_shot_measurement_ratio": ratio.value,
         "few_shot_measurement_ratio_low": ratio.low,
         "few_shot_measurement_ratio_high": ratio.high,
+        "few_shot_measurement_ratio_meta-trained": part.measurement_ratio(comparison, "meta-trained").value,
     }
     for label in comparison.strategies:
         fewer, faster = comparison.fewer("trials", label), comparison.faster(label)
@@ -323,37 +322,11 @@ def _autotvm(model: Path, prior: Path, options: argparse.Namespace) -> Document:
 
 
 def _learned(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dict[str, float], list[Document]]:
+    from benchmarks import prior_learned as part
+
     with tempfile.TemporaryDirectory(prefix="calumma-learned-") as scratch:
-        folder = Path(scratch)
-        threads = ("--threads", options.threads)
-        for name in TEACHERS:
-            _status(f"tuning {name}, {options.teaching}")
-            tuning = ("--db", folder / "records.db", "--budget", options.teaching, "--prior", path)
-            calumma("tune", suite.path(name), "-o", folder / f"{name}.so", *tuning, *threads)
-        _status("learning")
-        learnt = folder / "learnt.safetensors"
-        start = time.perf_counter()
-        calumma("learn", "--db", folder / "records.db", "-o", learnt)
-        seconds = time.perf_counter() - start
-        for label, used in (("before", path), ("after", learnt)):
-            arguments = ("--prior", used, "--db", folder / "empty.db", *threads)
-            calumma("compile", suite.path(PUPIL), "-o", folder / f"{label}.so", *arguments)
-        contestants = [Contestant(label, "calumma", str(folder / f"{label}.so")) for label in ("before", "after")]
-        races = [
-            race(contestants, suite.inputs(PUPIL), threads=options.threads, rounds=options.rounds, progress=_status)
-            for _ in range(RACES)
-        ]
-    before, after = (
-        {str(number): result.row(label).rounds_s for number, result in enumerate(races)}
-        for label in ("before", "after")
-    )
-    gain = ratio(before, after)
-    metrics = {"learned_gain": gain.value, "learned_gain_low": gain.low, "learned_gain_high": gain.high}
-    latencies = {
-        label: median(latency for rounds in table.values() for latency in rounds)
-        for label, table in (("before", before), ("after", after))
-    }
-    row = {"part": "learned", "teachers": list(TEACHERS), "network": PUPIL, "learn_s": seconds, "latency_s": latencies}
+        races = 2 if options.quick else part.RACES
+        metrics, row = part.learned(path, options.teaching, options.threads, Path(scratch), _status, races)
     return metrics, [row]
 
 

@@ -1,15 +1,20 @@
-"""What a handful of measurements teach six cost models of a task, on recordings.
+"""What a handful of measurements teach eight cost models of a task, on recordings.
 
-    xgboost      boosted trees, from scratch
-    network      a network with random weights, trained on the measurements
-    fine-tuned   the same network as it was trained on the prior's data set (transfer), then trained on the measurements
-    few-shot     the same, adapted in closed form as it was meta-trained to be (`benchmarks/prior_networks.py`)
-    attention    attention over knobs, meta-trained and adapted in the same way
-    informed     boosted trees from scratch, with the prior's prediction as one more feature
+    xgboost       boosted trees, from scratch: the cost model of `tune` where no prior knows the template
+    network       a network with random weights, trained on the measurements
+    fine-tuned    the same network, trained on the prior's data set before (transfer) and then on the measurements
+    meta-trained  the same, adapted in closed form as it was meta-trained to be (`benchmarks/prior_networks.py`)
+    attention     attention over knobs, meta-trained and adapted in the same way
+    informed      boosted trees from scratch, with the shipped prior's prediction as one more feature
+    committee     these trees and a Gaussian process, beside which that prediction has a vote of its own
+    few-shot      the shipped prior's forest, its leaves refitted in closed form (`calumma.prior.few_shot`): what `tune`
+                  is guided by
 
 *Shots*: K configurations drawn at random are known; the rank correlation with the others' latencies, and the share of
 the others' true best 10 % (64 at most) that is among as many predicted ones (top-k recall), both averaged over draws.
-*Replay*: the evolutionary strategy with each model; measurements to 99 % of the final throughput with xgboost.
+*Replay*: the evolutionary strategy with each model; measurements to 99 % of the final throughput with xgboost. All
+searches have the same explorer, batch and start, and the default first; only the cost model differs, and with it what
+the rest of the first batch is: what the model likes best, which without knowledge is random.
 """
 
 from __future__ import annotations
@@ -17,11 +22,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from benchmarks import corpora, sessions
 from benchmarks.curves import Comparison, Ratio, Run
@@ -30,19 +36,24 @@ from benchmarks.prior_networks import (
     Attention,
     AttentionSettings,
     Ensemble,
-    FewShotModel,
+    MetaTrainedModel,
     NetworkSettings,
+    embedded,
     train,
     train_attention,
 )
 from benchmarks.subspace import SubSpace
 from calumma import tvm_compat
+from calumma.core.errors import InputError
+from calumma.core.keys import keys_of
 from calumma.core.protocols import Indices
 from calumma.core.values import Candidate, MeasureRecord
-from calumma.cost_model import CostModel, GradientBoostedTrees, InformedTrees
+from calumma.cost_model import CostModel, GaussianProcess, GradientBoostedTrees, InformedCommittee, InformedTrees
 from calumma.cost_model.base import Features, Scores
+from calumma.cost_model.trees import TreeSettings
 from calumma.measure import ReplayRunner
 from calumma.prior import dataset, learning
+from calumma.prior.few_shot import FewShotForest
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.weights import Prior
 
@@ -50,9 +61,11 @@ SHOTS = (0, 4, 8, 16, 32, 64)
 DRAWS = 5
 SEEDS = 5
 BUDGET = 128
-BASELINE = "xgboost"
+BASELINE, SUBJECT = "xgboost", "few-shot"
 _RECALL = 64
-_STEPS = 150
+_STEPS = 100
+_WORTH = 16.0
+"""Measurements that the prior's vote in the committee is worth, as in `chameleon`."""
 
 
 class GradientNetwork:
@@ -107,56 +120,48 @@ def _forward(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[
     return (h @ weights[-1] + biases[-1])[:, :, 0]
 
 
+class Contender(NamedTuple):
+    """A kind of cost model, for one recording."""
+
+    table: Features
+    """(M, F) what it sees of the recording's configurations."""
+    model: Callable[[int], CostModel]
+    """A fresh one, from a seed."""
+
+
 @dataclass(frozen=True)
 class Recording:
-    """A recorded task, and what was learnt for it."""
+    """A recorded task, and the models that are compared on it, by name."""
 
     corpus: corpora.Corpus
     space: SubSpace
-    task: TaskPredictor
-    ensemble: Ensemble
-    """Trained on the prior's data set, of which the task is no part."""
-    ridge: float
-    attention: Attention
-    attention_ridge: float
-
-    def models(self, seed: int) -> dict[str, CostModel]:
-        """A fresh model of each kind."""
-        return {
-            BASELINE: GradientBoostedTrees(seed),
-            "network": GradientNetwork(self.ensemble, seed, pretrained=False),
-            "fine-tuned": GradientNetwork(self.ensemble, seed, pretrained=True),
-            "few-shot": FewShotModel(self.ensemble, self.ridge),
-            "attention": FewShotModel(self.attention, self.attention_ridge),
-            "informed": InformedTrees(seed),
-        }
-
-    def features(self, model: str, indices: Indices) -> Features:
-        """What a model sees of configurations (N, D)."""
-        own = self.space.features(indices)
-        if model == BASELINE:
-            return own
-        outside = self.space.outside(indices)
-        if model == "informed":
-            return np.concatenate([own, self.task.scores(outside)[:, None].astype(np.float32)], axis=1)
-        return self.task.table(outside)
+    contenders: Mapping[str, Contender]
 
 
 class SeenSpace:
     """A recorded space with the features that a model sees."""
 
-    def __init__(self, recording: Recording, model: str) -> None:
-        self._recording = recording
-        self._model = model
-        width = recording.features(model, recording.space.default()[None, :]).shape[1]
-        self.feature_names = tuple(map(str, range(width)))
+    def __init__(self, space: SubSpace, table: Features) -> None:
+        self._space = space
+        self._table = table
+        self._row = {key: row for row, key in enumerate(keys_of(space.members))}
+        self.feature_names = tuple(map(str, range(table.shape[1])))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._recording.space, name)
+        return getattr(self._space, name)
 
     def features(self, indices: Indices) -> Features:
         """(N, D) -> (N, F)."""
-        return self._recording.features(self._model, indices)
+        return self._table[[self._row[key] for key in keys_of(indices)]]
+
+
+class _Networks(NamedTuple):
+    """What was trained on the prior's data set for one template."""
+
+    ensemble: Ensemble
+    ridge: float
+    attention: Attention
+    attention_ridge: float
 
 
 def opened(prior: Prior, path: Path, folder: Path, say: Callable[[str], None], steps: int) -> dict[str, Recording]:
@@ -170,7 +175,7 @@ def opened(prior: Prior, path: Path, folder: Path, say: Callable[[str], None], s
     """
     tvm = tvm_compat.load()
     data = dataset.load(path.with_suffix(".npz"))
-    networks: dict[str, tuple[Ensemble, float, Attention, float]] = {}
+    networks: dict[str, _Networks] = {}
     found = {}
     for name in corpora.names(folder):
         corpus = corpora.load(name, folder)
@@ -186,12 +191,37 @@ def opened(prior: Prior, path: Path, folder: Path, say: Callable[[str], None], s
             groups = tuple(group for group in data.groups if group.template == corpus.template)
             samples = learning.samples(learning.examples(replace(data, groups=groups)), task.family.columns)
             columns = task.family.columns
-            networks[corpus.template] = (
+            networks[corpus.template] = _Networks(
                 *train(columns, samples, 0, NetworkSettings(steps=steps)),
-                *train_attention(columns, samples, 0, AttentionSettings(steps=max(20, steps * 2 // 5))),
+                *train_attention(columns, samples, 0, AttentionSettings(steps=max(20, steps * 4 // 15))),
             )
-        found[name] = Recording(corpus, space, task, *networks[corpus.template])
+        found[name] = Recording(corpus, space, _contenders(space, task, networks[corpus.template]))
     return found
+
+
+def _contenders(space: SubSpace, task: TaskPredictor, networks: _Networks) -> dict[str, Contender]:
+    own, outside = space.features(space.members), space.outside(space.members)
+    columns = task.table(outside)
+    ensemble, ridge, attention, attention_ridge = networks
+    advised = np.concatenate([own, task.scores(outside)[:, None].astype(np.float32)], axis=1)
+    standings = TreeSettings(standings=True)
+
+    def committee(seed: int) -> CostModel:
+        members = (GradientBoostedTrees(seed, standings), GaussianProcess(advised))
+        return InformedCommittee(members, advised, _WORTH)
+
+    return {
+        BASELINE: Contender(own, GradientBoostedTrees),
+        "network": Contender(columns, lambda seed: GradientNetwork(ensemble, seed, pretrained=False)),
+        "fine-tuned": Contender(columns, lambda seed: GradientNetwork(ensemble, seed, pretrained=True)),
+        "meta-trained": Contender(embedded(ensemble, columns), lambda _: MetaTrainedModel(ensemble.members, ridge)),
+        "attention": Contender(
+            embedded(attention, columns), lambda _: MetaTrainedModel(attention.members, attention_ridge)
+        ),
+        "informed": Contender(advised, lambda seed: InformedTrees(seed, standings)),
+        "committee": Contender(advised, committee),
+        SUBJECT: Contender(columns, lambda _: FewShotForest(task.family.order)),
+    }
 
 
 def shots(recordings: Mapping[str, Recording], say: Callable[[str], None], draws: int = DRAWS) -> list[dict[str, Any]]:
@@ -199,16 +229,17 @@ def shots(recordings: Mapping[str, Recording], say: Callable[[str], None], draws
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for name, recording in recordings.items():
         say(f"few shots of {name}")
-        members, throughput = recording.space.members, recording.corpus.throughputs
-        tables = {label: recording.features(label, members) for label in recording.models(0)}
+        throughput = recording.corpus.throughputs
         for draw in range(draws):
-            order = np.random.default_rng([draw, len(members)]).permutation(len(members))
+            order = np.random.default_rng([draw, len(throughput)]).permutation(len(throughput))
             for k in SHOTS:
                 support, query = order[:k], order[k:]
                 scale = throughput[support].max() if k else 1.0
-                for label, model in recording.models(draw).items():
-                    model.fit(tables[label][support], throughput[support] / scale)
-                    predicted = model.predict(tables[label][query])
+                for label, contender in recording.contenders.items():
+                    model = contender.model(draw)
+                    with threadpool_limits(1):
+                        model.fit(contender.table[support], throughput[support] / (scale or 1.0))
+                        predicted = model.predict(contender.table[query])
                     found.setdefault((label, k), []).append(_judged(predicted, throughput[query]))
     return [
         {
@@ -236,78 +267,70 @@ def replayed(
     runs: list[Run] = []
     for name, recording in recordings.items():
         records = recording.corpus.records(recording.space)
-        for label in recording.models(0):
+        for label in recording.contenders:
             say(f"replaying {name}, {label}")
-            runs += [_replay(name, recording, records, label, seed, budget) for seed in range(seeds)]
+            with threadpool_limits(1):
+                runs += [_replay(name, recording, records, label, seed, budget) for seed in range(seeds)]
     return Comparison(runs, BASELINE)
 
 
 def _replay(
     name: str, recording: Recording, records: Sequence[MeasureRecord], label: str, seed: int, budget: int
 ) -> Run:
-    corpus = recording.corpus
+    corpus, contender = recording.corpus, recording.contenders[label]
     runner = ReplayRunner(records)
     run = sessions.search(
         "evolutionary",
-        SeenSpace(recording, label),
+        SeenSpace(recording.space, contender.table),
         lambda config: Candidate(corpus.workload, corpus.template, corpus.version, config),
         runner,
         sessions.ReplayClock(runner),
         workload=name,
         seed=seed,
         budget=budget,
-        model=recording.models(seed)[label],
+        model=contender.model(seed),
     )
     return replace(run, strategy=label)
 
 
-def measurement_ratio(comparison: Comparison) -> Ratio:
-    """Measurements of the few-shot model over xgboost's, to 99 % of xgboost's final throughput; below 1 it needs
+def measurement_ratio(comparison: Comparison, label: str = SUBJECT) -> Ratio:
+    """Measurements with a model over those with xgboost, to 99 % of xgboost's final throughput; below 1 it needs
     fewer."""
-    fewer = comparison.fewer("trials", "few-shot")
+    fewer = comparison.fewer("trials", label)
     return Ratio(1 / fewer.value, 1 / fewer.high, 1 / fewer.low)
 
 
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+_COLOURS = ("#999999", "#e69f00", "#f0e442", "#009e73", "#cc79a7", "#56b4e9", "#0072b2", "#d55e00")
 """Of Okabe & Ito: told apart by colour-blind readers, too."""
-_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 300, 220, 46, 30, 70
 
 
-def plot(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of `shots` as a picture in SVG: rank correlation and top-k recall against measurements, by model."""
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    height = _TOP + _HEIGHT + 48 + 18 * ((len(models) + 2) // 3)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * (_LEFT + _WIDTH) + _GAP} {height}" '
-        'font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
-    for panel, (quantity, title) in enumerate(
-        (("rank_correlation", "rank correlation"), ("top_k_recall", "top-k recall"))
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the rows of `shots` into a file: rank correlation and top-k recall against measurements, by model.
+
+    Raises:
+        InputError: matplotlib is not installed, or cannot write such a file.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as missing:
+        raise InputError(
+            f"--plot draws with {missing.name}, which is not installed: pip install 'calumma[bench]'"
+        ) from missing
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, (quantity, title) in zip(
+        panels, (("rank_correlation", "rank correlation"), ("top_k_recall", "top-k recall")), strict=True
     ):
-        left = _LEFT + panel * (_WIDTH + _LEFT + 20)
-
-        def place(k: int, value: float, left: int = left) -> tuple[float, float]:
-            return left + _WIDTH * SHOTS.index(k) / (len(SHOTS) - 1), _TOP + _HEIGHT * (1 - max(0.0, value))
-
-        parts.append(f'<text x="{left}" y="{_TOP - 12}" font-weight="bold">{title}</text>')
-        for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
-            y = place(0, tick)[1]
-            parts.append(f'<line x1="{left}" x2="{left + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.1f}</text>')
-        parts += [
-            f'<text x="{place(k, 0)[0]:.1f}" y="{_TOP + _HEIGHT + 16}" text-anchor="middle">{k}</text>' for k in SHOTS
-        ]
-        parts.append(
-            f'<text x="{left + _WIDTH / 2}" y="{_TOP + _HEIGHT + 34}" text-anchor="middle">measurements</text>'
-        )
-        for model, colour in zip(models, _COLOURS, strict=True):
-            points = [place(row["shots"], row[quantity]) for row in rows if row["model"] == model]
-            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
-    for number, (model, colour) in enumerate(zip(models, _COLOURS, strict=True)):
-        x, y = _LEFT + 220 * (number % 3), _TOP + _HEIGHT + 58 + 18 * (number // 3)
-        parts.append(f'<line x1="{x}" x2="{x + 24}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{x + 30}" y="{y}">{model}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+        for model, colour in zip(dict.fromkeys(row["model"] for row in rows), _COLOURS, strict=True):
+            values = [row[quantity] for row in rows if row["model"] == model]
+            axes.plot(range(len(SHOTS)), values, color=colour, marker="o", markersize=4, label=model)
+        axes.set(title=title, xlabel="measurements", xticks=range(len(SHOTS)), xticklabels=SHOTS, ylim=(-0.02, 1))
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    # Text stays text, and the same figures give the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "few-shot"}):
+        try:
+            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--plot {path}: cannot be written ({error}): name a file such as few-shot.svg") from error

@@ -128,9 +128,9 @@ class AttentionSettings:
     width: int = 32
     heads: int = 4
     layers: int = 2
-    steps: int = 600
+    steps: int = 400
     groups: int = 16
-    rows: int = 24
+    rows: int = 20
     learning_rate: float = 3e-3
 
 
@@ -322,31 +322,43 @@ def train_attention(
     return model.eval(), math.exp(ridge.item())
 
 
-class FewShotModel:
-    """A `CostModel` of one task, whose features are the predictor's columns: the ensemble, adapted in closed form.
+def embedded(network: Ensemble | Attention, table: Floats) -> Floats:
+    """Raw columns (N, F) -> (N, E (H + 1)): the members' units, then their outputs; all that an adaptation needs."""
+    hidden, outputs = network.layers(table)
+    return np.concatenate([*hidden, outputs.T], axis=1)
+
+
+class MetaTrainedModel:
+    """A `CostModel` of one task, whose features are `embedded`: a network whose last layer is adapted in closed form.
 
     Scores are throughputs in any unit; a failure (0) is twice as slow as the worst.
     """
 
-    def __init__(self, ensemble: Ensemble | Attention, ridge: float) -> None:
-        self._ensemble = ensemble
+    def __init__(self, members: int, ridge: float) -> None:
+        self._members = members
         self._ridge = ridge
-        self._delta: Floats = np.zeros((ensemble.members, ensemble.units, 1), np.float32)
+        self._delta: Floats | None = None
 
     def fit(self, features: Features, scores: Scores) -> None:
         """Adapt to everything that is known."""
-        if not (scores > 0).any():
+        if not scores.any():
             return
         worst = scores[scores > 0].min()
         y = -np.log(np.where(scores > 0, scores, worst / 2))
-        hidden, predicted = self._ensemble.layers(features)
-        self._delta = adapted(hidden, predicted, y, self._ridge)
+        with _threads.limit(limits=1):
+            self._delta = adapted(*self._layers(features), y, self._ridge)
 
     def predict(self, features: Features) -> Scores:
-        """(N, F) -> (N,): negative log latencies, up to a constant."""
-        hidden, predicted = self._ensemble.layers(features)
-        outputs = predicted + (hidden @ self._delta)[:, :, 0]
+        """(N, E (H + 1)) -> (N,): negative log latencies, up to a constant."""
+        hidden, outputs = self._layers(features)
+        if self._delta is not None:
+            outputs = outputs + (hidden @ self._delta)[:, :, 0]
         return -outputs.mean(axis=0, dtype=np.float64)
+
+    def _layers(self, features: Features) -> tuple[Floats, Floats]:
+        """The units (E, N, H) and the outputs (E, N) again."""
+        hidden, outputs = features[:, : -self._members], features[:, -self._members :]
+        return hidden.reshape(len(features), self._members, -1).transpose(1, 0, 2), outputs.T
 
 
 def adapted(hidden: Floats, predicted: Floats, y: NDArray[np.float64], ridge: float) -> Floats:

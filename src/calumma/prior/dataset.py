@@ -37,7 +37,7 @@ from calumma.core.keys import Key, indices_of, key_of, keys_of
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue, MeasureRecord, MeasureResult, Status
 from calumma.database.codec import MalformedError, restore_hardware, restore_workload
-from calumma.measure.timing import DISTURBED_SLOWER, given_up
+from calumma.measure.timing import given_up
 from calumma.space import KnobSpace, design_space
 
 FORMAT = 1
@@ -161,7 +161,8 @@ class Dataset:
         for group in self.groups:
             groups[group.key] = _joined(group, groups[group.key]) if group.key in groups else group
         ordered = tuple(groups[key] for key in sorted(groups))
-        return Dataset(self.hardware, self.toolchain, ordered, self.left_out)
+        left_out = Counter(self.left_out) + Counter(other.left_out)
+        return Dataset(self.hardware, self.toolchain, ordered, left_out)
 
 
 def from_records(
@@ -258,22 +259,19 @@ def _group(
 
 
 def _latencies(measured: Mapping[Key, Sequence[MeasureResult]], left_out: Counter[str]) -> dict[Key, float]:
-    """Latency of every configuration of one group of which it is known.
+    """Latency of every configuration of one group.
 
     A candidate that is taken for lost is given up after a few repetitions. Mostly it is slow; but while both threads of
     a pool sit on one core, the best has twice its latency for as long. So such a measurement does not count beside one
-    that was finished, and alone only if it is slower than that could have made the best.
+    that was finished. Alone it does: nine in ten are right, and what is slow has to be learnt, too.
     """
-    finished = {key: [r.latency_s for r in results if not given_up(r.latencies_s)] for key, results in measured.items()}
-    known = {key: median(values) for key, values in finished.items() if values}
-    clearly_s = DISTURBED_SLOWER * min(known.values(), default=0.0)
+    latencies = {}
     for key, results in measured.items():
-        given_up_s = median(r.latency_s for r in results)
-        if key not in known and given_up_s >= clearly_s:
-            known[key] = given_up_s
-        elif len(finished[key]) < len(results):
-            left_out["given up too early"] += len(results) - len(finished[key])
-    return known
+        finished = [result.latency_s for result in results if not given_up(result.latencies_s)]
+        latencies[key] = median(finished or [result.latency_s for result in results])
+        if 0 < len(finished) < len(results):
+            left_out["given up too early"] += len(results) - len(finished)
+    return latencies
 
 
 def _joined(first: Group, second: Group) -> Group:
