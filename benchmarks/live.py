@@ -258,9 +258,8 @@ def _ours(
         pairs = zip(candidates, results, strict=True)
         store.append([MeasureRecord(c, r, *conditions, strategy=strategy, seed=seed) for c, r in pairs])
 
-    asked_prior = strategy.endswith(sessions.INFORMED)
-    conditions = task.space.template, task.space.version, hardware, threads, tvm_compat.toolchain()
-    prior = sessions.prior_of(task.workload, *conditions) if asked_prior else None
+    informed = strategy.endswith(sessions.INFORMED)
+    known = sessions.predictor_of(task.workload, task.space, hardware, threads) if informed else None
     make_strategy(strategy.removesuffix(sessions.INFORMED), task.space, generator(seed))  # loads what it needs
     with LocalRunner(hardware, threads, cache_state=CACHE_STATE) as runner:
         runner.measure(
@@ -280,7 +279,7 @@ def _ours(
             cold_start=start == "random",
             on_improvement=best.append,
             on_batch=keep,
-            prior=prior,
+            known=known,
         )
     return finished, best
 

@@ -257,11 +257,17 @@ def _report(options: argparse.Namespace, runs: Sequence[Run]) -> int:
     documents = []
     for position, start in enumerate(options.starts):
         comparison = Comparison([run for run in runs if run.start in (start, "own")], options.baseline)
-        of_start = _metrics(comparison, options)
-        _print(comparison, of_start, start, options.trials)
-        found |= {f"from_{start}_{name}" if position else name: value for name, value in of_start.items()}
+        prefix = f"from_{start}_" if position else ""
+        of_start = {prefix + name: value for name, value in _metrics(comparison, options).items()}
+        _print(comparison, of_start, f"Every search from the {start} configuration.", options.trials)
+        found |= of_start
         rows += [{"start": start, **_row(comparison, strategy)} for strategy in comparison.strategies]
         documents += [run.to_json() for run in comparison.runs]
+    if set(options.starts) == set(STARTS):
+        comparison = _published(runs, options)
+        against = {f"published_{name}": value for name, value in _metrics(comparison, options).items()}
+        _print(comparison, against, _PUBLISHED.format(base=options.baseline), options.trials)
+        found |= against
     if options.json:
         settings = {
             "mode": "live" if options.live else "replay",
@@ -280,6 +286,19 @@ def _report(options: argparse.Namespace, runs: Sequence[Run]) -> int:
     return 0
 
 
+_PUBLISHED = (
+    "Against {base} as published, which has no reasoned default: {base} from the random configuration, the others from "
+    "the default. These are whole tuners: part of what they differ by is the default's, which no search has found."
+)
+
+
+def _published(runs: Sequence[Run], options: argparse.Namespace) -> Comparison:
+    """The subject, with and without a prior, from the default against the baseline from a random configuration."""
+    subjects = options.subject, options.subject + sessions.INFORMED
+    starts = {options.baseline: "random", **dict.fromkeys(subjects, "default")}
+    return Comparison([run for run in runs if run.start == starts.get(run.strategy)], options.baseline)
+
+
 def _metrics(comparison: Comparison, options: argparse.Namespace) -> dict[str, float]:
     if options.subject not in comparison.strategies:
         raise InputError(f"no run of {options.subject!r}: name the strategy the metrics are about with --subject")
@@ -293,11 +312,10 @@ def _metrics(comparison: Comparison, options: argparse.Namespace) -> dict[str, f
     return found
 
 
-def _print(comparison: Comparison, found: Mapping[str, float], start: str, trials: int) -> None:
+def _print(comparison: Comparison, found: Mapping[str, float], title: str, trials: int) -> None:
     rows = [_row(comparison, strategy) for strategy in comparison.strategies]
     base = comparison.baseline
-    print(f"\nEvery search from the {start} configuration.", end=" ")
-    print(f"To {curves.LEVEL:.0%} of {base}'s final throughput; {base} over each:\n")
+    print(f"\n{title}\n\nTo {curves.LEVEL:.0%} of {base}'s final throughput; {base} over each:\n")
     print(output.markdown(_COLUMNS, [_cells(row) for row in rows]))
     print(f"\nTime to a share of {base}'s final throughput, {base} over each:\n")
     print(output.markdown(["strategy", *(f"to {a:.0%}" for a in LEVELS)], _by_level(comparison)))

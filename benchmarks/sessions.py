@@ -18,22 +18,26 @@ import numpy as np
 from benchmarks import corpora
 from benchmarks.curves import Recorder, Run
 from benchmarks.subspace import SubSpace
+from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.protocols import DesignSpace, Indices, Runner
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Workload
-from calumma.cost_model import CostModel, Known, TreePrior
+from calumma.cost_model import CostModel
+from calumma.cost_model.base import Features
 from calumma.measure import ReplayRunner
 from calumma.prior import library
+from calumma.prior.few_shot import FewShotForest, KnownSpace
+from calumma.prior.predictor import Predictor, TaskPredictor
+from calumma.prior.weights import Prior
 from calumma.search import make_strategy
+from calumma.space import KnobSpace
 
 BATCH = 8
 """Candidates asked for at once: few, so that every strategy decides itself when to learn and to plan anew. AutoTVM
 keeps its plan of 64 over eight questions; adaptive sampling measures as few as eight before it looks again."""
 INFORMED = "+prior"
-"""Behind a strategy's name: it starts from what other workloads taught (`prior_of`)."""
-LEAST_KNOWN = 8
-"""Workloads that a prior is taken from at least, as `calumma learn` does: fewer teach what is special about them."""
+"""Behind a strategy's name: it starts from what other workloads taught (`predictor_of`)."""
 BUDGET = 256
 QUICK_BUDGET = 64
 """Trials of a run, and of one with `--quick`."""
@@ -129,7 +133,7 @@ def search(
     budget: int = BUDGET,
     batch: int = BATCH,
     policy: Path | None = None,
-    prior: TreePrior | None = None,
+    known: TaskPredictor | Part | None = None,
     model: CostModel | None = None,
     cold_start: bool = False,
     enough_s: float = 0.0,
@@ -150,7 +154,8 @@ def search(
         budget: trials, failures included.
         batch: candidates asked for at once.
         policy: file of a policy to start from, for the strategies that have one.
-        prior: what other workloads taught, for the strategies that ask for it by their names.
+        known: what a prior knows of the task, for the strategies that ask for it by their names; as in `tune`, they see
+            the space by the prior's columns and are guided by its forest, refitted to what is measured.
         model: the cost model that guides, in the place of the strategy's own.
         cold_start: start from a random configuration, the same for all strategies, instead of the space's default.
         enough_s: stop after the batch in which a latency was no longer than this.
@@ -162,9 +167,11 @@ def search(
         space = ColdStart(space, generator(seed, "cold start", workload))
     name = strategy_name.removesuffix(INFORMED)
     if name == strategy_name:
-        prior = None
-    rng = generator(seed, "search", workload, name if prior is None else strategy_name)
-    strategy = make_strategy(name, space, rng, model=model, policy=policy, prior=prior)
+        known = None
+    rng = generator(seed, "search", workload, name if known is None else strategy_name)
+    if known is not None:
+        space, model = KnownSpace(space, known), FewShotForest(known.family.order)
+    strategy = make_strategy(name, space, rng, model=model, policy=policy)
     strategy.stats.use_clock(clock.own)
     spent = {"build": 0.0, "run": 0.0}
     best_s = math.inf
@@ -183,9 +190,9 @@ def search(
                 if on_improvement is not None:
                     on_improvement(asked[index])
 
-        known = {asked[0].workload.hash: best_s} if math.isfinite(best_s) else None
+        so_far = {asked[0].workload.hash: best_s} if math.isfinite(best_s) else None
         with clock.measuring():
-            results = runner.measure(asked, known, note)
+            results = runner.measure(asked, so_far, note)
         for phase in spent:
             spent[phase] += sum(result.phases_s.get(phase, 0.0) for result in results)
         strategy.tell(rows, np.array([1 / result.latency_s for result in results]))
@@ -214,9 +221,10 @@ def replay(
     """Run one strategy on a recording; for the options see `search`."""
     recording, space, records = _opened(corpus, folder)
     runner = ReplayRunner(records)
-    conditions = recording.hardware, recording.threads, recording.toolchain
-    asked_prior = strategy.endswith(INFORMED)
-    prior = prior_of(recording.workload, recording.template, recording.version, *conditions) if asked_prior else None
+    known = None
+    if strategy.endswith(INFORMED):
+        task = predictor_of(recording.workload, space.whole, recording.hardware, recording.threads)
+        known = None if task is None else Part(task, space)
 
     def candidate(config: Mapping[str, KnobValue]) -> Candidate:
         return Candidate(recording.workload, recording.template, recording.version, config)
@@ -234,7 +242,7 @@ def replay(
         budget=budget,
         batch=batch,
         policy=policy,
-        prior=prior,
+        known=known,
         cold_start=cold_start,
     )
     return run if overhead else _without_overhead(run)
@@ -248,31 +256,35 @@ def _opened(name: str, folder: Path) -> tuple[corpora.Corpus, SubSpace, list[Mea
     return recording, space, recording.records(space)
 
 
-@functools.lru_cache(maxsize=4)
-def prior_of(
-    workload: Workload, template: str, version: int, hardware: Hardware, threads: int, toolchain: str
-) -> TreePrior | None:
-    """What the shipped data set teaches about a template, the judged workload left out; None if that is too little.
+class Part:
+    """What a prior knows of a recorded part of a design space."""
 
-    The shipped data are measurements of drawn workloads (docs/prior.md), and none of them is of the suite's networks,
-    from which all recordings and live tasks are taken.
+    def __init__(self, task: TaskPredictor, space: SubSpace) -> None:
+        self.family = task.family
+        self._task = task
+        self._space = space
+
+    def table(self, indices: Indices) -> Features:
+        """Configurations (N, D) of the part -> the family's columns (N, C)."""
+        return self._task.table(self._space.outside(indices))
+
+
+def predictor_of(workload: Workload, space: KnobSpace, hardware: Hardware, threads: int) -> TaskPredictor | None:
+    """What the newest prior for this machine knows of a task, as `tune` asks it; None where it knows no such template.
+
+    The shipped one is learnt from measurements of drawn workloads (docs/prior.md), and none of them is of the suite's
+    networks, from which all recordings and live tasks are taken.
     """
-    known = _known(template, version, hardware, threads, toolchain)
-    others = [entry for key, entry in known.items() if key != workload.hash]
-    return TreePrior(others) if len(others) >= LEAST_KNOWN else None
+    prior = _prior(hardware, threads)
+    if prior is None:
+        return None
+    func = tvm_compat.load().ir.load_json(workload.text)
+    return Predictor(prior, hardware, threads, corpora.CACHE_STATE).task(func, space)
 
 
-@functools.lru_cache(maxsize=4)
-def _known(template: str, version: int, hardware: Hardware, threads: int, toolchain: str) -> dict[str, Known]:
-    """Workload -> what the shipped data set has of it, cold weights."""
-    data = library.data_for("shipped", hardware, toolchain)
-    found = {}
-    for group in data.groups if data else ():
-        if (group.template, group.version, *group.key[1:]) == (template, version, threads, corpora.CACHE_STATE):
-            space = group.space(hardware)
-            features = space.features(group.encoded(space))
-            found[group.workload] = Known(tuple(space.feature_names), features, 1 / group.latency_s)
-    return found
+@functools.lru_cache(maxsize=2)
+def _prior(hardware: Hardware, threads: int) -> Prior | None:
+    return library.choose(hardware, threads)[0]
 
 
 def _without_overhead(run: Run) -> Run:

@@ -173,6 +173,8 @@ def test_steps_and_seconds_are_counted(name: str) -> None:
     strategy = make(name, LARGE, model=Counting())
     run(strategy, LARGE, rounds=4, n=8)
     own_model = name.startswith("autotvm")
-    assert strategy.stats.steps == scored or own_model
+    # Once a round chameleon's committee asks for the scale of what it was given; these are no candidates.
+    most = 4 * 512 if name == "chameleon" else 0
+    assert own_model or 0 <= scored - strategy.stats.steps <= most
     assert strategy.stats.total_s == sum(strategy.stats.seconds.values()) > 0
     assert set(strategy.stats.seconds) <= {"fit", "score", "policy", "sampling", "explore"}

@@ -19,8 +19,8 @@ from benchmarks.subspace import part_of
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.values import Candidate, MeasureResult, Status, Workload
-from calumma.cost_model import Known, TreePrior
 from calumma.database import MemoryStore
+from calumma.prior import library
 from calumma.space.generated import GeneratedSpace
 from tests.prim_funcs import prim_func, tvm
 from tests.simulated_runner import SimulatedRunner
@@ -212,38 +212,26 @@ def test_every_strategy_repeats_itself(folder, strategy):
     assert once() != sessions.replay("toy", strategy, 2, folder=folder, budget=24, batch=8, overhead=False)
 
 
-def test_a_prior_comes_from_other_workloads_alone_and_from_enough_of_them(folder, monkeypatch):
-    recording = corpora.load("toy", folder)
-    space = recording.space()
-    known = Known(tuple(space.feature_names), space.features(space.members), recording.throughputs)
-    others = {f"other{i}": known for i in range(sessions.LEAST_KNOWN - 1)}
-    seen = []
-    monkeypatch.setattr(sessions, "TreePrior", lambda entries: seen.append(len(entries)) or TreePrior(entries))
+def test_with_a_prior_a_search_is_guided_as_in_tune(monkeypatch):
+    recording = corpora.load("conv3x3")
+    asked = []
 
-    def first_batch(strategy, learnt):
-        monkeypatch.setattr(sessions, "_known", lambda *conditions: learnt)
-        sessions.prior_of.cache_clear()
-        return sessions.replay("toy", strategy, 0, folder=folder, budget=16, batch=8, overhead=False)
+    def once(strategy):
+        return sessions.replay("conv3x3", strategy, 0, budget=16, batch=8, overhead=False)
 
-    def same_but_name(run):
-        return replace(run, strategy="")
-
-    uninformed = same_but_name(first_batch("evolutionary", {}))
-    assert same_but_name(first_batch("evolutionary+prior", {**others, recording.workload.hash: known})) == uninformed
-    assert not seen, "of enough workloads one is its own"
-    informed = first_batch("evolutionary+prior", {**others, "one more": known})
-    assert seen == [sessions.LEAST_KNOWN]
-    assert informed.best_after(trials=8) > uninformed.best_after(trials=8), "the same landscape in all of them"
-    sessions.prior_of.cache_clear()
+    assert once("evolutionary+prior").best_after(trials=8) > once("evolutionary").best_after(trials=8)
+    monkeypatch.setattr(sessions, "predictor_of", lambda *conditions: asked.append(conditions))
+    unknown = once("evolutionary+prior")
+    assert unknown == replace(once("evolutionary"), strategy="evolutionary+prior"), "the same where no prior fits"
+    assert [(workload, threads) for workload, _, _, threads in asked] == [(recording.workload, recording.threads)]
 
 
-def test_the_shipped_data_know_none_of_the_recordings():
-    recording = corpora.load("conv1x1")
-    conditions = recording.hardware, recording.threads, recording.toolchain
-    known = sessions._known(recording.template, recording.version, *conditions)
-    assert len(known) >= sessions.LEAST_KNOWN
-    assert not {corpora.load(name).workload.hash for name in corpora.names()} & set(known)
-    assert sessions._known(recording.template, recording.version, recording.hardware, 3, recording.toolchain) == {}
+def test_the_shipped_prior_has_seen_none_of_the_recordings():
+    recordings = [corpora.load(name) for name in corpora.names()]
+    data = library.data_for("shipped", recordings[0].hardware, recordings[0].toolchain)
+    seen = {group.workload for group in data.groups}
+    assert seen
+    assert not seen & {recording.workload.hash for recording in recordings}
 
 
 def test_the_command_gives_the_same_figures_as_any_other_process(folder, tmp_path, capsys):
@@ -294,7 +282,12 @@ def test_both_starts_are_compared_each_for_itself(folder, tmp_path, capsys):
         assert len(alone) == 2
         expected = metrics(Comparison(alone, "random"), "genetic", {"random": "random"})
         assert {prefix + name: value for name, value in expected.items()}.items() <= document["metrics"].items()
-    assert "from the random configuration" in capsys.readouterr().out
+    published = [run for run in both if (run.strategy, run.start) in {("random", "random"), ("genetic", "default")}]
+    expected = metrics(Comparison(published, "random"), "genetic", {"random": "random"})
+    assert {f"published_{name}": value for name, value in expected.items()}.items() <= document["metrics"].items()
+    said = capsys.readouterr().out
+    assert "Every search from the random configuration" in said
+    assert "Against random as published, which has no reasoned default" in said
     with pytest.raises(SystemExit):
         search.main([*arguments, "--starts", "nowhere"])
     assert "expected one or both of default, random" in capsys.readouterr().err

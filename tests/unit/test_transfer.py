@@ -7,7 +7,7 @@ import pytest
 
 from calumma.core.errors import InputError
 from calumma.core.rng import generator
-from calumma.cost_model import InformedCommittee, InformedTrees, Known, TreePrior
+from calumma.cost_model import InformedCommittee, InformedTrees, Known, ScaledCommittee, TreePrior
 from calumma.cost_model.trees import GradientBoostedTrees, TreeSettings, standing
 from calumma.search import Explored, History, make_strategy, strategy_names
 from calumma.search.strategy import climbed
@@ -106,6 +106,27 @@ class Fixed:
         return features[:, 0].astype(np.float64)
 
 
+class Negative:
+    """Predicts minus the second column, whatever it is told."""
+
+    def fit(self, features, scores):
+        pass
+
+    def predict(self, features):
+        return -features[:, 1].astype(np.float64)
+
+
+def test_members_of_different_units_weigh_alike_once_something_worked():
+    features = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32) * [1, 50] + [3, -7]
+    model = ScaledCommittee([Fixed(), Negative()], features)
+    first, second = ((column - column.mean()) / column.std() for column in (features[:, 0], -features[:, 1]))
+    np.testing.assert_array_equal(model.predict(features), features[:, 0])
+    model.fit(features[:8], np.zeros(8))
+    np.testing.assert_array_equal(model.predict(features), features[:, 0])
+    model.fit(features[:8], np.ones(8))
+    np.testing.assert_allclose(model.predict(features), (first + second) / 2, atol=1e-6)
+
+
 def test_an_opinion_has_a_vote_that_fades():
     features = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32) * [1, 50] + [3, -7]
     model = InformedCommittee([Fixed()], features, worth=16)
@@ -114,9 +135,27 @@ def test_an_opinion_has_a_vote_that_fades():
     model.fit(features[:16], np.zeros(16))  # nothing has worked: there is nothing to learn from
     np.testing.assert_allclose(model.predict(features), opinion, rtol=1e-6)
     for measured in (16, 48, 400):
-        model.fit(features[:measured], np.ones(measured))
-        share = 16 / (16 + measured)
+        model.fit(features[:measured], np.ones(measured))  # all alike, which neither confirms nor contradicts: r = 0
+        trust = 8 / (8 + measured)
+        share = 16 * trust / (16 * trust + measured)
         np.testing.assert_allclose(model.predict(features), share * opinion + (1 - share) * learnt, atol=1e-6)
+
+
+def test_the_vote_goes_by_what_measurements_say_of_the_opinion():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(400, 2)).astype(np.float32)
+    learnt, opinion = ((column - column.mean()) / column.std() for column in features.T)
+
+    def share(scores):
+        model = InformedCommittee([Fixed()], features, worth=16)
+        model.fit(features[: len(scores)], scores)
+        # predict = share * opinion + (1 - share) * learnt
+        return float(np.polyfit(opinion - learnt, model.predict(features) - learnt, 1)[0])
+
+    likes = np.exp(features[:16, 1].astype(np.float64))
+    trust = (8 * 0.66 + 16 * 1) / 24 / 0.66
+    assert share(likes) == pytest.approx(16 * trust / (16 * trust + 16), rel=1e-5)
+    assert share(likes) > 0.5 > share(rng.permutation(likes)) > share(1 / likes) == pytest.approx(0, abs=1e-6)
 
 
 def test_an_opinion_that_never_varies_is_none():

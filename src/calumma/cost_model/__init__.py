@@ -1,7 +1,7 @@
 """Cost models: feature matrices in, predicted scores out. Know neither TVM nor torch."""
 
 from calumma.cost_model.base import ConstantModel, CostModel
-from calumma.cost_model.committee import Committee, InformedCommittee
+from calumma.cost_model.committee import Committee, InformedCommittee, ScaledCommittee
 from calumma.cost_model.gaussian import GaussianProcess, GaussianSettings
 from calumma.cost_model.transfer import InformedTrees, Known, TreePrior
 from calumma.cost_model.trees import GradientBoostedTrees, SharedTrees, TreeSettings
@@ -19,6 +19,7 @@ __all__ = [
     "Known",
     "RankedTrees",
     "RankedTreesSettings",
+    "ScaledCommittee",
     "SharedTrees",
     "TreePrior",
     "TreeSettings",

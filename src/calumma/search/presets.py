@@ -21,6 +21,7 @@ from calumma.cost_model import (
     InformedTrees,
     RankedTrees,
     RankedTreesSettings,
+    ScaledCommittee,
     TreePrior,
     TreeSettings,
 )
@@ -98,17 +99,23 @@ def _rl_as(parts: _Parts) -> SearchStrategy:
 
 
 def _chameleon(parts: _Parts) -> SearchStrategy:
-    """`rl+as` that plans no further than it is asked, much of it around the best, with short walks and a committee."""
+    """`rl+as` that plans no further than it is asked, much of it around the best, with short walks and a committee.
+
+    A model that was given, or a prior, may know something before anything is measured: then the best by it is looked
+    for, and more of the plan is around the best.
+    """
+    taught = parts.informed or parts.model is not None
     explorer = _learnt(parts, walkers=64, steps=24, rollout=12)
-    sampler = _adaptive(parts, pool=32, most=0, near=0.75 if parts.informed else 0.5)
-    if parts.model is not None:
-        return _guided(parts, explorer, sampler)
+    sampler = _adaptive(parts, pool=32, most=0, near=0.75 if taught else 0.5)
     reference = parts.space.features(parts.space.sample(parts.rng, _REFERENCE))
-    members: list[CostModel] = [GradientBoostedTrees(parts.seed, _STANDINGS), GaussianProcess(reference)]
-    if not parts.informed:
-        return _guided(parts, explorer, sampler, Committee(members))
-    model = InformedCommittee(members, reference, _WORTH)
-    return _guided(parts, explorer, sampler, model, draws=_CLIMBED_DRAWS, climbs=_CLIMBS)
+    process = GaussianProcess(reference)
+    if parts.model is not None:
+        model: CostModel = ScaledCommittee([parts.model, process], reference)
+    else:
+        members: list[CostModel] = [GradientBoostedTrees(parts.seed, _STANDINGS), process]
+        model = InformedCommittee(members, reference, _WORTH) if parts.informed else Committee(members)
+    climbing = {"draws": _CLIMBED_DRAWS, "climbs": _CLIMBS} if taught else {}
+    return _guided(parts, explorer, sampler, model, **climbing)
 
 
 def _model(parts: _Parts, usual: CostModel) -> CostModel:
