@@ -59,10 +59,11 @@ def check_space(
     n: int,
     tolerance: float = 2e-5,
 ) -> None:
-    """The default and `n` random configurations compute `expected`; encoding, features and names agree."""
+    """The defaults and `n` random configurations compute `expected`; encoding, features and names agree."""
     space = make(func, hardware, 2)
     rng = np.random.default_rng(0)
-    drawn = np.concatenate([space.default()[None], space.sample(rng, n)])
+    defaults = np.unique([space.default(), space.default_in_model()], axis=0)
+    drawn = np.concatenate([defaults, space.sample(rng, n)])
     assert space.valid(drawn).all()
     configs = [space.decode(indices) for indices in drawn]
     target = tvm_compat.target(hardware, 2)

@@ -341,7 +341,8 @@ def test_tuned_model_computes_the_same_and_its_records_serve_the_next_compile(tm
         assert_close(_run(artifact, feeds), expected)
     assert untuned.recorded == 0
     configs = {row["workload"]: row["config"] for row in tuned.lowered.metadata["tasks"]}
-    assert configs == {task.workload: dict(task.config) for task in tuned.tasks}
+    assert configs.keys() == {task.workload for task in tuned.tasks}
+    assert all(configs[task.workload] == dict(task.config) for task in tuned.tasks if task.tuned)
 
 
 def test_a_tolerance_holds_for_defaults_trials_and_records():

@@ -30,7 +30,7 @@ def test_the_winner_is_built_and_computes_what_the_model_says(network: Model, se
     assert min(outcome.tuned_s, outcome.default_s) > 0
     executable, lowered = contest.winner
     kept = {row["workload"]: row["config"] for row in lowered.metadata["tasks"]}
-    assert kept == (tuned if outcome.tuned_wins else dict(model.defaults))
+    assert kept == (tuned if outcome.tuned_wins else dict(model.defaults_in_model))
     artifact = Artifact.from_executable(executable, lowered.params, lowered.metadata)
     feeds = network.feeds()
     onnx_models.assert_close(artifact.run(feeds), onnx_models.reference(source, feeds))

@@ -217,3 +217,20 @@ def test_the_default_fills_the_registers_and_the_threads():
     assert 10 <= accumulators < space.registers
     names = space.feature_names
     assert space.features(space.default()[None])[0, names.index("balance")] == 1
+
+
+def test_in_a_model_threads_share_the_rows_of_a_layer_with_few_weights():
+    def space(blocks, size, threads):
+        window = conv.Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+        data, weight = (1, blocks, size, size, 16), (blocks, blocks, 1, 1, 16, 16)
+        func = prim_func(lambda x, w: conv.conv2d(x, w, window, conv.Band(blocks)), data, weight)
+        return Conv2dSpace(func, tvm_compat.hardware_for(), threads)
+
+    wide, deep = space(8, 28, 2), space(32, 7, 2)
+    for some in (wide, deep):
+        assert some.valid(some.default_in_model()[None, :])[0]
+    assert wide.decode(wide.default())["outer"] == "oc,oh,ow"
+    assert wide.decode(wide.default_in_model())["outer"] != "oc,oh,ow"
+    assert deep.decode(deep.default_in_model())["outer"] == "oc,oh,ow"
+    alone = space(8, 28, 1)
+    np.testing.assert_array_equal(alone.default_in_model(), alone.default())

@@ -9,7 +9,7 @@ from calumma.frontend.operators import conv
 from calumma.frontend.operators.conv import Window
 from calumma.space.depthwise import DepthwiseSpace
 from tests import reference
-from tests.prim_funcs import check_space, prim_func
+from tests.prim_funcs import check_space, prim_func, run
 
 
 def _window(kernel, stride=1, dilation=1, padding=(0, 0, 0, 0)):
@@ -70,3 +70,31 @@ def test_without_an_epilogue():
     func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), (1, 1, 5, 5, 16), packed.shape)
     inputs = [reference.block(data, slots, 16), packed]
     check_space(DepthwiseSpace, func, inputs, expected, tvm_compat.hardware_for(), n=8)
+
+
+@pytest.mark.parametrize(("size", "threads", "fused"), [(14, 2, 3), (14, 1, 1), (7, 2, 1)])
+def test_in_a_model_threads_share_rows_where_these_are_equal_shares(size, threads, fused):
+    window = _window(3, padding=(1, 1, 1, 1))
+    func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), (1, 4, size, size, 16), (4, 3, 3, 16))
+    space = DepthwiseSpace(func, tvm_compat.hardware_for(), threads)
+    assert space.decode(space.default_in_model())["fused"] == fused
+    assert space.decode(space.default())["fused"] == 1
+
+
+@pytest.mark.parametrize(("size", "oh_tile", "threads"), [(8, 2, 2), (9, 1, 2), (7, 7, 2), (12, 2, 4)])
+def test_bands_of_rows(size, oh_tile, threads):
+    """Nine rows make no two equal bands, and seven at a time none at all: what is left is one band."""
+    window = _window(3, padding=(1, 1, 1, 1))
+    data, weight = reference.random(1, 32, size, size), reference.random(32, 1, 3, 3)
+    slots = reference.identity_slots(32, 16)
+    packed, blocked = conv.pack_depthwise_weight(weight, slots, 16), reference.block(data, slots, 16)
+    func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), blocked.shape, packed.shape)
+    space = DepthwiseSpace(func, tvm_compat.hardware_for(), threads)
+    config = space.decode(space.default()) | {"fused": 3, "oh_tile": oh_tile, "ow_tile": 1, "pad": "inline"}
+    expected = reference.block(reference.conv2d(data, weight, window, 32), slots, 16)
+    np.testing.assert_allclose(
+        run(space.schedule(config).mod, [blocked, packed], expected.shape, space.hardware),
+        expected,
+        rtol=2e-5,
+        atol=2e-5,
+    )

@@ -92,6 +92,10 @@ class AlternativesSpace(KnobSpace):
     def default(self) -> Indices:
         return self.default_of(self._fastest)
 
+    def default_in_model(self) -> Indices:
+        own = self._spaces[self._fastest].default_in_model()
+        return self._embedded(self._names.index(self._fastest), own[None, :])[0]
+
     @functools.cached_property
     def _fastest(self) -> str:
         """The algorithm whose default has the least estimate."""

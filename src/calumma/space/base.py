@@ -153,6 +153,14 @@ class KnobSpace(ABC):
     @abstractmethod
     def default(self) -> Indices: ...
 
+    def default_in_model(self) -> Indices:
+        """The configuration (D,) to use in a model without any measurement: `default` unless a template knows better.
+
+        A kernel that is timed by itself finds its inputs in L3. In a model they lie in the L2 of the threads that wrote
+        them: how work is shared out, which one call does not tell, decides what has to move from core to core.
+        """
+        return self.default()
+
     @property
     @abstractmethod
     def feature_names(self) -> tuple[str, ...]: ...

@@ -34,6 +34,8 @@ _PAD = ("apart", "parallel", "tile")
 _ACCUMULATE = ("tile", "plane")
 _CHUNK_STEPS = 128
 """Multiply-adds per accumulator that make loading and storing it once per chunk of channels negligible."""
+_TRAFFIC = 6.0
+"""Flops that all cores do while a byte comes from beyond L2."""
 _MOST_PASSES = 4
 _MAX_ROWS = 8
 _MOST_CHUNK = 32
@@ -164,8 +166,30 @@ class Conv2dSpace(blocks.AnchorSpace):
         load per multiply-add; threads must get equal shares; and what is read again (the weights of a tile for every
         pixel, the input rows for every channel block) should come from the L2 cache.
         """
-        candidates = self.grid(fixed=("ic_chunk", "order", "unroll", "prefetch"))  # decided apart, or hardly matter
-        best = self.decode(candidates[int(np.argmin(self._cost(self.columns(candidates))))])
+        candidates = self._reasoned
+        return self._completed(candidates[int(np.argmin(self._cost(self.columns(candidates))))])
+
+    def default_in_model(self) -> Indices:
+        """The best by the same model, and what threads read of one another.
+
+        Where threads share output channels, each of them reads the whole input, of which others wrote a part; where
+        they share rows, each reads all weights.
+        """
+        candidates = self._reasoned
+        k = self.columns(candidates)
+        by_rows = (k["outer"] != _OUTER[0]) & (k["oh_tile"] < self.out_h)
+        common = np.where(by_rows, self._weight_bytes, self.data_bytes)
+        moved = common * (1 - 1 / self.threads) * (self.batch < self.threads)  # else threads have images of their own
+        return self._completed(candidates[int(np.argmin(self._cost(k) + _TRAFFIC * moved))])
+
+    @functools.cached_property
+    def _reasoned(self) -> Indices:
+        """Configurations that differ in what `_cost` decides; the rest is decided apart, or hardly matters."""
+        return self.grid(fixed=("ic_chunk", "order", "unroll", "prefetch"))
+
+    def _completed(self, indices: Indices) -> Indices:
+        """A configuration (D,) of `_reasoned` with its other knobs."""
+        best = self.decode(indices)
         if best["accumulate"] == "plane":
             best["ic_chunk"] = self._least_chunk()
             best["prefetch"] = bool(_may_prefetch(self.columns(self.encode(best)[None, :]))[0])
@@ -210,7 +234,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         weight_passes = np.where(oc_first & ((d["weight_tile"] <= l2) | sheltered), 1, rows)
         weight_passes = np.where(weights <= l2, 1, weight_passes)
         traffic = self.data_bytes * input_passes + weights * weight_passes
-        seconds = flops / (compute * d["balance"]) + 6.0 * traffic
+        seconds = flops / (compute * d["balance"]) + _TRAFFIC * traffic
         seconds *= 1 + 0.02 * (k["pad"] == "tile") + 0.005 * (k["pad"] == "parallel")
         seconds *= 1 + 0.01 * k["unroll"] + 0.03 * ((k["ow_tile"] < 4) & (k["oh_tile"] > 1))
         seconds *= 1 + 0.01 * (k["order"] != "ic,kh,kw") + 0.05 * (k["order"] == "ic,kh,lane,kw")

@@ -1,7 +1,8 @@
 """Design space of depthwise convolutions: one block of L channels at a time, weights and outputs in registers.
 
 Notation: as in `conv2d`, without a reduction over channels. The tile is oh_tile x ow_tile accumulators; the kernel
-window is unrolled. These layers do few operations per byte: what counts is that inputs are read from L1 once.
+window is unrolled. These layers do few operations per byte: what counts is that inputs are read from L1 once. With
+`fused` = 1 or 2 threads share channels, or rows of tiles, channel after channel; with 3, bands of rows of all channels.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class DepthwiseSpace(blocks.AnchorSpace):
         return (
             Knob("oh_tile", blocks.divisors(self.out_h, 8)),
             Knob("ow_tile", blocks.divisors(self.out_w, self.registers - 4)),
-            Knob("fused", (1, 2)),
+            Knob("fused", (1, 2, 3)),
             Knob("unroll", ("both", "width", "none")),
             Knob("pad", _PAD if self.has_pad else _PAD[:1]),
         )
@@ -64,7 +65,7 @@ class DepthwiseSpace(blocks.AnchorSpace):
         }
 
     def _chunks(self, k: dict[str, NDArray]) -> NDArray[np.float64]:
-        return self.batch * self.channel_blocks * np.where(k["fused"] == 2, self.out_h / k["oh_tile"], 1.0)
+        return self.batch * self.channel_blocks * np.where(k["fused"] > 1, self.out_h / k["oh_tile"], 1.0)
 
     def default(self) -> Indices:
         """Ten or more accumulators in one row, equal shares, no padded copy: two to three times faster than one.
@@ -74,6 +75,15 @@ class DepthwiseSpace(blocks.AnchorSpace):
         """
         grid = self.grid()
         return grid[int(np.argmin(self.estimate(grid)))]
+
+    def default_in_model(self) -> Indices:
+        """Threads share rows where these are equal shares, as the convolutions around do that have few weights."""
+        default = self.default()
+        config = self.decode(default)
+        rows = self.out_h // int(config["oh_tile"])
+        banded = self.encode({**config, "fused": 3})
+        equal = self.batch < self.threads and rows % self.threads == 0
+        return banded if equal and self.valid(banded[None, :])[0] else default
 
     def estimate(self, indices: Indices) -> NDArray[np.float64]:
         k = self.columns(indices)
@@ -90,7 +100,13 @@ class DepthwiseSpace(blocks.AnchorSpace):
         oh_o, oh_i = sch.split(oh, [None, config["oh_tile"]])
         ow_o, ow_i = sch.split(ow, [None, config["ow_tile"]])
         sch.reorder(n, c, oh_o, ow_o, kh, kw, oh_i, ow_i, lane)
-        parallel = sch.fuse(n, c, oh_o) if config["fused"] == 2 else sch.fuse(n, c)
+        if config["fused"] == 3:  # a thread takes a band of rows of all channels
+            bands = blocks.divisors(int(sch.get(oh_o).extent), self.threads)[-1]
+            band, oh_o = sch.split(oh_o, [bands, None])
+            sch.reorder(n, band, c, oh_o)
+            parallel = sch.fuse(n, band, c, oh_o)
+        else:
+            parallel = sch.fuse(n, c, oh_o) if config["fused"] == 2 else sch.fuse(n, c)
         sch.reverse_compute_at(out, ow_o)
         sch.parallel(parallel)
         if self.has_pad:

@@ -87,8 +87,15 @@ class TunableModel:
             self.phases_s[name] = self.phases_s.get(name, 0.0) + time.perf_counter() - start
 
     def config(self, workload: str, configs: Configs) -> Mapping[str, KnobValue]:
-        """The configuration of a workload: the given one, else its space's default."""
-        return configs[workload] if workload in configs else self.defaults[workload]
+        """The configuration of a workload in the model: the given one, unless that is its space's default."""
+        default = self.defaults[workload]
+        config = configs.get(workload, default)
+        return config if config != default else self.defaults_in_model[workload]
+
+    @functools.cached_property
+    def defaults_in_model(self) -> Configs:
+        """What the model is built with in the place of `defaults`, against which candidates are measured one by one."""
+        return {key: space.decode(space.default_in_model()) for key, space in self.spaces.items()}
 
     def lowered(self, configs: Configs, latencies_s: Mapping[str, float] | None = None) -> LoweredModel:
         """Schedule every kernel and return the model ready for code generation.
