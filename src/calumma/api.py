@@ -264,8 +264,8 @@ def tune(
         strategy: how candidates are proposed; see `calumma.search.strategy_names`.
         database: where records go, and come from: a path, a URL, or an open store; the user's own by default.
         seed: decides everything random.
-        prior: name or file of a prior whose best predictions are tried first; "auto" for the newest that fits this
-            machine, "none" for none.
+        prior: name or file of a prior whose best predictions are tried first and whose trees, refitted to what is
+            measured, guide the search; "auto" for the newest that fits this machine, "none" for none.
         on_event: called with every progress event (`calumma.events`), in this thread and on the budget's time. What it
             raises ends the session and is raised again; what was measured is in the database.
         model, output, example_inputs, shapes, threads, mcpu, tolerance, precision: as for `compile`.
