@@ -1,25 +1,18 @@
-"""Priors of other workloads: standings, columns matched by name, and what a search makes of them."""
+"""Standings, committees, and what a search makes of a cost model that knows something before it measures."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from calumma.core.errors import InputError
 from calumma.core.rng import generator
-from calumma.cost_model import InformedCommittee, InformedTrees, Known, ScaledCommittee, TreePrior
+from calumma.cost_model import InformedCommittee, InformedTrees, ScaledCommittee
 from calumma.cost_model.trees import GradientBoostedTrees, TreeSettings, standing
 from calumma.search import Explored, History, make_strategy, strategy_names
 from calumma.search.strategy import climbed
-from calumma.search.views import PRIOR, InformedSpace
 from tests.conformance.test_design_space_contract import ToySpace
 
 SPACE = ToySpace(width=56, extra=4)
-
-
-def known(space: ToySpace, seed: int = 0, n: int = 300) -> Known:
-    rows = space.sample(np.random.default_rng(seed), n)
-    return Known(tuple(space.feature_names), space.features(rows), wanted(space, rows))
 
 
 def wanted(space: ToySpace, rows):
@@ -33,42 +26,17 @@ def test_a_standing_is_the_share_that_is_slower():
 
 
 def test_standings_do_not_depend_on_the_unit():
-    rows = known(SPACE)
+    rows = SPACE.sample(np.random.default_rng(0), 300)
+    features, scores = SPACE.features(rows), wanted(SPACE, rows)
     trees = [GradientBoostedTrees(0, TreeSettings(standings=True)) for _ in range(2)]
-    trees[0].fit(rows.features, rows.scores)
-    trees[1].fit(rows.features, rows.scores**3 * 1e6)
-    np.testing.assert_array_equal(*(model.predict(rows.features) for model in trees))
-
-
-def test_a_prior_ranks_a_workload_it_has_not_seen():
-    prior = TreePrior([known(ToySpace(width=28, extra=4)), known(ToySpace(width=112, extra=4))])
-    rows = SPACE.sample(np.random.default_rng(5), 300)
-    opinion = prior.predict(SPACE.feature_names, SPACE.features(rows))
-    assert np.corrcoef(standing(wanted(SPACE, rows)), opinion)[0, 1] > 0.8
-
-
-def test_columns_go_by_name_and_what_is_missing_is_missing():
-    data = known(SPACE)
-    prior = TreePrior([data])
-    turned = np.ascontiguousarray(data.features[:, ::-1])
-    np.testing.assert_array_equal(
-        prior.predict(data.names, data.features), prior.predict(tuple(reversed(data.names)), turned)
-    )
-    assert np.isfinite(prior.predict(data.names[:1], data.features[:, :1])).all()
-    assert len(prior.predict(data.names, data.features[:0])) == 0
-
-
-def test_a_prior_of_nothing_is_refused():
-    with pytest.raises(InputError, match="none: collect"):
-        TreePrior([])
+    trees[0].fit(features, scores)
+    trees[1].fit(features, scores**3 * 1e6)
+    np.testing.assert_array_equal(*(model.predict(features) for model in trees))
 
 
 def test_trees_are_of_the_priors_opinion_until_something_worked():
-    space = InformedSpace(SPACE, TreePrior([known(ToySpace(width=28, extra=4))]))
-    assert space.feature_names[-1] == PRIOR and space.template == SPACE.template
-    rows = space.sample(np.random.default_rng(1), 50)
-    features = space.features(rows)
-    assert features.shape == (50, len(space.feature_names)) and features.dtype == np.float32
+    rows = SPACE.sample(np.random.default_rng(1), 50)
+    features = np.concatenate([SPACE.features(rows), np.linspace(0, 1, 50, dtype=np.float32)[:, None]], axis=1)
     model = InformedTrees()
     np.testing.assert_array_equal(model.predict(features), features[:, -1])
     model.fit(features, np.zeros(50))
@@ -77,21 +45,36 @@ def test_trees_are_of_the_priors_opinion_until_something_worked():
     assert not np.array_equal(model.predict(features), features[:, -1])
 
 
+class Knowing:
+    """A cost model that knows a space before anything is measured."""
+
+    def __init__(self, space: ToySpace) -> None:
+        self._trees = GradientBoostedTrees(0, TreeSettings(standings=True))
+        rows = space.sample(np.random.default_rng(0), 2000)
+        self._trees.fit(space.features(rows), wanted(space, rows))
+
+    def fit(self, features, scores):
+        pass
+
+    def predict(self, features):
+        return self._trees.predict(features)
+
+
 @pytest.mark.parametrize("name", strategy_names())
-def test_every_strategy_takes_a_prior_or_leaves_it(name):
-    """With a prior that is right the first batch is better than without; who makes no use of it is not changed."""
+def test_every_strategy_uses_what_a_model_knows_or_leaves_it(name):
+    """With a model that is right the first batch is better than without; who makes no use of it is not changed."""
     space = ToySpace(width=720, extra=4)
-    prior = TreePrior([known(space, n=2000)])
+    model = Knowing(space)
 
     def first(seed, **more):
         return make_strategy(name, space, generator(seed, "test"), **more).ask(8)
 
     if name in ("random", "genetic", "autotvm", "autotvm-regression", "autotvm-knobs"):
-        np.testing.assert_array_equal(first(0), first(0, prior=prior))
+        np.testing.assert_array_equal(first(0), first(0, model=model))
     else:
         with_it, without = (
             np.mean([wanted(space, first(seed, **more))[1:].mean() for seed in range(3)])
-            for more in ({"prior": prior}, {})
+            for more in ({"model": model}, {})
         )
         assert with_it > without
 

@@ -3,7 +3,7 @@
 from calumma.cost_model.base import ConstantModel, CostModel
 from calumma.cost_model.committee import Committee, InformedCommittee, ScaledCommittee
 from calumma.cost_model.gaussian import GaussianProcess, GaussianSettings
-from calumma.cost_model.transfer import InformedTrees, Known, TreePrior
+from calumma.cost_model.transfer import InformedTrees
 from calumma.cost_model.trees import GradientBoostedTrees, SharedTrees, TreeSettings
 from calumma.cost_model.xgb_rank import RankedTrees, RankedTreesSettings
 
@@ -16,11 +16,9 @@ __all__ = [
     "GradientBoostedTrees",
     "InformedCommittee",
     "InformedTrees",
-    "Known",
     "RankedTrees",
     "RankedTreesSettings",
     "ScaledCommittee",
     "SharedTrees",
-    "TreePrior",
     "TreeSettings",
 ]

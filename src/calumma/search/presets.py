@@ -17,12 +17,9 @@ from calumma.cost_model import (
     CostModel,
     GaussianProcess,
     GradientBoostedTrees,
-    InformedCommittee,
-    InformedTrees,
     RankedTrees,
     RankedTreesSettings,
     ScaledCommittee,
-    TreePrior,
     TreeSettings,
 )
 from calumma.search.annealing import AnnealingExplorer
@@ -30,7 +27,7 @@ from calumma.search.evolution import EvolutionaryExplorer
 from calumma.search.genetic import GeneticStrategy
 from calumma.search.samplers import EpsilonGreedySampler, GreedyPlanSampler
 from calumma.search.strategy import Explorer, GuidedStrategy, RandomStrategy, Sampler, SearchStrategy
-from calumma.search.views import InformedSpace, KnobFeatures
+from calumma.search.views import KnobFeatures
 
 
 @dataclass(frozen=True)
@@ -44,8 +41,6 @@ class _Parts:
     """For what has a generator of its own, drawn from `rng`."""
     model: CostModel | None
     policy: Path | None
-    informed: bool
-    """Whether the last feature of the space is a prior's opinion."""
 
 
 def _random(parts: _Parts) -> SearchStrategy:
@@ -63,7 +58,7 @@ def _evolutionary(parts: _Parts) -> SearchStrategy:
         parts.rng,
         explorer=EvolutionaryExplorer(parts.space, parts.rng),
         sampler=EpsilonGreedySampler(parts.rng),
-        model=_model(parts, GradientBoostedTrees(parts.seed)),
+        model=parts.model or GradientBoostedTrees(parts.seed),
         warm_up=4,
     )
 
@@ -101,26 +96,18 @@ def _rl_as(parts: _Parts) -> SearchStrategy:
 def _chameleon(parts: _Parts) -> SearchStrategy:
     """`rl+as` that plans no further than it is asked, much of it around the best, with short walks and a committee.
 
-    A model that was given, or a prior, may know something before anything is measured: then the best by it is looked
-    for, and more of the plan is around the best.
+    A model that was given may know something before anything is measured: then the best by it is looked for, and more
+    of the plan is around the best.
     """
-    taught = parts.informed or parts.model is not None
     explorer = _learnt(parts, walkers=64, steps=24, rollout=12)
-    sampler = _adaptive(parts, pool=32, most=0, near=0.75 if taught else 0.5)
     reference = parts.space.features(parts.space.sample(parts.rng, _REFERENCE))
     process = GaussianProcess(reference)
-    if parts.model is not None:
-        model: CostModel = ScaledCommittee([parts.model, process], reference)
-    else:
-        members: list[CostModel] = [GradientBoostedTrees(parts.seed, _STANDINGS), process]
-        model = InformedCommittee(members, reference, _WORTH) if parts.informed else Committee(members)
-    climbing = {"draws": _CLIMBED_DRAWS, "climbs": _CLIMBS} if taught else {}
-    return _guided(parts, explorer, sampler, model, **climbing)
-
-
-def _model(parts: _Parts, usual: CostModel) -> CostModel:
-    """The model that was given, the one that reads a prior's opinion, or the usual one."""
-    return parts.model or (InformedTrees(parts.seed, _STANDINGS) if parts.informed else usual)
+    if parts.model is None:
+        committee = Committee([GradientBoostedTrees(parts.seed, TreeSettings(standings=True)), process])
+        return _guided(parts, explorer, _adaptive(parts, pool=32, most=0, near=0.5), committee)
+    model = ScaledCommittee([parts.model, process], reference)
+    sampler = _adaptive(parts, pool=32, most=0, near=0.75)
+    return _guided(parts, explorer, sampler, model, draws=_CLIMBED_DRAWS, climbs=_CLIMBS)
 
 
 def _guided(
@@ -129,7 +116,7 @@ def _guided(
     sampler: Sampler,
     model: CostModel | None = None,
     *,
-    draws: int | None = None,
+    draws: int = 1024,
     climbs: int = 0,
 ) -> SearchStrategy:
     """The ablations differ in explorer and sampler alone, so all of them have the baseline's cost model by default."""
@@ -139,8 +126,8 @@ def _guided(
         parts.rng,
         explorer=explorer,
         sampler=sampler,
-        model=model or _model(parts, RankedTrees(parts.seed)),
-        draws=draws or (_INFORMED_DRAWS if parts.informed else _DRAWS),
+        model=model or parts.model or RankedTrees(parts.seed),
+        draws=draws,
         climbs=climbs,
     )
 
@@ -172,16 +159,10 @@ def _learnt(parts: _Parts, **settings: Any) -> Explorer:
     return PolicyExplorer(parts.space, parts.rng, policy=policy, settings=PpoSettings(**settings))
 
 
-_STANDINGS = TreeSettings(standings=True)
 _REFERENCE = 512
-"""Random configurations that the scales of the features are taken from."""
-_DRAWS, _INFORMED_DRAWS = 1024, 2048
-"""Random configurations that the first plan is chosen from; more where a prior can tell them apart."""
+"""Random configurations that the scales of features and of models are taken from."""
 _CLIMBED_DRAWS, _CLIMBS = 512, 4
-"""The same where the neighbours of the best follow, and how often they do."""
-_WORTH = 16.0
-"""Measurements of a task that a prior's opinion is worth."""
-_UNINFORMED = ("random", "genetic", "autotvm", "autotvm-regression", "autotvm-knobs")
+"""Random configurations that the first plan is chosen from where the neighbours of the best follow, and how often."""
 
 Preset = Callable[[_Parts], SearchStrategy]
 
@@ -213,7 +194,6 @@ def make_strategy(
     warm: tuple[Indices, NDArray[np.float64]] | None = None,
     model: CostModel | None = None,
     policy: Path | None = None,
-    prior: TreePrior | None = None,
 ) -> SearchStrategy:
     """Return a new strategy for one design space.
 
@@ -222,10 +202,9 @@ def make_strategy(
         space: the design space.
         rng: the strategy's own generator; all its randomness comes from it.
         warm: outcomes of earlier sessions, indices (n, n_knobs) and scores (n,): learnt from and never proposed again.
-        model: the cost model that guides; fresh boosted trees if not given. The AutoTVM baselines keep to their own.
+        model: the cost model that guides; fresh boosted trees if not given. What it knows before anything is measured
+            counts: that is how a prior comes in. The AutoTVM baselines keep to their own.
         policy: file of a policy that the strategies which learn to explore start from; from scratch if not given.
-        prior: what other workloads taught; its opinion is one more feature of every configuration, and what counts
-            before anything is measured. The AutoTVM baselines, and who has no cost model, make no use of it.
 
     Raises:
         InputError: there is no strategy of that name, it needs a package that is missing, or the policy does not fit.
@@ -233,10 +212,7 @@ def make_strategy(
     if name not in _PRESETS:
         raise InputError(f"no strategy is called {name!r}: choose one of {', '.join(_PRESETS)}")
     seed = int(rng.integers(1 << 31))
-    informed = prior is not None and name not in _UNINFORMED
-    if prior is not None and informed:
-        space = InformedSpace(space, prior)
-    strategy = _PRESETS[name](_Parts(name, space, rng, seed, model, policy, informed))
+    strategy = _PRESETS[name](_Parts(name, space, rng, seed, model, policy))
     if warm is not None and len(warm[0]):
         strategy.tell(*warm)
     return strategy
