@@ -224,6 +224,7 @@ def _contenders(space: SubSpace, task: TaskPredictor, networks: _Networks) -> di
     }
 
 
+@threadpool_limits.wrap(limits=1)
 def shots(recordings: Mapping[str, Recording], say: Callable[[str], None], draws: int = DRAWS) -> list[dict[str, Any]]:
     """One row per model and number of shots, averaged over recordings and draws."""
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
@@ -237,9 +238,8 @@ def shots(recordings: Mapping[str, Recording], say: Callable[[str], None], draws
                 scale = throughput[support].max() if k else 1.0
                 for label, contender in recording.contenders.items():
                     model = contender.model(draw)
-                    with threadpool_limits(1):
-                        model.fit(contender.table[support], throughput[support] / (scale or 1.0))
-                        predicted = model.predict(contender.table[query])
+                    model.fit(contender.table[support], throughput[support] / (scale or 1.0))
+                    predicted = model.predict(contender.table[query])
                     found.setdefault((label, k), []).append(_judged(predicted, throughput[query]))
     return [
         {
@@ -260,6 +260,7 @@ def _judged(predicted: Scores, throughput: NDArray[np.float64]) -> tuple[float, 
     return learning.correlation(predicted, throughput), len(best & chosen) / k
 
 
+@threadpool_limits.wrap(limits=1)  # matrices are too small to be shared, beside other work most of all
 def replayed(
     recordings: Mapping[str, Recording], say: Callable[[str], None], seeds: int = SEEDS, budget: int = BUDGET
 ) -> Comparison:
@@ -269,8 +270,7 @@ def replayed(
         records = recording.corpus.records(recording.space)
         for label in recording.contenders:
             say(f"replaying {name}, {label}")
-            with threadpool_limits(1):
-                runs += [_replay(name, recording, records, label, seed, budget) for seed in range(seeds)]
+            runs += [_replay(name, recording, records, label, seed, budget) for seed in range(seeds)]
     return Comparison(runs, BASELINE)
 
 
