@@ -31,6 +31,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import corpora, sessions
 from benchmarks.curves import Comparison, Ratio, Run
+from benchmarks.prior_informed import InformedCommittee, InformedTrees
 from benchmarks.prior_networks import (
     EMPHASIS,
     Attention,
@@ -48,7 +49,7 @@ from calumma.core.errors import InputError
 from calumma.core.keys import keys_of
 from calumma.core.protocols import Indices
 from calumma.core.values import Candidate, MeasureRecord
-from calumma.cost_model import CostModel, GaussianProcess, GradientBoostedTrees, InformedCommittee, InformedTrees
+from calumma.cost_model import CostModel, GaussianProcess, GradientBoostedTrees
 from calumma.cost_model.base import Features, Scores
 from calumma.cost_model.trees import TreeSettings
 from calumma.measure import ReplayRunner

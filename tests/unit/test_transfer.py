@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.prior_informed import InformedCommittee, InformedTrees
 from calumma.core.rng import generator
-from calumma.cost_model import InformedCommittee, InformedTrees, ScaledCommittee
+from calumma.cost_model import ScaledCommittee
 from calumma.cost_model.trees import GradientBoostedTrees, TreeSettings, standing
 from calumma.search import Explored, History, make_strategy, strategy_names
 from calumma.search.strategy import climbed

@@ -1,9 +1,8 @@
 """Cost models: feature matrices in, predicted scores out. Know neither TVM nor torch."""
 
 from calumma.cost_model.base import ConstantModel, CostModel
-from calumma.cost_model.committee import Committee, InformedCommittee, ScaledCommittee
+from calumma.cost_model.committee import Committee, ScaledCommittee
 from calumma.cost_model.gaussian import GaussianProcess, GaussianSettings
-from calumma.cost_model.transfer import InformedTrees
 from calumma.cost_model.trees import GradientBoostedTrees, SharedTrees, TreeSettings
 from calumma.cost_model.xgb_rank import RankedTrees, RankedTreesSettings
 
@@ -14,8 +13,6 @@ __all__ = [
     "GaussianProcess",
     "GaussianSettings",
     "GradientBoostedTrees",
-    "InformedCommittee",
-    "InformedTrees",
     "RankedTrees",
     "RankedTreesSettings",
     "ScaledCommittee",
