@@ -50,6 +50,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if not options.output.parent.is_dir():
+        raise InputError(f"--output {options.output}: there is no folder {options.output.parent}")
     surroundings = output.environment(options.threads)
     tasks = _tasks(options.workloads, tvm_compat.set_threads(options.threads))
     print(f"{len(tasks)} workloads, {options.rounds} explorations of each", flush=True)

@@ -52,6 +52,7 @@ def convert(proto: onnx.ModelProto, opset: int, expected: Mapping[str, TensorTyp
         try:
             return importer.from_onnx(proto.graph, opset)
         except ModelError:
+            importer.bb._end_block()  # or TVM warns of the open block when the builder goes
             raise
         except Exception as error:
             raise ModelError(
