@@ -89,7 +89,7 @@ class RaceResult:
     """max|y1-y2| / max|y2| of the reference's outputs on the first two inputs: far above any row's `difference`, or the
     comparison of outputs says nothing. The least of all outputs."""
     output_size: float | None
-    """max|y| of the reference's outputs. The least of all outputs."""
+    """max|y| of the reference's outputs. The least of all outputs that have elements."""
 
     def row(self, label: str) -> Row:
         """Return the row of a contestant. Raises InputError for a label that was not in the race."""
@@ -146,8 +146,8 @@ class RaceResult:
         if self.output_size is not None and self.output_size < _VANISHING:
             notes.insert(
                 0,
-                f"outputs are {self.output_size:.0e} at most on random inputs: float32 rounds away more than that, so "
-                "their differences say nothing",
+                f"the smallest output is {self.output_size:.0e} at most on random inputs: float32 rounds away more "
+                "than that, so differences in it say nothing",
             )
         if self.output_change is not None:
             notes.insert(
@@ -237,7 +237,7 @@ def _change(outputs: Sequence[Sequence[np.ndarray]]) -> float:
 
 
 def _size(outputs: Sequence[Sequence[np.ndarray]]) -> float:
-    return min((float(np.abs(y).max(initial=0.0)) for of_input in outputs for y in of_input), default=0.0)
+    return min((float(np.abs(y).max()) for of_input in outputs for y in of_input if y.size), default=0.0)
 
 
 class _Lane:
