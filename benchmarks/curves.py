@@ -52,6 +52,10 @@ class Improvement:
     latency_s: float
 
 
+RunKey = tuple[str, str, str, int]
+"""Start, workload, strategy and seed of a run."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One strategy on one workload with one seed, to the end of its budget."""
@@ -74,7 +78,7 @@ class Run:
     """Where it began: the space's "default" or a "random" configuration; "own" for who has none of the two."""
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
+    def key(self) -> RunKey:
         return self.start, self.workload, self.strategy, self.seed
 
     @property

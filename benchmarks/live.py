@@ -39,7 +39,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import output, sessions, suite
-from benchmarks.curves import Improvement, Recorder, Run
+from benchmarks.curves import Improvement, Recorder, Run, RunKey
 from benchmarks.sessions import RunLog, WallClock
 from calumma import tvm_compat
 from calumma.core import durations
@@ -194,11 +194,9 @@ def _chosen(found: Sequence[Task], options: argparse.Namespace) -> list[Task]:
 
 Finished = tuple[Run, list[Candidate]]
 """A run, and what was ever the best in it, in order."""
-Job = tuple[str, str, str, int]
-"""The `key` of a run: start, task, strategy, seed."""
 
 
-def _finished(task: Task, log: RunLog) -> dict[Job, Finished]:
+def _finished(task: Task, log: RunLog) -> dict[RunKey, Finished]:
     """The runs of a task that the log has."""
     done = {}
     for entry in log.entries:
@@ -211,7 +209,7 @@ def _finished(task: Task, log: RunLog) -> dict[Job, Finished]:
 
 def _tune(
     task: Task,
-    job: Job,
+    job: RunKey,
     options: argparse.Namespace,
     log: RunLog,
     store: SqlStore,

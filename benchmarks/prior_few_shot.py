@@ -33,7 +33,6 @@ from benchmarks import corpora, sessions
 from benchmarks.curves import Comparison, Ratio, Run
 from benchmarks.prior_informed import InformedCommittee, InformedTrees
 from benchmarks.prior_networks import (
-    EMPHASIS,
     Attention,
     AttentionSettings,
     Ensemble,
@@ -56,7 +55,9 @@ from calumma.measure import ReplayRunner
 from calumma.prior import dataset, learning
 from calumma.prior.few_shot import FewShotForest
 from calumma.prior.predictor import Predictor, TaskPredictor
+from calumma.prior.training import EMPHASIS
 from calumma.prior.weights import Prior
+from calumma.search.views import View
 
 SHOTS = (0, 4, 8, 16, 32, 64)
 DRAWS = 5
@@ -139,17 +140,14 @@ class Recording:
     contenders: Mapping[str, Contender]
 
 
-class SeenSpace:
+class SeenSpace(View):
     """A recorded space with the features that a model sees."""
 
     def __init__(self, space: SubSpace, table: Features) -> None:
-        self._space = space
+        super().__init__(space)
         self._table = table
         self._row = {key: row for row, key in enumerate(keys_of(space.members))}
         self.feature_names = tuple(map(str, range(table.shape[1])))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._space, name)
 
     def features(self, indices: Indices) -> Features:
         """(N, D) -> (N, F)."""

@@ -30,12 +30,10 @@ from threadpoolctl import ThreadpoolController
 
 from calumma.cost_model.base import Features, Scores
 from calumma.prior.features import RELATIVE
-from calumma.prior.training import TASK, Sample
+from calumma.prior.few_shot import log_latencies
+from calumma.prior.training import EMPHASIS, TASK, Sample
 
 Floats = NDArray[np.float32]
-EMPHASIS = 2.0
-"""Exponent of the weights of fast configurations."""
-
 BLOCK = 2048
 """Rows of one pass: what they become stays in the caches."""
 _threads = ThreadpoolController()
@@ -343,10 +341,7 @@ class MetaTrainedModel:
         """Adapt to everything that is known."""
         if not scores.any():
             return
-        worst = scores[scores > 0].min()
-        y = -np.log(np.where(scores > 0, scores, worst / 2))
-        with _threads.limit(limits=1):
-            self._delta = adapted(*self._layers(features), y, self._ridge)
+        self._delta = adapted(*self._layers(features), log_latencies(scores), self._ridge)
 
     def predict(self, features: Features) -> Scores:
         """(N, E (H + 1)) -> (N,): negative log latencies, up to a constant."""

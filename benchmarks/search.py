@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import corpora, curves, output, sessions
-from benchmarks.curves import Comparison, Run
+from benchmarks.curves import Comparison, Run, RunKey
 from benchmarks.sessions import RunLog
 from calumma.core.errors import CalummaError, InputError
 
@@ -217,11 +217,7 @@ def _replay(options: argparse.Namespace) -> list[Run]:
     return [done[job] for job in wanted]
 
 
-Job = tuple[str, str, str, int]
-"""The `key` of a run."""
-
-
-def _performed(jobs: Sequence[Job], settings: Mapping[str, Any], n: int) -> Iterator[Run]:
+def _performed(jobs: Sequence[RunKey], settings: Mapping[str, Any], n: int) -> Iterator[Run]:
     """Runs in order, `n` at a time, each in a process that computes on one thread."""
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
@@ -242,7 +238,7 @@ def _performed(jobs: Sequence[Job], settings: Mapping[str, Any], n: int) -> Iter
                 os.environ[name] = value
 
 
-def _one(job: Job, settings: Mapping[str, Any]) -> Run:
+def _one(job: RunKey, settings: Mapping[str, Any]) -> Run:
     start, corpus, strategy, seed = job
     return sessions.replay(corpus, strategy, seed, cold_start=start == "random", **settings)
 

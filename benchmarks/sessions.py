@@ -31,6 +31,7 @@ from calumma.prior.few_shot import FewShotForest, KnownSpace
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.weights import Prior
 from calumma.search import make_strategy
+from calumma.search.views import View
 from calumma.space import KnobSpace
 
 BATCH = 8
@@ -107,15 +108,12 @@ class ReplayClock:
             self._since = self.own()
 
 
-class ColdStart:
+class ColdStart(View):
     """A design space whose default is a random configuration: what a search is worth where nobody reasoned first."""
 
     def __init__(self, space: DesignSpace, rng: np.random.Generator) -> None:
-        self._space = space
+        super().__init__(space)
         self._start = space.sample(rng, 1)[0]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._space, name)
 
     def default(self) -> Indices:
         return self._start.copy()

@@ -14,7 +14,6 @@ questions and other leaves. Nothing is trained by steps, and with nothing measur
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +22,11 @@ from calumma.core.protocols import DesignSpace, Indices
 from calumma.cost_model.base import Features, Scores
 from calumma.prior.forest import Floats, Forest
 from calumma.prior.predictor import TaskPredictor
+from calumma.prior.training import EMPHASIS
+from calumma.search.views import View
 
 RIDGE = 0.3
 """Chosen on three recordings of held-out convolutions (docs/prior.md)."""
-EMPHASIS = 2.0
-"""Exponent of the weights of fast configurations, as in training."""
 MOST = 512
 """Learns from so many of the fastest at most: the time of a fit grows with their number cubed."""
 
@@ -48,7 +47,7 @@ class FewShotForest:
             return
         fastest = np.argsort(-scores, kind="stable")[:MOST]
         features, scores = features[fastest], scores[fastest]
-        y = -np.log(np.where(scores > 0, scores, scores[scores > 0].min() / 2))
+        y = log_latencies(scores)
         weights = np.exp(-EMPHASIS * (y - y.min()))
         residuals = y - self._forest.predict(features).mean(axis=0, dtype=np.float64)
         residuals -= np.average(residuals, weights=weights)
@@ -58,6 +57,14 @@ class FewShotForest:
 
     def predict(self, features: Features) -> Scores:
         return -self._refitted.predict(features).mean(axis=0, dtype=np.float64)
+
+
+def log_latencies(scores: Scores) -> NDArray[np.float64]:
+    """Throughputs (N,), some of them positive -> logarithms of latencies up to a constant.
+
+    A failure (0) is twice as slow as the worst.
+    """
+    return -np.log(np.where(scores > 0, scores, scores[scores > 0].min() / 2))
 
 
 def _alike(places: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -76,16 +83,13 @@ def _spread(places: NDArray[np.intp], shares: NDArray[np.float64], forest: Fores
     return added.astype(np.float32)
 
 
-class KnownSpace:
+class KnownSpace(View):
     """A design space whose features are the columns that a prior knows it by."""
 
     def __init__(self, space: DesignSpace, task: TaskPredictor) -> None:
-        self._space = space
+        super().__init__(space)
         self._task = task
         self.feature_names = task.family.columns
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._space, name)
 
     def features(self, indices: Indices) -> Features:
         """(N, D) -> (N, F)."""

@@ -26,6 +26,8 @@ from calumma.prior.forest import Floats, Forest
 
 TASK = "task."
 """Prefix of the columns that describe the task."""
+EMPHASIS = 2.0
+"""Exponent of the weights of fast configurations."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,7 @@ class TrainingSettings:
     columns: float = 0.5
     """Share of the columns that a split may choose from."""
     least_child_weight: float = 1.0
-    emphasis: float = 2.0
-    """Exponent of the weights of fast configurations."""
+    emphasis: float = EMPHASIS
     level_trees: int = 60
     level_depth: int = 3
 

@@ -1,4 +1,4 @@
-"""A design space seen through other features: its knobs alone."""
+"""A design space seen in another way: by its knobs alone, for one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 from calumma.core.protocols import DesignSpace, Indices
 
 
-class KnobFeatures:
-    """A space whose features are the knobs' indices, as AutoTVM's "knob" features are."""
+class View:
+    """A design space in whose place stands whatever a subclass defines; the rest is the space's own."""
 
     def __init__(self, space: DesignSpace) -> None:
         self._space = space
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._space, name)
+
+
+class KnobFeatures(View):
+    """A space whose features are the knobs' indices, as AutoTVM's "knob" features are."""
 
     @property
     def feature_names(self) -> tuple[str, ...]:
