@@ -14,11 +14,12 @@ every model before the second of any: what drifts, drifts for all strategies, an
 tasks of different models. With `--starts default,random` every strategy of ours runs from either, one after the other;
 MetaSchedule has a start of its own and stands in both comparisons. With `--budget` no run begins after that time.
 
-One measurement of a configuration differs from the next by several percent, more than what is between the best ones. So
-whatever looks as if it could be the best of a run is measured again at once, for every strategy of ours alike, and the
-median counts (`Repeating`); these seconds are part of the run. MetaSchedule has rules of its own. At the end, task by
-task, whatever was ever the best of a run is verified and measured again, in turns, with cold weights: the latencies
-that count are the medians of that race, whoever measured them first and how.
+One measurement of a configuration differs from the next by several percent, more than what is between the best ones,
+and most of that is the state of the machine, which is the same for all for some seconds. So whatever looks as if it
+could be the best of a run is compared with the best so far, both measured in turns, for every strategy of ours alike
+(`Comparing`); these seconds are part of the run. MetaSchedule has rules of its own. At the end, task by task, whatever
+was ever the best of a run is verified and measured again, in turns, with cold weights, what is close to the best in
+many turns: the latencies that count are those of that race, whoever measured them first and how.
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ METASCHEDULE = {"metaschedule": "own", "metaschedule-ours": "ours"}
 """Name of a strategy -> the space that MetaSchedule searches."""
 METASCHEDULE_BATCH = 64
 """Its own default."""
-PASSES = 3
-"""Of the race at the end."""
-REPEATS, CONTENDERS, MARGIN = 3, 2, 0.05
-"""Within a run: measurements of a candidate that may be the best, how many such a batch can have, and how much slower
-than the best a single measurement of one may be."""
+PASSES, FINAL_PASSES, CLOSE = 3, 15, 1.2
+"""Of the race at the end: passes over everything, and over what is no more than so many times slower than the best."""
+ROUNDS, CONTENDERS, MARGIN = 3, 2, 0.1
+"""Within a run: comparisons of a candidate with the best, how many candidates of a batch are compared, and how much
+slower than the best a single measurement of one may be; half as much after every comparison."""
 CACHE_STATE = "cold"
 TRACED = "metaschedule"
 """Template of candidates that are a trace of MetaSchedule's."""
@@ -267,7 +268,7 @@ def _ours(
             strategy,
             task.space,
             candidate,
-            Repeating(runner),
+            Comparing(runner),
             WallClock(),
             workload=task.name,
             seed=seed,
@@ -282,13 +283,23 @@ def _ours(
     return finished, best
 
 
-class Repeating:
-    """A runner that measures again what looks as fast as the best, and answers with medians."""
+class Comparing:
+    """A runner that compares what looks as fast as the best with the best, in turns.
+
+    The best keeps the latency that it was first measured with, and who is compared gets that latency times the ratio of
+    both: for all the state of the machine counts that the first of the best was measured in. Who was not compared does
+    not win.
+    """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.threads, self.cache_state = runner.threads, runner.cache_state
         self.verify, self.close = runner.verify, runner.close
+        self._best: Candidate | None = None
+        self._best_s = math.inf
+        """The latency that it keeps."""
+        self._seen_s: list[float] = []
+        """Its own measurements."""
 
     def measure(
         self,
@@ -297,30 +308,61 @@ class Repeating:
         on_result: Callable[[int, MeasureResult], None] | None = None,
     ) -> list[MeasureResult]:
         """Measure a batch; up to `CONTENDERS` of the fastest of it that are no more than `MARGIN` slower than the best
-        so far are measured `REPEATS` times in all, unless one more measurement shows that they are not."""
-        passes = [[result] for result in self._runner.measure(candidates, best_s)]
-        results = [_together(of_one) for of_one in passes]
-        for _ in range(REPEATS - 1):
-            limit_s = (1 + MARGIN) * min([*(best_s or {}).values(), *(result.latency_s for result in results)])
-            order = sorted(range(len(results)), key=lambda i: results[i].latency_s)
-            again = [i for i in order[:CONTENDERS] if results[i].latency_s <= limit_s and results[i].latencies_s]
-            if not again:
-                break
-            for i, result in zip(again, self._runner.measure([candidates[i] for i in again], best_s), strict=True):
-                passes[i].append(result)
-                results[i] = _together(passes[i])
+        so far are compared with it up to `ROUNDS` times."""
+        results = self._runner.measure(candidates, best_s)
+        ranked = sorted(
+            (i for i, result in enumerate(results) if result.status is Status.OK), key=lambda i: results[i].latency_s
+        )
+        if ranked and self._best is None:
+            first = ranked.pop(0)
+            self._crown(candidates[first], results[first].latency_s, [results[first].latency_s])
+        compared = self._compare(candidates, results, ranked, best_s) if ranked else {}
+        for i in ranked:
+            kept_s = self._best_s * median(compared[i]) if i in compared else max(results[i].latency_s, self._best_s)
+            results[i] = replace(results[i], latencies_s=(kept_s,))
+        winner = min(compared, key=lambda i: results[i].latency_s, default=None)
+        if winner is not None and results[winner].latency_s < self._best_s:
+            seen_s = [ratio * median(self._seen_s) for ratio in compared[winner]]
+            self._crown(candidates[winner], results[winner].latency_s, seen_s)
         for i, result in enumerate(results):
             if on_result is not None:
                 on_result(i, result)
         return results
 
+    def _crown(self, best: Candidate, latency_s: float, seen_s: list[float]) -> None:
+        self._best, self._best_s, self._seen_s = best, latency_s, seen_s
 
-def _together(passes: Sequence[MeasureResult]) -> MeasureResult:
-    """One result of a candidate: the median latencies of the passes that worked, the seconds of all."""
-    first = passes[0]
-    latencies_s = tuple(result.latency_s for result in passes if result.status is Status.OK)
-    phases_s = {name: sum(result.phases_s.get(name, 0.0) for result in passes) for name in first.phases_s}
-    return replace(first, latencies_s=latencies_s, phases_s=phases_s)
+    def _compare(
+        self,
+        candidates: Sequence[Candidate],
+        results: list[MeasureResult],
+        ranked: Sequence[int],
+        best_s: Mapping[str, float] | None,
+    ) -> dict[int, list[float]]:
+        """Position of everyone compared -> latencies over those of the best; their seconds go to the results."""
+        assert self._best is not None
+        usual_s = median(self._seen_s)
+        ratios: dict[int, list[float]] = {}
+        entered = list(ranked[:CONTENDERS])
+        for turn in range(ROUNDS):
+            margin = 1 + MARGIN / 2**turn
+            entered = [i for i in entered if median(ratios.get(i, [results[i].latency_s / usual_s])) <= margin]
+            if not entered:
+                break
+            order = [self._best, *(candidates[i] for i in entered)]
+            measured = self._runner.measure(order if turn % 2 == 0 else order[::-1], best_s)
+            own, *others = measured if turn % 2 == 0 else measured[::-1]
+            if own.status is not Status.OK:
+                continue
+            self._seen_s.append(own.latency_s)
+            for i, other in zip(entered, others, strict=True):
+                ratios.setdefault(i, []).append(other.latency_s / own.latency_s)
+                spent = {name: s + other.phases_s.get(name, 0.0) for name, s in results[i].phases_s.items()}
+                results[i] = replace(results[i], phases_s=spent)
+            charged = results[entered[0]]
+            spent = {name: s + own.phases_s.get(name, 0.0) for name, s in charged.phases_s.items()}
+            results[entered[0]] = replace(charged, phases_s=spent)
+        return ratios
 
 
 def _metaschedule(task: Task, strategy: str, seed: int, options: argparse.Namespace, threads: int) -> Finished:
@@ -379,9 +421,11 @@ def _raced(task: Task, done: Sequence[Finished], log: RunLog, hardware: Hardware
 
 
 def race(candidates: Sequence[Candidate], hardware: Hardware, threads: int) -> dict[str, float]:
-    """Measure candidates in turns, every second pass in reverse; key -> median latency, 0 for one that failed.
+    """Measure candidates in turns, every second pass in reverse; key -> latency, 0 for one that failed.
 
-    One that computes something else than its unscheduled function has failed, too.
+    One that computes something else than its unscheduled function has failed, too. Of `PASSES` over all the median
+    counts. Whoever is then close to the best goes on for `FINAL_PASSES`, and what counts is the median over these of
+    its latency as a part of the median of that pass: the machine's state, which changes within seconds, is in both.
     """
     passes: dict[str, list[float]] = {candidate.key: [] for candidate in candidates}
     start = functools.partial(LocalRunner, hardware, threads, cache_state=CACHE_STATE)
@@ -391,21 +435,31 @@ def race(candidates: Sequence[Candidate], hardware: Hardware, threads: int) -> d
             (theirs, [candidate for candidate in candidates if candidate.template == TRACED]),
         ]
         right = [(runner, _verified(runner, part)) for runner, part in parts]
-        for turn in range(PASSES):
-            for runner, part in right:
-                _measure(runner, part if turn % 2 == 0 else part[::-1], passes)
-    return {key: median(found) if found else 0.0 for key, found in passes.items()}
+        _pass_over(right, PASSES, passes)
+        latencies = {key: median(found) for key, found in passes.items() if found}
+        latencies = {key: latency for key, latency in latencies.items() if math.isfinite(latency)}
+        limit_s = CLOSE * min(latencies.values(), default=0.0)
+        close = [(runner, [c for c in part if latencies.get(c.key, math.inf) <= limit_s]) for runner, part in right]
+        finals: dict[str, list[float]] = {candidate.key: [] for _, part in close for candidate in part}
+        _pass_over(close, FINAL_PASSES, finals)
+    usual = [median(found) for found in zip(*finals.values(), strict=True)]
+    for key, found in finals.items():
+        latencies[key] = median(usual) * median(own / of_all for own, of_all in zip(found, usual, strict=True))
+    return {candidate.key: latencies.get(candidate.key, 0.0) for candidate in candidates}
+
+
+def _pass_over(parts: Sequence[tuple[Runner, Sequence[Candidate]]], n: int, found: Mapping[str, list[float]]) -> None:
+    """Measure all candidates `n` times, every second time in reverse; latencies by key, infinite for a failure."""
+    for turn in range(n):
+        for runner, part in parts:
+            order = part if turn % 2 == 0 else part[::-1]
+            for candidate, result in zip(order, runner.measure(order), strict=True):
+                found[candidate.key].append(result.latency_s)
 
 
 def _verified(runner: Runner, candidates: Sequence[Candidate]) -> list[Candidate]:
     verdicts = runner.verify(candidates)
     return [c for c, verdict in zip(candidates, verdicts, strict=True) if verdict.status is not Status.WRONG_OUTPUT]
-
-
-def _measure(runner: Runner, candidates: Sequence[Candidate], passes: Mapping[str, list[float]]) -> None:
-    for candidate, result in zip(candidates, runner.measure(candidates), strict=True):
-        if result.status is Status.OK:
-            passes[candidate.key].append(result.latency_s)
 
 
 def with_latencies(finished: Run, latencies_s: Sequence[float]) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import zlib
@@ -358,19 +359,75 @@ class _Scripted(SimulatedRunner):
         return MeasureResult(Status.OK, (latency,), "", {"build": 0.1, "run": 0.05})
 
 
-def test_what_looks_best_is_measured_again_and_the_median_counts():
-    script = _Scripted({"lucky": [1.0, 1.4], "best": [1.03, 1.1, 1.08], "slow": [2.0], "ill": [None]})
-    seen = []
-    workload = Workload("feed", "{}")
-    asked = [Candidate(workload, "toy", 1, {"who": who}) for who in ("slow", "ill", "lucky", "best")]
-    results = live.Repeating(script).measure(asked, None, lambda i, result: seen.append((i, result.latency_s)))
-    assert script.measured == ["slow", "ill", "lucky", "best", "lucky", "best", "best"]
-    assert [result.latency_s for result in results] == [2.0, math.inf, pytest.approx(1.2), 1.08]
+def _asked(*who):
+    return [Candidate(Workload("feed", "{}"), "toy", 1, {"who": name}) for name in who]
+
+
+def test_what_looks_best_is_compared_with_the_best_in_turns():
+    # The machine is half as fast while the second batch is measured: what is compared is not deceived by it.
+    script = _Scripted(
+        {
+            "first": [1.0, 2.0, 2.2, 2.0],
+            "better": [1.08, 1.8, 1.98, 1.8],
+            "worse": [1.09, 2.4],
+            "slow": [2.0],
+            "ill": [None],
+        }
+    )
+    runner, seen = live.Comparing(script), []
+    assert runner.measure(_asked("first"))[0].latency_s == 1.0
+    asked = _asked("slow", "ill", "worse", "better")
+    results = runner.measure(asked, None, lambda i, result: seen.append((i, result.latency_s)))
+    rounds = ["first", "better", "worse", "better", "first", "first", "better"]
+    assert script.measured == ["first", "slow", "ill", "worse", "better", *rounds]
+    assert [result.latency_s for result in results] == [2.0, math.inf, pytest.approx(1.2), pytest.approx(0.9)]
     assert seen == [(i, result.latency_s) for i, result in enumerate(results)]
-    assert results[3].phases_s == {"build": pytest.approx(0.3), "run": pytest.approx(0.15)}, "all of it is charged"
-    far = _Scripted({"slow": [2.0]})
-    assert live.Repeating(far).measure(asked[:1], {workload.hash: 1.0})[0].latency_s == 2.0
-    assert far.measured == ["slow"], "nobody needs to know better"
+    spent = [result.phases_s["build"] for result in results]
+    assert sum(spent) == pytest.approx(0.1 * len(script.measured[1:])), "all of it is charged"
+
+
+def test_who_was_not_compared_does_not_win():
+    script = _Scripted(
+        {"first": [1.0, 1.0, 1.0, 1.0], "a": [0.9, 1.1], "b": [0.91, 1.1], "lucky": [0.95], "far": [1.2]}
+    )
+    runner = live.Comparing(script)
+    runner.measure(_asked("first"))
+    latencies = [result.latency_s for result in runner.measure(_asked("lucky", "far", "a", "b"))]
+    assert latencies == [1.0, 1.2, pytest.approx(1.1), pytest.approx(1.1)]
+    assert script.measured == ["first", "lucky", "far", "a", "b", "first", "a", "b"], "one comparison was enough"
+
+
+def test_the_race_decides_between_the_close_by_what_both_have_in_a_pass(monkeypatch):
+    clock = itertools.count()
+
+    class Machine(SimulatedRunner):
+        def __init__(self, *_, **__):
+            super().__init__()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def outcome(self, candidate):
+            turn = next(clock)
+            name = candidate.config["who"]
+            counted[name] += 1
+            state = 1 + (turn // 7) % 5 / 2
+            return MeasureResult(Status.OK, ({"a": 1.0, "b": 1.02, "far": 3.0}[name] * state,), "", {})
+
+        def verify(self, candidates):
+            return [MeasureResult(Status.WRONG_OUTPUT if c.config["who"] == "wrong" else Status.OK) for c in candidates]
+
+    counted = dict.fromkeys(("a", "b", "far"), 0)
+    monkeypatch.setattr(live, "LocalRunner", Machine)
+    asked = _asked("a", "b", "far", "wrong")
+    found = live.race(asked, None, 2)
+    assert counted == {"a": 18, "b": 18, "far": 3}
+    latencies = [found[candidate.key] for candidate in asked]
+    assert latencies[1] / latencies[0] == pytest.approx(1.02, abs=0.01) and latencies[2] > latencies[1]
+    assert latencies[3] == 0, "it computes something else"
 
 
 def test_metaschedules_profile_by_our_phases():
