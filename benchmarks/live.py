@@ -286,9 +286,8 @@ def _ours(
 class Comparing:
     """A runner that compares what looks as fast as the best with the best, in turns.
 
-    The best keeps the latency that it was first measured with, and who is compared gets that latency times the ratio of
-    both: for all the state of the machine counts that the first of the best was measured in. Who was not compared does
-    not win.
+    Who is compared gets the median ratio of both times the median of all that the best was measured with: for both the
+    state of the machine counts that those were measured in. Who was not compared does not win.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -296,10 +295,8 @@ class Comparing:
         self.threads, self.cache_state = runner.threads, runner.cache_state
         self.verify, self.close = runner.verify, runner.close
         self._best: Candidate | None = None
-        self._best_s = math.inf
-        """The latency that it keeps."""
         self._seen_s: list[float] = []
-        """Its own measurements."""
+        """All measurements of the best."""
 
     def measure(
         self,
@@ -308,61 +305,65 @@ class Comparing:
         on_result: Callable[[int, MeasureResult], None] | None = None,
     ) -> list[MeasureResult]:
         """Measure a batch; up to `CONTENDERS` of the fastest of it that are no more than `MARGIN` slower than the best
-        so far are compared with it up to `ROUNDS` times."""
-        results = self._runner.measure(candidates, best_s)
-        ranked = sorted(
-            (i for i, result in enumerate(results) if result.status is Status.OK), key=lambda i: results[i].latency_s
-        )
+        so far are compared with it up to `ROUNDS` times.
+
+        The winner's latency is less than any in `best_s`, nobody else's is.
+        """
+        results = self._measure(candidates)
+        ranked = [i for i in _fastest_first(results) if results[i].status is Status.OK]
+        least_s = min((best_s or {}).values(), default=math.inf)
         if ranked and self._best is None:
             first = ranked.pop(0)
-            self._crown(candidates[first], results[first].latency_s, [results[first].latency_s])
-        compared = self._compare(candidates, results, ranked, best_s) if ranked else {}
+            self._best, self._seen_s = candidates[first], [results[first].latency_s]
+            least_s = min(least_s, results[first].latency_s)
+        pairs = self._compare(candidates, results, ranked)
+        ratios = {i: median(other / own for other, own in of_one) for i, of_one in pairs.items()}
+        usual_s = median(self._seen_s) if self._seen_s else math.inf
+        winner = min((i for i in ratios if ratios[i] < 1), key=ratios.__getitem__, default=None)
         for i in ranked:
-            kept_s = self._best_s * median(compared[i]) if i in compared else max(results[i].latency_s, self._best_s)
+            latency_s = ratios[i] * usual_s if i in ratios else results[i].latency_s
+            kept_s = min(latency_s, math.nextafter(least_s, 0)) if i == winner else max(latency_s, least_s)
             results[i] = replace(results[i], latencies_s=(kept_s,))
-        winner = min(compared, key=lambda i: results[i].latency_s, default=None)
-        if winner is not None and results[winner].latency_s < self._best_s:
-            seen_s = [ratio * median(self._seen_s) for ratio in compared[winner]]
-            self._crown(candidates[winner], results[winner].latency_s, seen_s)
+        if winner is not None:
+            self._best, self._seen_s = candidates[winner], [other for other, _ in pairs[winner]]
         for i, result in enumerate(results):
             if on_result is not None:
                 on_result(i, result)
         return results
 
-    def _crown(self, best: Candidate, latency_s: float, seen_s: list[float]) -> None:
-        self._best, self._best_s, self._seen_s = best, latency_s, seen_s
+    def _measure(self, candidates: Sequence[Candidate]) -> list[MeasureResult]:
+        """A batch, whose hopeless ones are given up by what the best takes."""
+        usual_s = {self._best.workload.hash: median(self._seen_s)} if self._best is not None else None
+        return self._runner.measure(candidates, usual_s)
 
     def _compare(
-        self,
-        candidates: Sequence[Candidate],
-        results: list[MeasureResult],
-        ranked: Sequence[int],
-        best_s: Mapping[str, float] | None,
-    ) -> dict[int, list[float]]:
-        """Position of everyone compared -> latencies over those of the best; their seconds go to the results."""
-        assert self._best is not None
-        usual_s = median(self._seen_s)
-        ratios: dict[int, list[float]] = {}
-        entered = list(ranked[:CONTENDERS])
+        self, candidates: Sequence[Candidate], results: list[MeasureResult], ranked: Sequence[int]
+    ) -> dict[int, list[tuple[float, float]]]:
+        """Position of everyone compared -> its latency and that of the best, in each round; the seconds of all go to
+        the results."""
+        found: dict[int, list[tuple[float, float]]] = {}
+        usual_s = median(self._seen_s) if self._seen_s else math.inf
+        entered = [i for i in ranked[:CONTENDERS] if results[i].latency_s <= (1 + MARGIN) * usual_s]
         for turn in range(ROUNDS):
-            margin = 1 + MARGIN / 2**turn
-            entered = [i for i in entered if median(ratios.get(i, [results[i].latency_s / usual_s])) <= margin]
-            if not entered:
+            if not entered or self._best is None:
                 break
-            order = [self._best, *(candidates[i] for i in entered)]
-            measured = self._runner.measure(order if turn % 2 == 0 else order[::-1], best_s)
-            own, *others = measured if turn % 2 == 0 else measured[::-1]
+            forth = slice(None, None, 1 if turn % 2 == 0 else -1)
+            own, *others = self._measure([self._best, *(candidates[i] for i in entered)][forth])[forth]
+            for i, result in zip([entered[0], *entered], [own, *others], strict=True):
+                spent = {name: s + result.phases_s.get(name, 0.0) for name, s in results[i].phases_s.items()}
+                results[i] = replace(results[i], phases_s=spent)
             if own.status is not Status.OK:
                 continue
             self._seen_s.append(own.latency_s)
             for i, other in zip(entered, others, strict=True):
-                ratios.setdefault(i, []).append(other.latency_s / own.latency_s)
-                spent = {name: s + other.phases_s.get(name, 0.0) for name, s in results[i].phases_s.items()}
-                results[i] = replace(results[i], phases_s=spent)
-            charged = results[entered[0]]
-            spent = {name: s + own.phases_s.get(name, 0.0) for name, s in charged.phases_s.items()}
-            results[entered[0]] = replace(charged, phases_s=spent)
-        return ratios
+                found.setdefault(i, []).append((other.latency_s, own.latency_s))
+            limit = 1 + MARGIN / 2 ** (turn + 1)
+            entered = [i for i in entered if median(other / own for other, own in found[i]) <= limit]
+        return found
+
+
+def _fastest_first(results: Sequence[MeasureResult]) -> list[int]:
+    return sorted(range(len(results)), key=lambda i: results[i].latency_s)
 
 
 def _metaschedule(task: Task, strategy: str, seed: int, options: argparse.Namespace, threads: int) -> Finished:

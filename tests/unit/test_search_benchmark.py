@@ -377,10 +377,11 @@ def test_what_looks_best_is_compared_with_the_best_in_turns():
     runner, seen = live.Comparing(script), []
     assert runner.measure(_asked("first"))[0].latency_s == 1.0
     asked = _asked("slow", "ill", "worse", "better")
-    results = runner.measure(asked, None, lambda i, result: seen.append((i, result.latency_s)))
+    results = runner.measure(asked, {"feed": 1.0}, lambda i, result: seen.append((i, result.latency_s)))
     rounds = ["first", "better", "worse", "better", "first", "first", "better"]
     assert script.measured == ["first", "slow", "ill", "worse", "better", *rounds]
-    assert [result.latency_s for result in results] == [2.0, math.inf, pytest.approx(1.2), pytest.approx(0.9)]
+    latencies = [result.latency_s for result in results]
+    assert latencies == [2.0, math.inf, pytest.approx(2.4), math.nextafter(1.0, 0)], "2.4 and 1.8, but it has won"
     assert seen == [(i, result.latency_s) for i, result in enumerate(results)]
     spent = [result.phases_s["build"] for result in results]
     assert sum(spent) == pytest.approx(0.1 * len(script.measured[1:])), "all of it is charged"
@@ -392,7 +393,7 @@ def test_who_was_not_compared_does_not_win():
     )
     runner = live.Comparing(script)
     runner.measure(_asked("first"))
-    latencies = [result.latency_s for result in runner.measure(_asked("lucky", "far", "a", "b"))]
+    latencies = [result.latency_s for result in runner.measure(_asked("lucky", "far", "a", "b"), {"feed": 1.0})]
     assert latencies == [1.0, 1.2, pytest.approx(1.1), pytest.approx(1.1)]
     assert script.measured == ["first", "lucky", "far", "a", "b", "first", "a", "b"], "one comparison was enough"
 
