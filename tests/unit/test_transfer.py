@@ -10,7 +10,7 @@ from calumma.core.rng import generator
 from calumma.cost_model import ScaledCommittee
 from calumma.cost_model.trees import GradientBoostedTrees, TreeSettings, standing
 from calumma.search import Explored, History, make_strategy, strategy_names
-from calumma.search.strategy import climbed
+from calumma.search.strategy import climbed, one_knob_away
 from tests.conformance.test_design_space_contract import ToySpace
 
 SPACE = ToySpace(width=56, extra=4)
@@ -147,6 +147,19 @@ def test_an_opinion_that_never_varies_is_none():
     model = InformedCommittee([Fixed()], features, worth=16)
     model.fit(features, np.ones(8))
     assert (np.diff(model.predict(features)) > 0).all()
+
+
+def test_the_first_plan_has_the_neighbours_of_the_default_that_the_model_likes():
+    liked = one_knob_away(SPACE, SPACE.default())[3]
+
+    class Liking(Negative):
+        def predict(self, features):
+            return (features == SPACE.features(liked[None, :])).all(axis=1).astype(np.float64)
+
+    first = make_strategy("chameleon", SPACE, np.random.default_rng(0), model=Liking()).ask(8)
+    assert (first[0] == SPACE.default()).all() and (first == liked).all(axis=1).any()
+    again = make_strategy("chameleon", SPACE, np.random.default_rng(0)).ask(8)
+    assert not (again == liked).all(axis=1).any(), "no draw is near it"
 
 
 def test_climbing_finds_a_summit_that_no_draw_is_near():

@@ -114,8 +114,8 @@ class GuidedStrategy:
             model: guides.
             warm_up: until so many outcomes are known it asks neighbours of the best and random draws.
             draws: before anything has worked, the sampler chooses among so many random draws instead.
-            climbs: how often these are followed by the neighbours of the best predicted among them (`climbed`): for a
-                model that knows something before anything is measured.
+            climbs: how often these, and the neighbours of the default, are followed by the neighbours of the best
+                predicted among them (`climbed`): for a model that knows something before anything is measured.
         """
         self.name = name
         self.stats = SearchStats()
@@ -172,8 +172,11 @@ class GuidedStrategy:
         if history.scores.any():
             explored = self._explorer.explore(history, self._score, self.stats)
         else:
-            drawn = history.draw(self._rng, max(n, self._draws))
-            explored = climbed(Explored(drawn, self._score(drawn)), history, self._score, self._climbs)
+            options = history.draw(self._rng, max(n, self._draws))
+            if self._climbs:
+                near = one_knob_away(history.space, self._default)
+                options = history.fresh(np.concatenate([near, options]))
+            explored = climbed(Explored(options, self._score(options)), history, self._score, self._climbs)
         self.stats.plans += 1
         default = history.fresh(self._default[None, :])
         keep = history.is_fresh(explored.indices)
