@@ -64,9 +64,9 @@ METASCHEDULE_BATCH = 64
 """Its own default."""
 PASSES, FINAL_PASSES, CLOSE = 3, 15, 1.2
 """Of the race at the end: passes over everything, and over what is no more than so many times slower than the best."""
-ROUNDS, CONTENDERS, MARGIN = 3, 2, 0.1
-"""Within a run: comparisons of a candidate with the best, how many candidates of a batch are compared, and how much
-slower than the best a single measurement of one may be; half as much after every comparison."""
+CONTENDERS, MARGINS = 4, (0.4, 0.03, 0.015)
+"""Within a run: how many of a batch are compared with the best, and how much slower they may be for a first comparison
+and for further ones. One measurement in ten of a good configuration is more than 10 % too slow, in twenty 20 %."""
 CACHE_STATE = "cold"
 TRACED = "metaschedule"
 """Template of candidates that are a trace of MetaSchedule's."""
@@ -304,8 +304,8 @@ class Comparing:
         best_s: Mapping[str, float] | None = None,
         on_result: Callable[[int, MeasureResult], None] | None = None,
     ) -> list[MeasureResult]:
-        """Measure a batch; up to `CONTENDERS` of the fastest of it that are no more than `MARGIN` slower than the best
-        so far are compared with it up to `ROUNDS` times.
+        """Measure a batch; up to `CONTENDERS` of the fastest of it are compared with the best so far, as often as
+        `MARGINS` allow.
 
         The winner's latency is less than any in `best_s`, nobody else's is.
         """
@@ -317,7 +317,7 @@ class Comparing:
             self._best, self._seen_s = candidates[first], [results[first].latency_s]
             least_s = min(least_s, results[first].latency_s)
         pairs = self._compare(candidates, results, ranked)
-        ratios = {i: median(other / own for other, own in of_one) for i, of_one in pairs.items()}
+        ratios = {i: _ratio(of_one) for i, of_one in pairs.items()}
         usual_s = median(self._seen_s) if self._seen_s else math.inf
         winner = min((i for i in ratios if ratios[i] < 1), key=ratios.__getitem__, default=None)
         for i in ranked:
@@ -343,8 +343,9 @@ class Comparing:
         the results."""
         found: dict[int, list[tuple[float, float]]] = {}
         usual_s = median(self._seen_s) if self._seen_s else math.inf
-        entered = [i for i in ranked[:CONTENDERS] if results[i].latency_s <= (1 + MARGIN) * usual_s]
-        for turn in range(ROUNDS):
+        ratios = {i: results[i].latency_s / usual_s for i in ranked[:CONTENDERS]}
+        for turn, margin in enumerate(MARGINS):
+            entered = [i for i, ratio in ratios.items() if ratio <= 1 + margin]
             if not entered or self._best is None:
                 break
             forth = slice(None, None, 1 if turn % 2 == 0 else -1)
@@ -353,13 +354,16 @@ class Comparing:
                 spent = {name: s + result.phases_s.get(name, 0.0) for name, s in results[i].phases_s.items()}
                 results[i] = replace(results[i], phases_s=spent)
             if own.status is not Status.OK:
-                continue
+                break
             self._seen_s.append(own.latency_s)
             for i, other in zip(entered, others, strict=True):
                 found.setdefault(i, []).append((other.latency_s, own.latency_s))
-            limit = 1 + MARGIN / 2 ** (turn + 1)
-            entered = [i for i in entered if median(other / own for other, own in found[i]) <= limit]
+            ratios = {i: _ratio(found[i]) for i in entered}
         return found
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    return median(other / own for other, own in pairs)
 
 
 def _fastest_first(results: Sequence[MeasureResult]) -> list[int]:
