@@ -15,11 +15,12 @@ tasks of different models. With `--starts default,random` every strategy of ours
 MetaSchedule has a start of its own and stands in both comparisons. With `--budget` no run begins after that time.
 
 One measurement of a configuration differs from the next by several percent, more than what is between the best ones,
-and most of that is the state of the machine, which is the same for all for some seconds. So whatever looks as if it
-could be the best of a run is compared with the best so far, both measured in turns, for every strategy of ours alike
-(`Comparing`); these seconds are part of the run. MetaSchedule has rules of its own. At the end, task by task, whatever
-was ever the best of a run is verified and measured again, in turns, with cold weights, what is close to the best in
-many turns: the latencies that count are those of that race, whoever measured them first and how.
+and most of that is the state of the machine, which is the same for all for some seconds. So whatever could be faster
+than the best of a run so far is compared with it, both measured in turns, for every strategy of ours alike
+(`Comparing`): these measurements are no trials, but their seconds are part of the run. MetaSchedule has rules of its
+own. At the end, task by task, whatever was ever the best of a run is verified and measured again, in turns, with cold
+weights, what is close to the best in many turns: the latencies that count are those of that race, whoever measured them
+first and how.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ METASCHEDULE_BATCH = 64
 PASSES, FINAL_PASSES, CLOSE = 3, 15, 1.2
 """Of the race at the end: passes over everything, and over what is no more than so many times slower than the best."""
 CONTENDERS, MARGINS = 4, (0.4, 0.03, 0.015)
-"""Within a run: how many of a batch are compared with the best, and how much slower they may be for a first comparison
-and for further ones. One measurement in ten of a good configuration is more than 10 % too slow, in twenty 20 %."""
+"""Within a run: how many of a batch are compared with the incumbent, and how much slower than it they may be for a
+first comparison and for further ones. Of good configurations one measurement in twenty is 10 to 30 % too slow."""
 CACHE_STATE = "cold"
 TRACED = "metaschedule"
 """Template of candidates that are a trace of MetaSchedule's."""
@@ -160,6 +161,7 @@ def run(options: argparse.Namespace) -> list[Run]:
         "hardware": hardware.fingerprint,
         "toolchain": tvm_compat.toolchain(),
         "policy": None if options.policy is None else options.policy.name,
+        "rules": {"compared": (CONTENDERS, MARGINS), "raced": (PASSES, FINAL_PASSES, CLOSE)},
     }
     log = RunLog(options.runs, settings)
     done = {task.name: _finished(task, log) for task in chosen}
@@ -284,19 +286,19 @@ def _ours(
 
 
 class Comparing:
-    """A runner that compares what looks as fast as the best with the best, in turns.
+    """A runner that compares what may be faster than the incumbent with the incumbent, both measured in turns.
 
-    Who is compared gets the median ratio of both times the median of all that the best was measured with: for both the
-    state of the machine counts that those were measured in. Who was not compared does not win.
+    What was compared has the median ratio of both times the median of all measurements of the incumbent: the machine's
+    state, the same for both, is out of it. What was not compared does not take the incumbent's place.
     """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.threads, self.cache_state = runner.threads, runner.cache_state
         self.verify, self.close = runner.verify, runner.close
-        self._best: Candidate | None = None
-        self._seen_s: list[float] = []
-        """All measurements of the best."""
+        self._incumbent: Candidate | None = None
+        self._measured_s: list[float] = []
+        """The incumbent's measurements: of its comparisons, and of the first incumbent the one before, too."""
 
     def measure(
         self,
@@ -304,70 +306,72 @@ class Comparing:
         best_s: Mapping[str, float] | None = None,
         on_result: Callable[[int, MeasureResult], None] | None = None,
     ) -> list[MeasureResult]:
-        """Measure a batch; up to `CONTENDERS` of the fastest of it are compared with the best so far, as often as
+        """Measure a batch; up to `CONTENDERS` of the fastest of it are compared with the incumbent, as often as
         `MARGINS` allow.
 
-        The winner's latency is less than any in `best_s`, nobody else's is.
+        A new incumbent's latency is less than any in `best_s`, nobody else's is.
         """
         results = self._measure(candidates)
-        ranked = [i for i in _fastest_first(results) if results[i].status is Status.OK]
+        ranked = [i for i, result in enumerate(results) if result.status is Status.OK]
+        ranked.sort(key=lambda i: results[i].latency_s)
         least_s = min((best_s or {}).values(), default=math.inf)
-        if ranked and self._best is None:
+        if ranked and self._incumbent is None:
             first = ranked.pop(0)
-            self._best, self._seen_s = candidates[first], [results[first].latency_s]
+            self._incumbent, self._measured_s = candidates[first], [results[first].latency_s]
             least_s = min(least_s, results[first].latency_s)
         pairs = self._compare(candidates, results, ranked)
         ratios = {i: _ratio(of_one) for i, of_one in pairs.items()}
-        usual_s = median(self._seen_s) if self._seen_s else math.inf
         winner = min((i for i in ratios if ratios[i] < 1), key=ratios.__getitem__, default=None)
         for i in ranked:
-            latency_s = ratios[i] * usual_s if i in ratios else results[i].latency_s
-            kept_s = min(latency_s, math.nextafter(least_s, 0)) if i == winner else max(latency_s, least_s)
-            results[i] = replace(results[i], latencies_s=(kept_s,))
+            latency_s = ratios[i] * median(self._measured_s) if i in ratios else results[i].latency_s
+            latency_s = min(latency_s, math.nextafter(least_s, 0)) if i == winner else max(latency_s, least_s)
+            if latency_s != results[i].latency_s:
+                results[i] = replace(results[i], latencies_s=(latency_s,))
         if winner is not None:
-            self._best, self._seen_s = candidates[winner], [other for other, _ in pairs[winner]]
+            self._incumbent, self._measured_s = candidates[winner], [other for other, _ in pairs[winner]]
         for i, result in enumerate(results):
             if on_result is not None:
                 on_result(i, result)
         return results
 
     def _measure(self, candidates: Sequence[Candidate]) -> list[MeasureResult]:
-        """A batch, whose hopeless ones are given up by what the best takes."""
-        usual_s = {self._best.workload.hash: median(self._seen_s)} if self._best is not None else None
-        return self._runner.measure(candidates, usual_s)
+        """Measure a batch once; what takes much longer than the incumbent is given up."""
+        if self._incumbent is None:
+            return self._runner.measure(candidates)
+        return self._runner.measure(candidates, {self._incumbent.workload.hash: median(self._measured_s)})
 
     def _compare(
         self, candidates: Sequence[Candidate], results: list[MeasureResult], ranked: Sequence[int]
     ) -> dict[int, list[tuple[float, float]]]:
-        """Position of everyone compared -> its latency and that of the best, in each round; the seconds of all go to
-        the results."""
+        """Position of what was compared -> its latency and the incumbent's, in each round.
+
+        The seconds of all measurements go to the results. What fails now was not compared.
+        """
         found: dict[int, list[tuple[float, float]]] = {}
-        usual_s = median(self._seen_s) if self._seen_s else math.inf
-        ratios = {i: results[i].latency_s / usual_s for i in ranked[:CONTENDERS]}
+        ratios = {i: results[i].latency_s / median(self._measured_s) for i in ranked[:CONTENDERS]}
         for turn, margin in enumerate(MARGINS):
             entered = [i for i, ratio in ratios.items() if ratio <= 1 + margin]
-            if not entered or self._best is None:
+            if not entered or self._incumbent is None:
                 break
             forth = slice(None, None, 1 if turn % 2 == 0 else -1)
-            own, *others = self._measure([self._best, *(candidates[i] for i in entered)][forth])[forth]
+            own, *others = self._measure([self._incumbent, *(candidates[i] for i in entered)][forth])[forth]
             for i, result in zip([entered[0], *entered], [own, *others], strict=True):
                 spent = {name: s + result.phases_s.get(name, 0.0) for name, s in results[i].phases_s.items()}
                 results[i] = replace(results[i], phases_s=spent)
             if own.status is not Status.OK:
                 break
-            self._seen_s.append(own.latency_s)
+            self._measured_s.append(own.latency_s)
             for i, other in zip(entered, others, strict=True):
-                found.setdefault(i, []).append((other.latency_s, own.latency_s))
-            ratios = {i: _ratio(found[i]) for i in entered}
+                if other.status is Status.OK:
+                    found.setdefault(i, []).append((other.latency_s, own.latency_s))
+                else:
+                    found.pop(i, None)
+            ratios = {i: _ratio(found[i]) for i in entered if i in found}
         return found
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
     return median(other / own for other, own in pairs)
-
-
-def _fastest_first(results: Sequence[MeasureResult]) -> list[int]:
-    return sorted(range(len(results)), key=lambda i: results[i].latency_s)
 
 
 def _metaschedule(task: Task, strategy: str, seed: int, options: argparse.Namespace, threads: int) -> Finished:
@@ -429,8 +433,9 @@ def race(candidates: Sequence[Candidate], hardware: Hardware, threads: int) -> d
     """Measure candidates in turns, every second pass in reverse; key -> latency, 0 for one that failed.
 
     One that computes something else than its unscheduled function has failed, too. Of `PASSES` over all the median
-    counts. Whoever is then close to the best goes on for `FINAL_PASSES`, and what counts is the median over these of
-    its latency as a part of the median of that pass: the machine's state, which changes within seconds, is in both.
+    counts. What is then close to the best goes on for `FINAL_PASSES`, which decide the order and the distances among
+    the close: the median over the passes of its latency over the median of that pass, so that what changes from pass to
+    pass is out of it.
     """
     passes: dict[str, list[float]] = {candidate.key: [] for candidate in candidates}
     start = functools.partial(LocalRunner, hardware, threads, cache_state=CACHE_STATE)
@@ -441,22 +446,23 @@ def race(candidates: Sequence[Candidate], hardware: Hardware, threads: int) -> d
         ]
         right = [(runner, _verified(runner, part)) for runner, part in parts]
         _pass_over(right, PASSES, passes)
-        latencies = {key: median(found) for key, found in passes.items() if found}
-        latencies = {key: latency for key, latency in latencies.items() if math.isfinite(latency)}
+        latencies = {key: median(found) for key, found in passes.items() if found and math.isfinite(median(found))}
         limit_s = CLOSE * min(latencies.values(), default=0.0)
         close = [(runner, [c for c in part if latencies.get(c.key, math.inf) <= limit_s]) for runner, part in right]
         finals: dict[str, list[float]] = {candidate.key: [] for _, part in close for candidate in part}
         _pass_over(close, FINAL_PASSES, finals)
-    usual = [median(found) for found in zip(*finals.values(), strict=True)]
-    for key, found in finals.items():
-        latencies[key] = median(usual) * median(own / of_all for own, of_all in zip(found, usual, strict=True))
+    whole = [found for found in zip(*finals.values(), strict=True) if all(math.isfinite(own) for own in found)]
+    if whole:
+        usual_s = median(latencies[key] for key in finals)
+        for position, key in enumerate(finals):
+            latencies[key] = usual_s * median(found[position] / median(found) for found in whole)
     return {candidate.key: latencies.get(candidate.key, 0.0) for candidate in candidates}
 
 
 def _pass_over(parts: Sequence[tuple[Runner, Sequence[Candidate]]], n: int, found: Mapping[str, list[float]]) -> None:
     """Measure all candidates `n` times, every second time in reverse; latencies by key, infinite for a failure."""
     for turn in range(n):
-        for runner, part in parts:
+        for runner, part in parts if turn % 2 == 0 else parts[::-1]:
             order = part if turn % 2 == 0 else part[::-1]
             for candidate, result in zip(order, runner.measure(order), strict=True):
                 found[candidate.key].append(result.latency_s)

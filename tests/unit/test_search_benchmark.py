@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import zlib
@@ -364,7 +363,7 @@ def _asked(*who):
 
 
 def test_what_looks_best_is_compared_with_the_best_in_turns():
-    # The machine is half as fast while the second batch is measured: what is compared is not deceived by it.
+    # The machine is half as fast while they are compared: that is in both.
     script = _Scripted(
         {
             "first": [1.0, 2.0, 2.2, 2.0],
@@ -398,37 +397,76 @@ def test_who_was_not_compared_does_not_win():
     assert script.measured == ["first", "lucky", "far", *"abcd", "first", *"abcd"], "one comparison was enough"
 
 
+def test_what_fails_in_a_comparison_keeps_its_measurement_and_does_not_win():
+    script = _Scripted({"first": [1.0, 1.0, 1.0], "ill": [0.9, 0.8, None], "dead": [0.95, None]})
+    runner = live.Comparing(script)
+    runner.measure(_asked("first"))
+    results = runner.measure(_asked("ill", "dead"), {"feed": 1.0})
+    assert [(result.status, result.latency_s) for result in results] == [(Status.OK, 1.0)] * 2
+    script.left |= {"next": [0.9, 0.9], "first": [None]}
+    assert runner.measure(_asked("next"), {"feed": 1.0})[0].latency_s == 1.0, "the incumbent failed: nothing is known"
+
+
+def test_the_first_batch_is_compared_with_its_fastest():
+    script = _Scripted({"ill": [None], "lucky": [1.0, 1.2, 1.2, 1.2], "best": [1.1, 1.08, 1.08, 1.08]})
+    runner = live.Comparing(script)
+    assert math.isinf(runner.measure(_asked("ill"))[0].latency_s)
+    latencies = [result.latency_s for result in runner.measure(_asked("best", "lucky"))]
+    assert latencies == [math.nextafter(1.0, 0), 1.0]
+
+
+class _Machine(SimulatedRunner):
+    """Measures by a function of the candidate and of how often it was measured before; every state lasts some time."""
+
+    def __init__(self, latency_s):
+        super().__init__()
+        self.latency_s, self.counted = latency_s, {}
+
+    def __call__(self, *_, **__):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def outcome(self, candidate):
+        who = candidate.config["who"]
+        self.counted[who] = self.counted.get(who, 0) + 1
+        latency_s = self.latency_s(who, self.counted[who])
+        if latency_s is None:
+            return MeasureResult(Status.RUN_TIMEOUT, (), "late", {})
+        state = 1 + (sum(self.counted.values()) // 7) % 5 / 2
+        return MeasureResult(Status.OK, (latency_s * state,), "", {})
+
+    def verify(self, candidates):
+        return [MeasureResult(Status.WRONG_OUTPUT if c.config["who"] == "wrong" else Status.OK) for c in candidates]
+
+
 def test_the_race_decides_between_the_close_by_what_both_have_in_a_pass(monkeypatch):
-    clock = itertools.count()
-
-    class Machine(SimulatedRunner):
-        def __init__(self, *_, **__):
-            super().__init__()
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def outcome(self, candidate):
-            turn = next(clock)
-            name = candidate.config["who"]
-            counted[name] += 1
-            state = 1 + (turn // 7) % 5 / 2
-            return MeasureResult(Status.OK, ({"a": 1.0, "b": 1.02, "far": 3.0}[name] * state,), "", {})
-
-        def verify(self, candidates):
-            return [MeasureResult(Status.WRONG_OUTPUT if c.config["who"] == "wrong" else Status.OK) for c in candidates]
-
-    counted = dict.fromkeys(("a", "b", "far"), 0)
-    monkeypatch.setattr(live, "LocalRunner", Machine)
+    machine = _Machine(lambda who, _: {"a": 1.0, "b": 1.02, "far": 3.0}[who])
+    monkeypatch.setattr(live, "LocalRunner", machine)
     asked = _asked("a", "b", "far", "wrong")
     found = live.race(asked, None, 2)
-    assert counted == {"a": 18, "b": 18, "far": 3}
+    assert machine.counted == {"a": 18, "b": 18, "far": 3}
     latencies = [found[candidate.key] for candidate in asked]
     assert latencies[1] / latencies[0] == pytest.approx(1.02, abs=0.01) and latencies[2] > latencies[1]
     assert latencies[3] == 0, "it computes something else"
+
+
+def test_the_race_bears_failures(monkeypatch):
+    seldom = _Machine(lambda who, count: None if who == "a" and count == 9 else {"a": 1.0, "b": 1.02}[who])
+    monkeypatch.setattr(live, "LocalRunner", seldom)
+    asked = _asked("a", "b")
+    latencies = list(live.race(asked, None, 2).values())
+    assert latencies[1] / latencies[0] == pytest.approx(1.02, abs=0.01)
+    often = _Machine(lambda who, count: None if who == "a" and count > 3 else 1.0)
+    monkeypatch.setattr(live, "LocalRunner", often)
+    assert all(0 < latency_s < math.inf for latency_s in live.race(asked, None, 2).values())
+    never = _Machine(lambda who, count: None)
+    monkeypatch.setattr(live, "LocalRunner", never)
+    assert live.race(asked, None, 2) == {candidate.key: 0.0 for candidate in asked}
 
 
 def test_metaschedules_profile_by_our_phases():

@@ -158,8 +158,6 @@ def test_the_first_plan_has_the_neighbours_of_the_default_that_the_model_likes()
 
     first = make_strategy("chameleon", SPACE, np.random.default_rng(0), model=Liking()).ask(8)
     assert (first[0] == SPACE.default()).all() and (first == liked).all(axis=1).any()
-    again = make_strategy("chameleon", SPACE, np.random.default_rng(0)).ask(8)
-    assert not (again == liked).all(axis=1).any(), "no draw is near it"
 
 
 def test_climbing_finds_a_summit_that_no_draw_is_near():
