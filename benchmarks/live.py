@@ -288,8 +288,8 @@ def _ours(
 class Comparing:
     """A runner that compares what may be faster than the incumbent with the incumbent, both measured in turns.
 
-    What was compared has the median ratio of both times the median of all measurements of the incumbent: the machine's
-    state, the same for both, is out of it. What was not compared does not take the incumbent's place.
+    The median ratio of both decides: the machine's state, the same for both, is out of it. What was not compared does
+    not take the incumbent's place.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -298,7 +298,7 @@ class Comparing:
         self.verify, self.close = runner.verify, runner.close
         self._incumbent: Candidate | None = None
         self._measured_s: list[float] = []
-        """The incumbent's measurements: of its comparisons, and of the first incumbent the one before, too."""
+        """The incumbent's measurements, without the one that it was chosen for."""
 
     def measure(
         self,
@@ -309,21 +309,26 @@ class Comparing:
         """Measure a batch; up to `CONTENDERS` of the fastest of it are compared with the incumbent, as often as
         `MARGINS` allow.
 
-        A new incumbent's latency is less than any in `best_s`, nobody else's is.
+        Latencies are medians of all measurements here, but a new incumbent's is less than any in `best_s`, nobody
+        else's is.
         """
-        results = self._measure(candidates)
+        usual_s = {self._incumbent.workload.hash: median(self._measured_s)} if self._incumbent is not None else None
+        results = self._runner.measure(candidates, usual_s)
         ranked = [i for i, result in enumerate(results) if result.status is Status.OK]
         ranked.sort(key=lambda i: results[i].latency_s)
         least_s = min((best_s or {}).values(), default=math.inf)
+        first = None
         if ranked and self._incumbent is None:
             first = ranked.pop(0)
             self._incumbent, self._measured_s = candidates[first], [results[first].latency_s]
-            least_s = min(least_s, results[first].latency_s)
         pairs = self._compare(candidates, results, ranked)
+        if first is not None:
+            least_s = median(self._measured_s)
+            results[first] = replace(results[first], latencies_s=tuple(self._measured_s))
         ratios = {i: _ratio(of_one) for i, of_one in pairs.items()}
         winner = min((i for i in ratios if ratios[i] < 1), key=ratios.__getitem__, default=None)
         for i in ranked:
-            latency_s = ratios[i] * median(self._measured_s) if i in ratios else results[i].latency_s
+            latency_s = median([results[i].latency_s, *(other for other, _ in pairs.get(i, ()))])
             latency_s = min(latency_s, math.nextafter(least_s, 0)) if i == winner else max(latency_s, least_s)
             if latency_s != results[i].latency_s:
                 results[i] = replace(results[i], latencies_s=(latency_s,))
@@ -333,12 +338,6 @@ class Comparing:
             if on_result is not None:
                 on_result(i, result)
         return results
-
-    def _measure(self, candidates: Sequence[Candidate]) -> list[MeasureResult]:
-        """Measure a batch once; what takes much longer than the incumbent is given up."""
-        if self._incumbent is None:
-            return self._runner.measure(candidates)
-        return self._runner.measure(candidates, {self._incumbent.workload.hash: median(self._measured_s)})
 
     def _compare(
         self, candidates: Sequence[Candidate], results: list[MeasureResult], ranked: Sequence[int]
@@ -354,7 +353,7 @@ class Comparing:
             if not entered or self._incumbent is None:
                 break
             forth = slice(None, None, 1 if turn % 2 == 0 else -1)
-            own, *others = self._measure([self._incumbent, *(candidates[i] for i in entered)][forth])[forth]
+            own, *others = self._runner.measure([self._incumbent, *(candidates[i] for i in entered)][forth])[forth]
             for i, result in zip([entered[0], *entered], [own, *others], strict=True):
                 spent = {name: s + result.phases_s.get(name, 0.0) for name, s in results[i].phases_s.items()}
                 results[i] = replace(results[i], phases_s=spent)
