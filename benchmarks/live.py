@@ -8,11 +8,12 @@ spaces. Strategies: AutoTVM's, its annealing with few measurements, Chameleon, a
                          (our knobs decide how a function is taken apart, so a trace has no decisions that MetaSchedule
                          could mutate: it gets `POOL` drawn schedules as design spaces and ranks those)
 
-Every run is a line of a log when it ends, every measurement of ours is in a database when its batch ends; a session
-that was stopped goes on with the first run that is missing. The order is seeds, tasks, strategies, the first task of
-every model before the second of any: what drifts, drifts for all strategies, and a session that ends early has whole
-tasks of different models. With `--starts default,random` every strategy of ours runs from either, one after the other;
-MetaSchedule has a start of its own and stands in both comparisons. With `--budget` no run begins after that time.
+Every run is a line of a log when it ends; every trial of ours, as the strategy is told of it, is in a database when its
+batch ends. A session that was stopped goes on with the first run that is missing. The order is seeds, tasks,
+strategies, the first task of every model before the second of any: what drifts, drifts for all strategies, and a
+session that ends early has whole tasks of different models. With `--starts default,random` every strategy of ours runs
+from either, one after the other; MetaSchedule has a start of its own and stands in both comparisons. With `--budget` no
+run begins after that time.
 
 One measurement of a configuration differs from the next by several percent, more than what is between the best ones,
 and most of that is the state of the machine, which is the same for all for some seconds. So whatever could be faster
@@ -298,7 +299,7 @@ class Comparing:
         self.verify, self.close = runner.verify, runner.close
         self._incumbent: Candidate | None = None
         self._measured_s: list[float] = []
-        """The incumbent's measurements, without the one that it was chosen for."""
+        """The incumbent's measurements; of one that won a comparison without that in its batch, which was lucky."""
 
     def measure(
         self,

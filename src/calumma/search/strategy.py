@@ -114,8 +114,8 @@ class GuidedStrategy:
             model: guides.
             warm_up: until so many outcomes are known it asks neighbours of the best and random draws.
             draws: before anything has worked, the sampler chooses among so many random draws instead.
-            climbs: for a model that knows something before anything is measured: then the neighbours of the default are
-                among these draws, and so often the neighbours of the best predicted are added (`climbed`). 0: neither.
+            climbs: for a model that knows something before anything is measured: the neighbours of the default join
+                these draws, and then, so many times over, the neighbours of the best predicted (`climbed`). 0: neither.
         """
         self.name = name
         self.stats = SearchStats()
