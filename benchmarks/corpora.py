@@ -103,7 +103,7 @@ SOURCES: dict[str, Source] = {
 @functools.lru_cache(maxsize=4)
 def template_space(func: Any, hardware: Hardware, threads: int) -> KnobSpace:
     """The space that calumma tunes a function in; kept, since a worker asks for it once per candidate."""
-    from calumma.space import design_space
+    from calumma.operators import design_space
 
     return design_space(func, hardware, threads)
 

@@ -52,8 +52,9 @@ from calumma.core.rng import generator
 from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Status, Workload
 from calumma.database import SqlStore
 from calumma.measure import LocalRunner
+from calumma.operators import design_space
 from calumma.search import make_strategy, strategy_names
-from calumma.space import KnobSpace, design_space
+from calumma.space import KnobSpace
 
 MODELS = ("bvlc_alexnet", "vgg19", "resnet18")
 TASKS_PER_MODEL = 2

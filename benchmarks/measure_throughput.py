@@ -54,7 +54,7 @@ def batches(hardware: Hardware, threads: int, n: int, seed: int) -> list[Batch]:
     from calumma.frontend.importer import import_model
     from calumma.frontend.lowering import lower
     from calumma.frontend.simplify import simplify
-    from calumma.space import design_space
+    from calumma.operators import design_space
     from calumma.tasks import extract
 
     model = import_model(suite.path("resnet50"))

@@ -121,7 +121,7 @@ def _pool(request: Mapping[str, Any], hardware: Any, threads: int) -> Any:
     tvm = tvm_compat.load()
     from tvm.s_tir import meta_schedule as ms
 
-    from calumma.space import design_space
+    from calumma.operators import design_space
 
     def schedules(untouched: Any) -> list[Any]:
         space = design_space(tvm.ir.load_json(request["workload"]), hardware, threads)

@@ -17,7 +17,7 @@ def compiled(imported: ImportedModel) -> Artifact:
     from calumma.artifact.repacking import repack
     from calumma.frontend.lowering import lower
     from calumma.frontend.simplify import simplify
-    from calumma.space import design_space
+    from calumma.operators import design_space
 
     hardware = tvm_compat.hardware_for()
     lowered = lower(simplify(imported.graph), lanes=hardware.vector_bits // 32)

@@ -16,8 +16,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calumma.frontend.operators import conv, layout, local_response_norm, matmul, pool
-from calumma.frontend.operators.rows import softmax
+from calumma.operators import blocking
+from calumma.operators.convolution import expression as conv
+from calumma.operators.matmul import expression as matmul
+from calumma.operators.normalisation import expression as local_response_norm
+from calumma.operators.pooling import expression as pool
+from calumma.operators.rows.expression import softmax
 from tests import reference
 
 LANES = 16
@@ -50,14 +54,14 @@ def _gathered(channels: int, out_channels: int, size: tuple[int, int], groups: i
 def _cases() -> Iterator[tuple[str, Callable, list[NDArray]]]:
     """Operators with tails, padding or tables, on inputs of whole cache lines."""
     table = np.random.default_rng(0).permutation(48).astype("int32")
-    yield "block", lambda x: layout.block_channels(x, 32), [reference.random(1, 48, 2, 4)]
+    yield "block", lambda x: blocking.block_channels(x, 32), [reference.random(1, 48, 2, 4)]
     yield (
         "block shuffled channels",
-        lambda x, t: layout.block_channels(layout.gather_channels(x, t), 32),
+        lambda x, t: blocking.block_channels(blocking.gather_channels(x, t), 32),
         [reference.random(1, 3, 2, 4, 16), table],
     )
     holes = np.where(np.arange(64) % 5, np.arange(64) % 48, -1).astype("int32")
-    yield "gather", lambda x, t: layout.gather_slots(x, t, 16), [reference.random(1, 48, 2, 4), holes]
+    yield "gather", lambda x, t: blocking.gather_slots(x, t, 16), [reference.random(1, 48, 2, 4), holes]
     yield "convolution, a width without divisors", *_conv2d(16, 16, (3, 17), kernel=3)
     yield "convolution, 2 groups", *_conv2d(40, 40, (4, 4), 2)
     yield "convolution, 3 groups", *_conv2d(60, 30, (4, 4), 3)
@@ -99,7 +103,7 @@ def _guarded(array: NDArray) -> NDArray:
 def main(mcpu: str) -> None:
     """Run every case's default and a few other schedules."""
     from calumma import tvm_compat
-    from calumma.space import design_space
+    from calumma.operators import design_space
     from calumma.tvm_compat import codegen
     from tests.prim_funcs import prim_func, tvm
 

@@ -22,7 +22,7 @@ from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status,
 from calumma.database import MemoryStore, SqlStore
 from calumma.integrations import metaschedule
 from calumma.integrations.metaschedule import RECORD_FILE, WORKLOAD_FILE, add_new, export_database, import_database
-from calumma.space import design_space
+from calumma.operators import design_space
 from calumma.space.generated import GeneratedSpace
 from calumma.tuner.model import TunableModel, prepare
 from tests.metaschedule_tuning import THREADS, tune

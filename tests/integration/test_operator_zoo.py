@@ -8,9 +8,9 @@ from onnx import TensorProto
 from tvm import relax
 
 from calumma.core.errors import ModelError
-from calumma.frontend.graph import from_relax
 from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import lower
+from calumma.frontend.relax_graph import from_relax
 from tests.compiled_model import compiled
 from tests.integration.test_import_onnx import Zoo
 

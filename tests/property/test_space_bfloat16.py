@@ -7,17 +7,20 @@ import pytest
 from tvm import topi
 
 from calumma import tvm_compat
-from calumma.frontend.operators import bfloat16, conv, layout, matmul
-from calumma.frontend.operators.conv import Window
-from calumma.space import design_space
-from calumma.space.conv2d import Conv2dSpace
-from calumma.space.matmul import MatmulSpace
-from calumma.space.winograd import WinogradSpace
+from calumma.core.contraction import BFLOAT16
+from calumma.operators import blocking, casts, design_space
+from calumma.operators.convolution import expression as conv
+from calumma.operators.convolution.space import Conv2dSpace
+from calumma.operators.convolution.winograd import WinogradSpace
+from calumma.operators.matmul import expression as matmul
+from calumma.operators.matmul.space import MatmulSpace
+from calumma.operators.windows import Window
 from calumma.tvm_compat import codegen
 from tests import reference
 from tests.prim_funcs import apply, check_space, prim_func
 
 NARROW = ("bfloat16", "bfloat16")
+narrow = casts.narrowing("bfloat16")
 SAME = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
 WINDOWS = {
     "1x1": Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0)),
@@ -41,7 +44,7 @@ def convolution(channels, out_channels, size, window):
     weight = rounded(reference.random(out_channels, channels, *window.kernel))
     slots, out_slots = (reference.identity_slots(c, 16) for c in (channels, out_channels))
     band = conv.Band(len(slots) // 16)
-    packed = bfloat16.in_pairs(conv.pack_conv_weight(weight.astype("float32"), slots, 1, band, 16))
+    packed = casts.packed(conv.pack_conv_weight(weight.astype("float32"), slots, 1, band, 16), BFLOAT16)
     product = reference.conv2d(data.astype("float32"), weight.astype("float32"), window)
     return reference.block(data, slots, 16, hole=7), packed, reference.block(product, out_slots, 16), band
 
@@ -62,7 +65,7 @@ def test_epilogues_read_and_write_bfloat16():
     residual = rounded(reference.random(*product.shape))
 
     def layer(x, w, r):
-        return bfloat16.widen(bfloat16.narrow(topi.nn.relu(topi.add(conv.conv2d(x, w, SAME, band), bfloat16.widen(r)))))
+        return casts.widen(narrow(topi.nn.relu(topi.add(conv.conv2d(x, w, SAME, band), casts.widen(r)))))
 
     inputs = [data, packed, residual]
     func = prim_func(layer, *(i.shape for i in inputs), dtypes=(*NARROW, "bfloat16"))
@@ -87,7 +90,7 @@ def test_winograd(m, tolerance):
 @pytest.mark.parametrize("rows, k, columns", [(12, 64, 96), (1, 32, 50), (17, 10, 33)])
 def test_dense(rows, k, columns):
     data, weight = rounded(reference.random(rows, k)), rounded(reference.random(k, columns))
-    packed = bfloat16.in_pairs(matmul.pack_dense_weight(weight.astype("float32"), 16))
+    packed = casts.packed(matmul.pack_dense_weight(weight.astype("float32"), 16), BFLOAT16)
     func = prim_func(lambda x, w: matmul.dense(x, w, columns), data.shape, packed.shape, dtypes=NARROW)
     expected = data.astype("float32") @ weight.astype("float32")
     check_space(MatmulSpace, func, [data, packed], expected, tvm_compat.hardware_for(), n=8, tolerance=1e-4)
@@ -100,8 +103,8 @@ def test_rounding_is_to_the_nearest_and_of_two_to_the_even():
     values = np.concatenate([near, others])
     expected = rounded(values).astype(np.float32)
     with np.errstate(over="ignore"):
-        np.testing.assert_array_equal(apply(lambda x: bfloat16.widen(bfloat16.narrow(x)), values), expected)
-    func = prim_func(lambda x: bfloat16.widen(bfloat16.narrow(x)), values.shape)
+        np.testing.assert_array_equal(apply(lambda x: casts.widen(narrow(x)), values), expected)
+    func = prim_func(lambda x: casts.widen(narrow(x)), values.shape)
     check_space(design_space, func, [values], expected, tvm_compat.hardware_for(), n=4, tolerance=0)
 
 
@@ -109,7 +112,7 @@ def test_what_is_narrow_between_two_operators_of_a_function():
     """As in an unscheduled function, where every operator has a buffer of its own."""
     values = reference.random(1, 20, 3, 2)
     expected = reference.block(rounded(values).astype(np.float32), reference.identity_slots(20, 16), 16)
-    actual = apply(lambda x: bfloat16.widen(layout.block_channels(bfloat16.narrow(x), 16)), values)
+    actual = apply(lambda x: casts.widen(blocking.block_channels(narrow(x), 16)), values)
     np.testing.assert_array_equal(actual, expected)
 
 
@@ -118,7 +121,7 @@ def test_instructions_are_used():
     data, packed, _, band = convolution(32, 32, (4, 4), SAME)
 
     def layer(x, w):
-        return bfloat16.narrow(conv.conv2d(x, w, SAME, band))
+        return narrow(conv.conv2d(x, w, SAME, band))
 
     space = Conv2dSpace(prim_func(layer, data.shape, packed.shape, dtypes=NARROW), hardware, 2)
     library = codegen.build(space.schedule(space.decode(space.default())).mod, tvm_compat.target(hardware, 2))
@@ -131,13 +134,13 @@ def test_without_the_instructions_the_same_comes_out():
     """The schedule stays right where nothing is put in its place; AVX-512 without bfloat16 rounds by arithmetic."""
     values = reference.random(4, 64)
     hardware = tvm_compat.hardware_for("skylake-avx512")
-    func = prim_func(lambda x: bfloat16.widen(bfloat16.narrow(x)), values.shape)
+    func = prim_func(lambda x: casts.widen(narrow(x)), values.shape)
     expected = rounded(values).astype(np.float32)
     check_space(design_space, func, [values], expected, hardware, n=2, tolerance=0)
 
 
 def test_pairs_lie_side_by_side():
     weight = np.arange(8, dtype=np.float32).reshape(4, 2)  # 4 steps of the reduction, 2 lanes
-    pairs = bfloat16.in_pairs(weight)
+    pairs = casts.packed(weight, BFLOAT16)
     np.testing.assert_array_equal(pairs.astype("float32"), [[0, 2, 1, 3], [4, 6, 5, 7]])
-    np.testing.assert_array_equal(bfloat16.out_of_pairs(pairs), weight)
+    np.testing.assert_array_equal(casts.unpacked(pairs), weight)

@@ -8,9 +8,9 @@ import pytest
 from tvm import topi
 
 from calumma import tvm_compat
-from calumma.frontend.operators import conv
-from calumma.frontend.operators.conv import Window
-from calumma.space.conv2d import Conv2dSpace
+from calumma.operators.convolution import expression as conv
+from calumma.operators.convolution.space import Conv2dSpace
+from calumma.operators.windows import Window
 from calumma.tvm_compat import prefetch
 from tests import reference
 from tests.prim_funcs import check_space, prim_func

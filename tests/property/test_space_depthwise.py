@@ -5,9 +5,9 @@ import pytest
 from tvm import topi
 
 from calumma import tvm_compat
-from calumma.frontend.operators import conv
-from calumma.frontend.operators.conv import Window
-from calumma.space.depthwise import DepthwiseSpace
+from calumma.operators.convolution import expression as conv
+from calumma.operators.depthwise.space import DepthwiseSpace
+from calumma.operators.windows import Window
 from tests import reference
 from tests.prim_funcs import check_space, prim_func, run
 

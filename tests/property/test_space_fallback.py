@@ -5,8 +5,9 @@ import pytest
 from tvm import topi
 
 from calumma import tvm_compat
-from calumma.frontend.operators.rows import softmax
-from calumma.space import fallback, rows
+from calumma.operators.rows import space as rows
+from calumma.operators.rows.expression import softmax
+from calumma.space import fallback
 from tests.prim_funcs import apply, check_space, prim_func
 
 X = np.random.default_rng(0).standard_normal((12, 40)).astype("float32")

@@ -6,7 +6,8 @@ from tvm import topi
 
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.space import design_space, generated
+from calumma.operators import design_space
+from calumma.space import generated
 from calumma.space.generated import GeneratedSpace
 from tests.conformance.test_design_space_contract import check_space as check_contract
 from tests.prim_funcs import apply, check_space, prim_func

@@ -5,8 +5,9 @@ import pytest
 from tvm import tirx, topi
 
 from calumma import tvm_compat
-from calumma.frontend.operators import layout, math
-from calumma.space import injective, reduction, rows
+from calumma.operators import blocking, math
+from calumma.operators.rows import space as rows
+from calumma.space import injective, reduction
 from tests.prim_funcs import check_space, prim_func
 
 
@@ -36,12 +37,12 @@ CASES = {
     "slice": (lambda x: topi.strided_slice(x, [3, 1], [30, 53], [2, 3]), [MATRIX], MATRIX[3:30:2, 1:53:3]),
     "pad": (lambda x: topi.nn.pad(x, [1, 2], [0, 3]), [MATRIX], np.pad(MATRIX, [(1, 0), (2, 3)])),
     "block channels": (
-        lambda x: layout.block_channels(x, 16),
+        lambda x: blocking.block_channels(x, 16),
         [IMAGE],
         np.pad(IMAGE, [(0, 0), (0, 12), (0, 0), (0, 0)]).reshape(1, 2, 16, 6, 7).transpose(0, 1, 3, 4, 2),
     ),
     "unblock and flatten": (
-        lambda x: topi.reshape(layout.unblock_channels(x, 40), (2, 40 * 35)),
+        lambda x: topi.reshape(blocking.unblock_channels(x, 40), (2, 40 * 35)),
         [A],
         A.transpose(0, 1, 4, 2, 3).reshape(2, 48, 35)[:, :40].reshape(2, -1),
     ),

@@ -5,8 +5,8 @@ import pytest
 from tvm import topi
 
 from calumma import tvm_compat
-from calumma.frontend.operators import matmul
-from calumma.space.matmul import MatmulSpace
+from calumma.operators.matmul import expression as matmul
+from calumma.operators.matmul.space import MatmulSpace
 from tests import reference
 from tests.prim_funcs import check_space, prim_func
 

@@ -5,8 +5,9 @@ import pytest
 from tvm import topi
 
 from calumma import tvm_compat
-from calumma.frontend.operators.pool import Window, avg_pool2d, global_avg_pool2d, max_pool2d
-from calumma.space import reduction, rows
+from calumma.operators.pooling.expression import AxisWindow, avg_pool2d, global_avg_pool2d, max_pool2d
+from calumma.operators.rows import space as rows
+from calumma.space import reduction
 from tests.prim_funcs import apply, check_space, prim_func
 
 
@@ -15,7 +16,7 @@ def _array(*shape):
 
 
 BLOCKED, PLAIN = _array(1, 3, 9, 12, 16), _array(1, 5, 9, 12)
-W = Window(3, 2, 1, 1)
+W = AxisWindow(3, 2, 1, 1)
 
 CASES = {
     "max pooling, blocked": (lambda x: max_pool2d(x, W, W), BLOCKED, None),

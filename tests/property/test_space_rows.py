@@ -5,10 +5,10 @@ import pytest
 from tvm import topi
 
 from calumma import tvm_compat
-from calumma.frontend.operators import local_response_norm as lrn
-from calumma.frontend.operators.pool import Window, avg_pool2d, max_pool2d
-from calumma.frontend.operators.rows import layer_norm, softmax
-from calumma.space import rows
+from calumma.operators.normalisation import expression as lrn
+from calumma.operators.pooling.expression import AxisWindow, avg_pool2d, max_pool2d
+from calumma.operators.rows import space as rows
+from calumma.operators.rows.expression import layer_norm, softmax
 from tests.prim_funcs import apply, check_space, prim_func
 
 
@@ -25,7 +25,7 @@ def _layer_norm(x):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
 
 
-IMAGE, W = _array(1, 5, 9, 12), Window(3, 2, 1, 1)
+IMAGE, W = _array(1, 5, 9, 12), AxisWindow(3, 2, 1, 1)
 SCORES, RAGGED, HIDDEN = _array(1, 2, 9, 64), _array(3, 5, 37), _array(6, 96)
 
 CASES = {

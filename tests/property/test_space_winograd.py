@@ -8,11 +8,11 @@ from tvm import topi
 
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.frontend.operators import conv
-from calumma.frontend.operators.conv import Window
-from calumma.space import design_space
+from calumma.operators import design_space
+from calumma.operators.convolution import expression as conv
+from calumma.operators.convolution.winograd import WinogradSpace, transform_weights
+from calumma.operators.windows import Window
 from calumma.space.alternatives import AlternativesSpace
-from calumma.space.winograd import WinogradSpace, transform_weights
 from tests import reference
 from tests.prim_funcs import check_space, prim_func, run
 

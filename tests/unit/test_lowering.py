@@ -8,10 +8,10 @@ import tvm_ffi
 from tvm import ir, tirx
 
 from calumma.core.errors import ModelError
-from calumma.frontend.graph import INPUT, Graph, Node
 from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import LoweredGraph, lower
 from calumma.frontend.simplify import simplify
+from calumma.graph.nodes import INPUT, Graph, Node
 from calumma.space.loops import walk
 from tests.onnx_models import Model
 

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from calumma.frontend.operators.layout import block_channels, unblock_channels
-from calumma.frontend.operators.local_response_norm import local_response_norm
-from calumma.frontend.operators.pool import Window, adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, max_pool2d
+from calumma.operators.blocking import block_channels, unblock_channels
+from calumma.operators.normalisation.expression import local_response_norm
+from calumma.operators.pooling.expression import (
+    AxisWindow,
+    adaptive_avg_pool2d,
+    avg_pool2d,
+    global_avg_pool2d,
+    max_pool2d,
+)
 from tests.prim_funcs import apply
 
 
@@ -31,12 +37,12 @@ def _windows(x, height, width, ceil_mode, include_pad):
 
 
 CASES = [
-    (Window(2, 2), Window(2, 2), False),
-    (Window(3, 2, 1, 1), Window(3, 2, 1, 1), False),
-    (Window(3, 2), Window(3, 2), True),
-    (Window(3, 1, 0, 1), Window(2, 3, 1, 0), False),
-    (Window(3, 1, 2, 2, 2), Window(3, 2, 2, 2, 2), False),
-    (Window(3, 2, 1, 1), Window(5, 3, 2, 2), True),
+    (AxisWindow(2, 2), AxisWindow(2, 2), False),
+    (AxisWindow(3, 2, 1, 1), AxisWindow(3, 2, 1, 1), False),
+    (AxisWindow(3, 2), AxisWindow(3, 2), True),
+    (AxisWindow(3, 1, 0, 1), AxisWindow(2, 3, 1, 0), False),
+    (AxisWindow(3, 1, 2, 2, 2), AxisWindow(3, 2, 2, 2, 2), False),
+    (AxisWindow(3, 2, 1, 1), AxisWindow(5, 3, 2, 2), True),
 ]
 
 
@@ -56,7 +62,7 @@ def test_pooling(height, width, ceil_mode, blocked):
 def test_pooling_keeps_infinities_out_of_other_windows():
     x = np.zeros((1, 1, 4, 4), "float32")
     x[0, 0, 0, 0] = np.inf
-    mean = apply(lambda t: avg_pool2d(t, Window(2, 2, 1, 1), Window(2, 2, 1, 1)), x)
+    mean = apply(lambda t: avg_pool2d(t, AxisWindow(2, 2, 1, 1), AxisWindow(2, 2, 1, 1)), x)
     assert np.isinf(mean[0, 0, 0, 0])
     assert np.isfinite(mean[0, 0].ravel()[1:]).all()
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calumma.frontend.operators.rows import layer_norm, log_softmax, softmax
+from calumma.operators.rows.expression import layer_norm, log_softmax, softmax
 from tests.prim_funcs import apply
 
 

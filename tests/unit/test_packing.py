@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from calumma.frontend.operators import conv, matmul
+from calumma.operators.convolution import expression as conv
+from calumma.operators.matmul import expression as matmul
 from tests import reference
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from calumma.core.errors import InputError
-from calumma.prior.networks import Layer, Window, networks, same
+from calumma.operators import design_space
+from calumma.operators.samples import Layer, LayerWindow
+from calumma.prior.networks import networks, same
 from calumma.prior.sampling import SHARES, LayerSampler, feasible, in_turn
 from calumma.prior.workloads import drawn_workloads, model_workloads, realise
-from calumma.space import design_space
 from calumma.tvm_compat import hardware_for
 from tests.onnx_models import Model
 
@@ -26,7 +27,7 @@ def macs(name: str) -> float:
         if layer.family == "dense":
             total += count * layer.number("rows") * layer.number("inputs") * layer.number("outputs")
         elif layer.family in ("conv", "pointwise", "first", "grouped", "depthwise"):
-            window = Window.parse(layer.text("window"))
+            window = LayerWindow.parse(layer.text("window"))
             high, wide = window.results(layer.number("size"))
             channels = 1 if layer.family == "depthwise" else layer.number("outputs")
             groups = layer.number("groups") if layer.family == "grouped" else 1
@@ -68,9 +69,11 @@ def test_every_layer_of_every_network_has_its_familys_attributes() -> None:
     assert all(len(forms) == 1 for forms in attributes.values())
 
 
-@pytest.mark.parametrize("window", [Window((3, 3), 2, 1, (1, 1)), Window((1, 7), 1, 1, (0, 3)), same(3, 1, 6)])
-def test_a_window_is_read_as_it_is_written(window: Window) -> None:
-    assert Window.parse(str(window)) == window
+@pytest.mark.parametrize(
+    "window", [LayerWindow((3, 3), 2, 1, (1, 1)), LayerWindow((1, 7), 1, 1, (0, 3)), same(3, 1, 6)]
+)
+def test_a_window_is_read_as_it_is_written(window: LayerWindow) -> None:
+    assert LayerWindow.parse(str(window)) == window
 
 
 def drawn(sampler: LayerSampler, family: str, n: int) -> list[Layer]:

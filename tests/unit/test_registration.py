@@ -11,9 +11,10 @@ from tests.prim_funcs import prim_func  # loads TVM with its threads set
 from tvm import te
 
 from calumma import tvm_compat
-from calumma.frontend import lowering
-from calumma.frontend.operators import OPERATOR
-from calumma.space import _BY_ANCHOR, design_space, fallback, register
+from calumma.operators import Operator, design_space, register
+from calumma.operators.registry import unregister
+from calumma.space import fallback
+from calumma.space.blocks import OPERATOR
 
 
 def test_a_registered_template_is_chosen_by_the_annotation() -> None:
@@ -25,19 +26,14 @@ def test_a_registered_template_is_chosen_by_the_annotation() -> None:
 
     func, hardware = prim_func(twice, (64,)), tvm_compat.hardware_for()
     assert design_space(func, hardware, 2).template == "injective"
-    register("marked", Marked)
+    register(Operator("marked", space=Marked))
     try:
         assert design_space(func, hardware, 2).template == "marked"
     finally:
-        del _BY_ANCHOR["marked"]
+        unregister("marked")
 
 
 @pytest.mark.parametrize("operator", ["conv2d", "matmul"])
-def test_a_template_is_not_replaced(operator: str) -> None:
+def test_a_family_is_not_replaced(operator: str) -> None:
     with pytest.raises(InputError, match=f"{operator}.*already"):
-        register(operator, fallback.FallbackSpace)
-
-
-def test_a_rule_is_not_replaced() -> None:
-    with pytest.raises(InputError, match=r"nn\.conv2d.*already"):
-        lowering.register_rule("nn.conv2d", lambda lowering, node: None)
+        register(Operator(operator, space=fallback.FallbackSpace))

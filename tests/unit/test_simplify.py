@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calumma.frontend import simplify
-from calumma.frontend.graph import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node, constant
-from calumma.frontend.operators.conv import Window
+from calumma.graph.nodes import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node, constant
+from calumma.operators.windows import Window
 from tests import reference
 
 SHAPE = (2, 6, 3, 4)

@@ -21,7 +21,7 @@ from calumma.core import hardware as host
 from calumma.core.errors import InputError, ModelError
 
 if TYPE_CHECKING:
-    from calumma.frontend.graph import Graph
+    from calumma.graph.nodes import Graph
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Input name -> every dimension of that input."""

@@ -694,7 +694,8 @@ def _inferred_types(proto: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, .
 
 def _graph(mod: Any, proto: onnx.ModelProto, weights: Mapping[str, NDArray[np.float32]]) -> Any:
     """Read the converted module and put the detached weights back as constants."""
-    from calumma.frontend.graph import constant, from_relax
+    from calumma.frontend.relax_graph import from_relax
+    from calumma.graph.nodes import constant
 
     graph = from_relax(mod, [value.name for value in proto.graph.output])
     graph.replace({node: constant(weights[node.name], node.name) for node in graph.inputs if node.name in weights})

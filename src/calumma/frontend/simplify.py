@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from calumma.core.errors import ModelError
-from calumma.frontend.graph import CONSTANT, TUPLE_ITEM, Graph, Node, constant
-
-CHANNEL_SHUFFLE = "calumma.channel_shuffle"
-INTERLEAVE = "calumma.interleave"
-"""Planes woven into a finer one (attrs strides (sy, sx), starts (oy, ox), phase: channels of one group of planes):
-out[n, c, y, x] = in[n, ((y + oy) % sy * sx + (x + ox) % sx) * phase + c, (y + oy) // sy, (x + ox) // sx]."""
-LRN = "calumma.lrn"
-MATMUL = "calumma.matmul"
-"""matmul with transposes of operands and result absorbed (attrs left_axes, right_axes, out_axes)."""
+from calumma.graph.nodes import (
+    CHANNEL_SHUFFLE,
+    CONSTANT,
+    INTERLEAVE,
+    LRN,
+    MATMUL,
+    TUPLE_ITEM,
+    Graph,
+    Node,
+    constant,
+)
 
 _MAX_FOLDED_BYTES = 1 << 30
 _LANES = 16

@@ -21,7 +21,7 @@ from calumma.frontend.importer import Clock, ImportedModel
 if TYPE_CHECKING:
     import torch
 
-    from calumma.frontend.graph import Graph
+    from calumma.graph.nodes import Graph
 
 TORCH_SERIES = "2.13"
 """The release series whose exported programs TVM's converter is tested with."""
@@ -189,7 +189,8 @@ def _hash(program: torch.export.ExportedProgram, weights: Mapping[str, NDArray])
 
 def _graph(mod: Any, names: Mapping[str, str], weights: Mapping[str, NDArray]) -> Graph:
     """Read the converted module, name its nodes as the program does, and put the weights back as constants."""
-    from calumma.frontend.graph import constant, from_relax
+    from calumma.frontend.relax_graph import from_relax
+    from calumma.graph.nodes import constant
 
     graph = from_relax(mod, [])
     for node in graph.nodes():

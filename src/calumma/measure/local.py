@@ -91,7 +91,7 @@ class LocalRunner:
         run_timeout_s: float = 10.0,
         reference_timeout_s: float = 120.0,
         memory_bytes: int = 6 << 30,
-        space_entry: str = "calumma.space:design_space",
+        space_entry: str = "calumma.operators:design_space",
     ) -> None:
         """Start the workers, without waiting for them.
 

@@ -1,4 +1,32 @@
-"""Operators as tensor expressions: what the design spaces schedule."""
+"""Operators, one package per family: expression, design space, lowering rule and sample layers.
 
-OPERATOR = "calumma.operator"
-"""Block annotation that names the anchor operator; it survives fusion."""
+`registry.Operator` says what a family brings. A family from outside of the package is made known by `register`.
+"""
+
+from calumma.operators import (
+    convolution,
+    depthwise,
+    elementwise,
+    layout,
+    matmul,
+    normalisation,
+    pooling,
+    rows,
+)
+from calumma.operators.context import INJECTIVE, OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
+from calumma.operators.registry import Operator, design_space, register
+from calumma.operators.values import Value
+
+__all__ = [
+    "INJECTIVE",
+    "OUT_ELEMENTWISE_FUSABLE",
+    "Declined",
+    "LoweringContext",
+    "Operator",
+    "Value",
+    "design_space",
+    "register",
+]
+
+for _family in (convolution, depthwise, matmul, pooling, normalisation, rows, elementwise, layout):
+    register(_family.OPERATOR_FAMILY)

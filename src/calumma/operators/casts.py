@@ -1,41 +1,50 @@
-"""bfloat16 in tensor expressions and in packed weights.
+"""Between the wide type that kernels compute in (float32) and the narrow types that contractions read.
 
-What contractions read is bfloat16, what they add up float32. Two consecutive elements of the reduction make a *pair*:
-packed weights hold, per pair, the two elements of every lane side by side, [.., K / 2, 2 L], which is how the CPU's
-dot product takes them (`tvm_compat.bfloat16`).
+A narrow type's elements are widened where they are used, exactly, and rounded to nearest where they are stored. Packed
+weights hold, per `pack` consecutive elements of the reduction, those of every lane side by side, [.., K / pack,
+pack * L], which is how a dot product takes them.
 
-Padded inputs hold the bits, as uint16: TVM would choose between an element and zero in float32.
+bfloat16 is the upper half of a float32. TVM computes it in float32 and would choose between an element and zero there
+as well, so that padded inputs hold its bits, as uint16.
 """
 
 from __future__ import annotations
 
-import ml_dtypes
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
+from calumma.core.contraction import Contraction, contraction_reading
 from calumma.tvm_compat.bfloat16 import nearest
 
-DTYPE = "bfloat16"
-BITS = "uint16"
+_BFLOAT16 = "bfloat16"
+_BITS = "uint16"
 
 
 def is_narrow(tensor: te.Tensor) -> bool:
-    """Whether the elements are bfloat16."""
-    return str(tensor.dtype) == DTYPE
+    """Whether the elements are of a contraction's narrow type."""
+    return contraction_reading(str(tensor.dtype)).is_narrow
 
 
-def bits(value: tirx.Expr) -> tirx.Expr:
-    """The bits of a bfloat16 value."""
-    return tirx.reinterpret(BITS, value)
+def as_stored(value: tirx.Expr) -> tirx.Expr:
+    """An element as what a padded copy may hold: the bits of a bfloat16, anything else as it is."""
+    return tirx.reinterpret(_BITS, value) if str(value.ty) == _BFLOAT16 else value
+
+
+def from_stored(value: tirx.Expr, dtype: str) -> tirx.Expr:
+    """The inverse of `as_stored`, for elements of type `dtype`."""
+    return tirx.reinterpret(_BFLOAT16, value) if dtype == _BFLOAT16 else value
 
 
 def widened(value: tirx.Expr) -> tirx.Expr:
-    """A value as float32, of which bfloat16 (or the bits of it) is the upper half; one that is float32 as it is."""
+    """A value, or what `as_stored` made of it, as float32; one that is float32 as it is."""
     if str(value.ty) == "float32":
         return value
-    half = value if str(value.ty) == BITS else bits(value)
-    return tirx.reinterpret("float32", half.astype("uint32") << tirx.const(16, "uint32"))
+    if str(value.ty) not in (_BFLOAT16, _BITS):
+        return value.astype("float32")
+    return tirx.reinterpret("float32", as_stored(value).astype("uint32") << tirx.const(16, "uint32"))
 
 
 def widen(x: te.Tensor) -> te.Tensor:
@@ -43,20 +52,26 @@ def widen(x: te.Tensor) -> te.Tensor:
     return te.compute(x.shape, lambda *i: widened(x(*i)), name="widen")
 
 
-def narrow(x: te.Tensor) -> te.Tensor:
-    """The nearest values in bfloat16, which has 8 bits of mantissa."""
-    return te.compute(x.shape, lambda *i: nearest(x(*i)), name="narrow")
+def narrowing(dtype: str) -> Callable[[te.Tensor], te.Tensor]:
+    """The function from a float32 tensor to the nearest values in `dtype`."""
+
+    def rounded(value: tirx.Expr) -> tirx.Expr:
+        return nearest(value) if dtype == _BFLOAT16 else value.astype(dtype)
+
+    return lambda x: te.compute(x.shape, lambda *i: rounded(x(*i)), name="narrow")
 
 
-def in_pairs(packed: NDArray[np.float32]) -> NDArray:
-    """(.., K, L) float32 -> (.., K / 2, 2 L) bfloat16: pairs of the reduction side by side; K must be even."""
-    *lead, k, lanes = packed.shape
-    pairs = packed.astype(ml_dtypes.bfloat16).reshape(*lead, k // 2, 2, lanes)
-    return np.ascontiguousarray(pairs.swapaxes(-1, -2)).reshape(*lead, k // 2, 2 * lanes)
+def packed(weight: NDArray[np.float32], contraction: Contraction) -> NDArray:
+    """(.., K, L) float32 -> (.., K / pack, pack * L) as the contraction reads it; `pack` must divide K."""
+    *lead, k, lanes = weight.shape
+    pack = contraction.pack
+    parts = weight.astype(np.dtype(contraction.read)).reshape(*lead, k // pack, pack, lanes)
+    return np.ascontiguousarray(parts.swapaxes(-1, -2)).reshape(*lead, k // pack, pack * lanes)
 
 
-def out_of_pairs(packed: NDArray) -> NDArray[np.float32]:
-    """(.., K / 2, 2 L) bfloat16 -> (.., K, L) float32: the inverse of `in_pairs`, but for the rounding."""
-    *lead, pairs, wide = packed.shape
-    halves = packed.astype(np.float32).reshape(*lead, pairs, wide // 2, 2)
-    return np.ascontiguousarray(halves.swapaxes(-1, -2)).reshape(*lead, 2 * pairs, wide // 2)
+def unpacked(weight: NDArray) -> NDArray[np.float32]:
+    """(.., K / pack, pack * L) of any contraction -> (.., K, L) float32: the inverse of `packed`, but for rounding."""
+    pack = contraction_reading(weight.dtype.name).pack
+    *lead, groups, wide = weight.shape
+    parts = weight.astype(np.float32).reshape(*lead, groups, wide // pack, pack)
+    return np.ascontiguousarray(parts.swapaxes(-1, -2)).reshape(*lead, pack * groups, wide // pack)

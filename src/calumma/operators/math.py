@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
 
-from calumma.frontend.operators import OPERATOR
+from calumma.space.blocks import OPERATOR
 
 _LOG2_E = 1.4426950408889634
 # ln 2 in two parts: n * _LN2_HIGH is exact for |n| < 2^9 (Cody and Waite, 1980).
@@ -165,11 +165,11 @@ def masked(x: tirx.Expr, inside: tirx.Expr, otherwise: float = 0.0) -> tirx.Expr
 
     Bits instead of a condition: TVM turns a select around a load into a branch, and cannot build code that shares a
     vector of truth values. The sign is taken from a float, whose width is known: Relax widens integers afterwards.
-    `x` is float32, or bfloat16, of which nothing but 0 stands outside.
+    `x` is float32, or of a type of 16 bits, of which nothing but 0 stands outside.
     """
     hide = tirx.reinterpret("int32", inside.astype("float32")) >> 31
-    if str(x.ty) == "bfloat16":
-        return tirx.reinterpret("bfloat16", tirx.reinterpret("int16", x) & tirx.bitwise_not(hide).astype("int16"))
+    if str(x.ty) != "float32":
+        return tirx.reinterpret(str(x.ty), tirx.reinterpret("int16", x) & tirx.bitwise_not(hide).astype("int16"))
     bits = tirx.reinterpret("int32", x) & tirx.bitwise_not(hide)
     if otherwise:
         bits = bits | (tirx.reinterpret("int32", _f32(otherwise)) & hide)

@@ -38,7 +38,8 @@ from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue, MeasureRecord, MeasureResult, Status
 from calumma.database.codec import MalformedError, restore_hardware, restore_workload
 from calumma.measure.timing import given_up
-from calumma.space import KnobSpace, design_space
+from calumma.operators import design_space
+from calumma.space import KnobSpace
 
 FORMAT = 1
 GroupKey = tuple[str, int, str]

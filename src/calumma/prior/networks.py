@@ -29,79 +29,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-Value = int | str
+from calumma.operators.samples import Layer, LayerWindow, Value
 
 _FIRST_CHANNELS = 16
 """Convolutions of fewer input channels are those that read a model's input."""
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One layer: the values of its family's attributes, in their order."""
-
-    family: str
-    values: tuple[tuple[str, Value], ...]
-
-    def __getitem__(self, attribute: str) -> Value:
-        return dict(self.values)[attribute]
-
-    def number(self, attribute: str) -> int:
-        """The value of an attribute that is a number."""
-        return int(self[attribute])
-
-    def text(self, attribute: str) -> str:
-        """The value of an attribute that is a word."""
-        return str(self[attribute])
-
-    def __str__(self) -> str:
-        return " ".join([self.family, *(f"{name}={value}" for name, value in self.values)])
-
-
-@dataclass(frozen=True)
-class Window:
-    """What a convolution or a pooling sees at once, and how it moves."""
-
-    kernel: tuple[int, int]
-    stride: int = 1
-    dilation: int = 1
-    padding: tuple[int, int] = (0, 0)
-
-    @classmethod
-    def parse(cls, text: str) -> Window:
-        """Read "3x3/2d1p1"."""
-        kernel, _, rest = text.partition("/")
-        stride, _, rest = rest.partition("d")
-        dilation, _, padding = rest.partition("p")
-        height, _, width = kernel.partition("x")
-        top, _, left = padding.partition(",")
-        return cls((int(height), int(width)), int(stride), int(dilation), (int(top), int(left or top)))
-
-    def __str__(self) -> str:
-        top, left = self.padding
-        pads = f"{top}" if top == left else f"{top},{left}"
-        return f"{self.kernel[0]}x{self.kernel[1]}/{self.stride}d{self.dilation}p{pads}"
-
-    def results(self, size: int) -> tuple[int, int]:
-        """Height and width of the result for a square input; 0 or less where the window does not fit."""
-        high, wide = (
-            (size + 2 * pad - self.dilation * (kernel - 1) - 1) // self.stride + 1
-            for kernel, pad in zip(self.kernel, self.padding, strict=True)
-        )
-        return high, wide
-
-
-def same(kernel: int | tuple[int, int], stride: int = 1, dilation: int = 1) -> Window:
+def same(kernel: int | tuple[int, int], stride: int = 1, dilation: int = 1) -> LayerWindow:
     """The window, of odd sides, that keeps the size at stride 1."""
     high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
-    return Window((high, wide), stride, dilation, (dilation * (high - 1) // 2, dilation * (wide - 1) // 2))
+    return LayerWindow((high, wide), stride, dilation, (dilation * (high - 1) // 2, dilation * (wide - 1) // 2))
 
 
-def valid(kernel: int, stride: int = 1) -> Window:
+def valid(kernel: int, stride: int = 1) -> LayerWindow:
     """The square window without padding."""
-    return Window((kernel, kernel), stride)
+    return LayerWindow((kernel, kernel), stride)
 
 
-_Branch = tuple[int, int | Window]
+_Branch = tuple[int, int | LayerWindow]
 """Outputs and window of a convolution; a number is a kernel that keeps the size."""
 
 
@@ -121,7 +66,7 @@ class _Net:
     def conv(
         self,
         outputs: int,
-        window: int | Window,
+        window: int | LayerWindow,
         stride: int = 1,
         epilogue: str | None = None,
         groups: int = 1,
@@ -140,7 +85,7 @@ class _Net:
         self.size, self.channels = window.results(self.size)[0], outputs
         return self
 
-    def depthwise(self, window: int | Window, stride: int = 1, epilogue: str | None = None) -> _Net:
+    def depthwise(self, window: int | LayerWindow, stride: int = 1, epilogue: str | None = None) -> _Net:
         return self.conv(self.channels, window, stride, epilogue, self.channels)
 
     def branches(self, *branches: Sequence[_Branch], pool: str = "") -> _Net:
@@ -164,7 +109,7 @@ class _Net:
         self.conv(outputs, valid(1, stride), epilogue=epilogue)
         self.size, self.channels = size, channels
 
-    def transposed(self, outputs: int, window: Window, epilogue: str = "bias,relu") -> _Net:
+    def transposed(self, outputs: int, window: LayerWindow, epilogue: str = "bias,relu") -> _Net:
         shape: dict[str, Value] = {"window": str(window), "size": self.size, "inputs": self.channels}
         self.add("transposed", **shape, outputs=outputs, epilogue=epilogue)
         self.size = (self.size - 1) * window.stride - 2 * window.padding[0] + window.kernel[0]
@@ -176,7 +121,7 @@ class _Net:
         self.add("pool", form=form, size=self.size, inputs=self.channels)
         kind, _, window = form.partition(" ")
         if window:
-            self.size = Window.parse(window).results(self.size + (kind == "max_ceil"))[0]
+            self.size = LayerWindow.parse(window).results(self.size + (kind == "max_ceil"))[0]
         elif kind == "mean":
             self.size = 1
         return self
@@ -243,7 +188,7 @@ def _bvlc_alexnet() -> _Net:
 
 def _alexnet() -> _Net:
     """Krizhevsky 2014, in one group."""
-    n = _Net().conv(64, Window((11, 11), 4, 1, (2, 2))).pool(_MAX3).conv(192, 5).pool(_MAX3)
+    n = _Net().conv(64, LayerWindow((11, 11), 4, 1, (2, 2))).pool(_MAX3).conv(192, 5).pool(_MAX3)
     n.conv(384, 3).conv(256, 3).conv(256, 3).pool(_MAX3).flatten()
     return n.dense(1, 4096, "bias,relu").dense(1, 4096, "bias,relu").logits()
 
@@ -676,7 +621,7 @@ def _unet() -> _Net:
     for width in (64, 128, 256, 512):
         n.pool(_MAX2).conv(width, 3).conv(width, 3)
     for width in (256, 128, 64, 32):
-        n.transposed(width, Window((2, 2), 2), "bias")
+        n.transposed(width, LayerWindow((2, 2), 2), "bias")
         n.channels *= 2
         n.conv(width, 3).conv(width, 3)
     return n.conv(2, 1, 1, "bias")
@@ -696,7 +641,7 @@ def _deeplab_v3() -> _Net:
 
 def _dcgan() -> _Net:
     """Radford et al. 2016: the generator's transposed convolutions and the discriminator, 64 x 64."""
-    n, four = _Net(4, 512), Window((4, 4), 2, 1, (1, 1))
+    n, four = _Net(4, 512), LayerWindow((4, 4), 2, 1, (1, 1))
     for width in (256, 128, 64):
         n.transposed(width, four)
     n.transposed(3, four, "bias,tanh")
@@ -718,7 +663,7 @@ def _fcn_style() -> _Net:
     n = _Net(256).conv(32, 9).conv(64, 3, 2).conv(128, 3, 2)
     for _ in range(5):
         n.conv(128, 3).conv(128, 3, 1, "bias,add")
-    n.transposed(64, Window((4, 4), 2, 1, (1, 1))).transposed(32, Window((4, 4), 2, 1, (1, 1)))
+    n.transposed(64, LayerWindow((4, 4), 2, 1, (1, 1))).transposed(32, LayerWindow((4, 4), 2, 1, (1, 1)))
     return n.conv(3, 9, 1, "bias,tanh")
 
 

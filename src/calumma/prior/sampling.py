@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
 from calumma.core.rng import generator
-from calumma.prior.networks import Layer, Value, Window, networks
+from calumma.operators.samples import Layer, LayerWindow, Value
+from calumma.prior.networks import networks
 
 SHARES = {
     "conv": 24,
@@ -203,9 +204,9 @@ def _cost(layer: Layer) -> tuple[float, tuple[float, ...]]:
     if layer.family == "elementwise":
         return source, (source,)
     if layer.family == "pool":
-        window = Window.parse(layer.text("form").partition(" ")[2] or "1x1/1d1p0")
+        window = LayerWindow.parse(layer.text("form").partition(" ")[2] or "1x1/1d1p0")
     else:
-        window = Window.parse(layer.text("window"))
+        window = LayerWindow.parse(layer.text("window"))
     high, wide = (max(0, extent) for extent in window.results(size))
     # A window mostly over padding is one nobody would use.
     if max(window.kernel) > 2 * size + 1 or max(window.padding) * 2 > max(size, 2) + 1:

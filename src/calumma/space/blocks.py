@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
 
+from calumma.core.contraction import Contraction, contraction_reading
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware
-from calumma.frontend.operators import OPERATOR, bfloat16
 from calumma.space import loops
 from calumma.space.base import Knob, KnobSpace
 from calumma.tvm_compat import bfloat16 as dot
 
+OPERATOR = "calumma.operator"
+"""Block annotation that names the anchor operator; it survives fusion."""
 TYPICAL_SHARE = 0.88
 """Share of a core's peak that a well scheduled register tile reaches."""
 LINE = 64
@@ -49,21 +51,20 @@ def anchor_extents(sch: s_tir.Schedule) -> list[int]:
     return loops.extents(sch, sch.get_loops(anchor_of(sch)))
 
 
-def takes_pairs(sch: s_tir.Schedule) -> bool:
-    """Whether the anchor adds up products of bfloat16 pairs; the halves of a pair are then its innermost loop."""
-    weight = sch.get(anchor_of(sch)).reads[-1].source
-    return str(weight.dtype) == bfloat16.DTYPE
+def contraction_of(sch: s_tir.Schedule) -> Contraction:
+    """What the anchor's operands are read as; where it packs several elements, they are the anchor's innermost loop."""
+    return contraction_reading(str(sch.get(anchor_of(sch)).reads[-1].source.dtype))
 
 
 def vectorize_lanes(sch: s_tir.Schedule, lane: Any, anchor: Any, reduction: Any) -> None:
     """Vectorise the anchor's lanes and split off its initialisation before loop `reduction`.
 
-    Where the only loop below `lane` is over the halves of pairs, both become the CPU's dot product.
+    Where the only loop below `lane` is over packed elements, both become the CPU's dot product.
     """
-    paired = takes_pairs(sch)
+    packs = contraction_of(sch).dot is not None
     sch.vectorize(lane)
     sch.decompose_reduction(anchor, reduction)
-    if paired:
+    if packs:
         sch.annotate(lane, dot.MARK, 1)
 
 
@@ -130,6 +131,9 @@ class AnchorSpace(KnobSpace):
 
     Attributes:
         registers: vector registers of the CPU.
+        contraction: what the anchor's operands are read as.
+        read_bytes, sum_bytes: of one operand's element, and of one sum.
+        step_bytes: of what one multiply-add reads of each operand and lane.
     """
 
     def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int) -> None:
@@ -137,7 +141,13 @@ class AnchorSpace(KnobSpace):
         self.hardware = hardware
         self.threads = threads
         self.registers = 32 if hardware.vector_bits == 512 else 16
-        super().__init__(self._knobs(schedule_of(func)))
+        sch = schedule_of(func)
+        self.contraction = contraction_of(sch)
+        self.packs_elements = self.contraction.pack > 1
+        self.read_bytes = float(self.contraction.read_bytes)
+        self.sum_bytes = float(self.contraction.accumulate_bytes)
+        self.step_bytes = self.contraction.pack * self.read_bytes
+        super().__init__(self._knobs(sch))
 
     @abstractmethod
     def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:

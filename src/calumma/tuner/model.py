@@ -14,13 +14,15 @@ import tvm
 from calumma import tvm_compat
 from calumma.artifact import LoweredModel
 from calumma.artifact.repacking import repack
+from calumma.core.contraction import contraction_named
 from calumma.core.errors import InputError
 from calumma.core.keys import Key, key_of
 from calumma.core.values import PRECISIONS, Hardware, KnobValue, MeasureRecord, Status, Task
 from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import LoweredGraph, lower
 from calumma.frontend.simplify import simplify
-from calumma.space import KnobSpace, design_space
+from calumma.operators import design_space
+from calumma.space import KnobSpace
 from calumma.tasks import ModelTasks, extract
 from calumma.tasks.roofline import MachineLimits, bound_s, machine_limits
 
@@ -192,7 +194,7 @@ def prepare(
     imported = import_model(model, example_inputs=example_inputs, shapes=shapes)
     lap("import")
     on_phase("lower")
-    graph = lower(simplify(imported.graph), hardware.lanes, precision)
+    graph = lower(simplify(imported.graph), hardware, contraction_named(precision))
     lap("lower")
     on_phase("tasks")
     parts = extract(graph.mod, len(graph.inputs))

@@ -36,7 +36,8 @@ from calumma.core.protocols import Store
 from calumma.core.values import Candidate, Hardware, MeasureRecord, MeasureResult, Status, Workload
 from calumma.database import codec
 from calumma.database.codec import MalformedError
-from calumma.space import KnobSpace, design_space
+from calumma.operators import design_space
+from calumma.space import KnobSpace
 from calumma.space.generated import GeneratedSpace
 
 WORKLOAD_FILE = "database_workload.json"

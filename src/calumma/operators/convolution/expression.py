@@ -18,34 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
-from calumma.frontend.operators import OPERATOR, bfloat16
+from calumma.core.contraction import contraction_reading
+from calumma.operators import casts
+from calumma.operators.values import Slots, ints
+from calumma.operators.windows import Window, cropped, padded_to, tileable
+from calumma.space.blocks import OPERATOR
 
-_GOOD_TILE = range(6, 15)
 _CHUNK = 64
 _BLOCK_COST = 40
 """What one more block of channels costs the kernels around a convolution, per pixel, in its vector multiply-adds."""
-
-Slots = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Window:
-    """Strides, dilations and padding of a sliding window, height before width."""
-
-    kernel: tuple[int, int]
-    strides: tuple[int, int]
-    dilation: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    """top, left, bottom, right"""
-
-    def output(self, height: int, width: int) -> tuple[int, int]:
-        """Output height and width for an input of (height, width)."""
-        top, left, bottom, right = self.padding
-        spans = [(k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
-        return (
-            (height + top + bottom - spans[0]) // self.strides[0] + 1,
-            (width + left + right - spans[1]) // self.strides[1] + 1,
-        )
 
 
 @dataclass(frozen=True)
@@ -232,40 +213,31 @@ def pack_plain_conv_weight(weight: NDArray[np.float32], lanes: int) -> NDArray[n
     return np.ascontiguousarray(full.reshape(blocks, lanes, ic, kh, kw).transpose(0, 2, 3, 4, 1))
 
 
-def pack_depthwise_weight(weight: NDArray[np.float32], slots: NDArray[np.int64], lanes: int) -> NDArray[np.float32]:
-    """(C, 1, KH, KW) -> (CB, KH, KW, L) in the order of `slots`."""
-    full = np.zeros((len(slots), *weight.shape[2:]), np.float32)
-    full[slots >= 0] = weight[slots[slots >= 0], 0]
-    return np.ascontiguousarray(full.reshape(-1, lanes, *weight.shape[2:]).transpose(0, 2, 3, 1))
-
-
 def conv2d(data: te.Tensor, weight: te.Tensor, window: Window, band: Band) -> te.Tensor:
     """Blocked convolution: [N, ICB, H, W, L] x [OCB, band, KH, KW, L, L] -> [N, OCB, OH, OW, L].
 
-    With bfloat16 data, weights come in pairs ([OCB, band, KH, KW, L / 2, 2 L]); the result is float32.
+    Where the data's contraction packs p elements, weights come as [OCB, band, KH, KW, L / p, p L] (`casts.packed`); the
+    result is float32.
     """
-    batch, _, height, width, lanes = _ints(data.shape)
-    out_blocks, _, kh, kw, _, _ = _ints(weight.shape)
+    batch, _, height, width, lanes = ints(data.shape)
+    out_blocks, _, kh, kw, _, _ = ints(weight.shape)
     out_h, out_w = window.output(height, width)
     tiled_w = tileable(out_w)
-    padded = _pad(data, window, out_h, tiled_w)
+    padded = padded_to(data, window, out_h, tiled_w)
     icb = te.reduce_axis((0, band.width), "icb")
     ky = te.reduce_axis((0, kh), "kh")
     kx = te.reduce_axis((0, kw), "kw")
     (sy, sx), (dy, dx) = window.strides, window.dilation
-    if bfloat16.is_narrow(data):
-        channels = [te.reduce_axis((0, lanes // 2), "pair"), te.reduce_axis((0, 2), "half")]
-    else:
-        channels = [te.reduce_axis((0, lanes), "ici")]
+    pack = contraction_reading(str(data.dtype)).pack
+    channels = [te.reduce_axis((0, lanes // pack), "ici")]
+    if pack > 1:
+        channels.append(te.reduce_axis((0, pack), "part"))
 
     def product(n: tirx.Var, o: tirx.Var, y: tirx.Var, x: tirx.Var, lane: tirx.Var) -> tirx.Expr:
         source = (n, band.start(o) + icb, y * sy + ky * dy, x * sx + kx * dx)
-        if not bfloat16.is_narrow(data):
-            (ici,) = channels
-            return padded(*source, ici) * weight[o, icb, ky, kx, ici, lane]
-        pair, half = channels
-        left = bfloat16.widened(padded(*source, pair * 2 + half))
-        return left * bfloat16.widened(weight(o, icb, ky, kx, pair, lane * 2 + half))
+        ici, *part = channels
+        channel, slot = (ici * pack + part[0], lane * pack + part[0]) if part else (ici, lane)
+        return casts.widened(padded(*source, channel)) * casts.widened(weight(o, icb, ky, kx, ici, slot))
 
     result = te.compute(
         (batch, out_blocks, out_h, tiled_w, lanes),
@@ -273,7 +245,7 @@ def conv2d(data: te.Tensor, weight: te.Tensor, window: Window, band: Band) -> te
         name="conv2d",
         attrs={OPERATOR: "conv2d"},
     )
-    return _crop(result, out_w)
+    return cropped(result, out_w)
 
 
 def conv2d_gathered(data: te.Tensor, weight: te.Tensor, table: te.Tensor, window: Window) -> te.Tensor:
@@ -281,9 +253,9 @@ def conv2d_gathered(data: te.Tensor, weight: te.Tensor, table: te.Tensor, window
 
     [N, ICB, H, W, L] x [OCB, R / chunk, KH, KW, chunk, L] -> [N, OCB, OH, OW, L], table [OCB / share, R].
     """
-    batch, in_blocks, height, width, lanes = _ints(data.shape)
-    out_blocks, chunks, kh, kw, chunk, _ = _ints(weight.shape)
-    rows, steps = _ints(table.shape)
+    batch, in_blocks, height, width, lanes = ints(data.shape)
+    out_blocks, chunks, kh, kw, chunk, _ = ints(weight.shape)
+    rows, steps = ints(table.shape)
     out_h, out_w = window.output(height, width)
     icb = te.reduce_axis((0, chunks), "icb")
     ky = te.reduce_axis((0, kh), "kh")
@@ -307,11 +279,11 @@ def conv2d_gathered(data: te.Tensor, weight: te.Tensor, table: te.Tensor, window
 
 def conv2d_plain(data: te.Tensor, weight: te.Tensor, window: Window) -> te.Tensor:
     """First-layer convolution: plain [N, IC, H, W] x [OCB, IC, KH, KW, L] -> blocked [N, OCB, OH, OW, L]."""
-    batch, channels, height, width = _ints(data.shape)
-    out_blocks, _, kh, kw, lanes = _ints(weight.shape)
+    batch, channels, height, width = ints(data.shape)
+    out_blocks, _, kh, kw, lanes = ints(weight.shape)
     out_h, out_w = window.output(height, width)
     tiled_w = tileable(out_w)
-    padded = _pad(data, window, out_h, tiled_w)
+    padded = padded_to(data, window, out_h, tiled_w)
     ic = te.reduce_axis((0, channels), "ic")
     ky = te.reduce_axis((0, kh), "kh")
     kx = te.reduce_axis((0, kw), "kw")
@@ -324,71 +296,4 @@ def conv2d_plain(data: te.Tensor, weight: te.Tensor, window: Window) -> te.Tenso
         name="conv2d_plain",
         attrs={OPERATOR: "conv2d"},
     )
-    return _crop(result, out_w)
-
-
-def depthwise_conv2d(data: te.Tensor, weight: te.Tensor, window: Window) -> te.Tensor:
-    """Depthwise: [N, CB, H, W, L] x [CB, KH, KW, L] -> [N, CB, OH, OW, L]."""
-    batch, blocks, height, width, lanes = _ints(data.shape)
-    _, kh, kw, _ = _ints(weight.shape)
-    out_h, out_w = window.output(height, width)
-    padded = _pad(data, window, out_h, out_w)
-    ky = te.reduce_axis((0, kh), "kh")
-    kx = te.reduce_axis((0, kw), "kw")
-    (sy, sx), (dy, dx) = window.strides, window.dilation
-    return te.compute(
-        (batch, blocks, out_h, out_w, lanes),
-        lambda n, c, y, x, l: te.sum(
-            padded[n, c, y * sy + ky * dy, x * sx + kx * dx, l] * weight[c, ky, kx, l], axis=[ky, kx]
-        ),
-        name="depthwise_conv2d",
-        attrs={OPERATOR: "depthwise_conv2d"},
-    )
-
-
-def tileable(extent: int) -> int:
-    """The smallest extent >= `extent` that a register tile of 6 to 14 divides; small extents stay as they are."""
-    if extent <= _GOOD_TILE[-1]:
-        return extent
-    while not any(extent % tile == 0 for tile in _GOOD_TILE):
-        extent += 1
-    return extent
-
-
-def _pad(data: te.Tensor, window: Window, out_h: int, out_w: int) -> te.Tensor:
-    """Zero-pad to exactly what `out_h` x `out_w` outputs read; the tensor itself where nothing is outside it."""
-    shape = _ints(data.shape)
-    height, width = shape[2:4]
-    top, left, _, _ = window.padding
-    need_h = (out_h - 1) * window.strides[0] + (window.kernel[0] - 1) * window.dilation[0] + 1
-    need_w = (out_w - 1) * window.strides[1] + (window.kernel[1] - 1) * window.dilation[1] + 1
-    if top == left == 0 and need_h <= height and need_w <= width:
-        return data
-
-    def body(n: tirx.Var, c: tirx.Var, y: tirx.Var, x: tirx.Var, *lane: tirx.Var) -> tirx.Expr:
-        inside = []
-        if top:
-            inside.append(y >= top)
-        if need_h > height + top:
-            inside.append(y < height + top)
-        if left:
-            inside.append(x >= left)
-        if need_w > width + left:
-            inside.append(x < width + left)
-        value = data(n, c, y - top, x - left, *lane)
-        if bfloat16.is_narrow(data):
-            value = bfloat16.bits(value)
-        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, str(value.ty))) if inside else value
-
-    return te.compute((*shape[:2], need_h, need_w, *shape[4:]), body, name="data_pad")
-
-
-def _crop(tensor: te.Tensor, width: int) -> te.Tensor:
-    shape = _ints(tensor.shape)
-    if shape[3] == width:
-        return tensor
-    return te.compute((*shape[:3], width, *shape[4:]), lambda *i: tensor(*i), name="crop")
-
-
-def _ints(shape: tuple) -> tuple[int, ...]:
-    return tuple(int(d) for d in shape)
+    return cropped(result, out_w)

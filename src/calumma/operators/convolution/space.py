@@ -2,8 +2,7 @@
 
 Notation: L lanes; a register tile is oc_tile x oh_tile x ow_tile vector accumulators (output-channel blocks x rows x
 columns); OCB, OH, OW output extents; ICB input blocks read per output block (1 in the first layer, whose channels
-are not blocked); KH, KW kernel. Where the operands are bfloat16, a pair of input channels takes the place of one: four
-bytes as well, and one instruction.
+are not blocked); KH, KW kernel. Where the contraction packs several input channels, they take the place of one.
 
 The micro-kernel keeps the tile in registers over the whole reduction: per input channel and kernel position it loads
 oc_tile weight vectors and multiplies each with oh_tile * ow_tile broadcast inputs. `order` is the reduction order,
@@ -55,27 +54,26 @@ class Conv2dSpace(blocks.AnchorSpace):
 
     def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
         anchor = blocks.anchor_of(sch)
-        name = str(sch.get(anchor).name_hint)
-        self.plain = name == "conv2d_plain"
+        reads = [read.source for read in sch.get(anchor).reads]
+        self.plain = len(reads[0].shape) == 4  # the model's input, whose channels are not blocked
         self.has_pad = blocks.has_block(sch, "data_pad")
         shape = blocks.anchor_extents(sch)
         self.batch, self.oc_blocks, self.out_h, self.out_w, self.lanes = shape[:5]
         self.in_blocks, self.kernel_h, self.kernel_w = shape[5:8]
         self.in_lanes = 1 if self.plain else shape[8]
-        self.paired = not self.plain and blocks.takes_pairs(sch)
         *inputs, result = self.func.params
-        data = sch.get(anchor).reads[0].source
+        data = reads[0]
         self.addends = [
             position
             for position, param in enumerate(inputs)
             if len(param.shape) == 5 and list(param.shape) == list(result.shape) and not param.same_as(data)
         ]
-        elements = float(np.prod([int(d) for d in sch.get(anchor).reads[0].source.shape]))
-        self.data_bytes = (2.0 if self.paired else 4.0) * elements
+        elements = float(np.prod([int(d) for d in data.shape]))
+        self.data_bytes = self.read_bytes * elements
         most = self.registers - 2
         alike = self.oc_blocks
-        if name == "conv2d_gathered":  # a tile is of blocks that read the same inputs
-            alike //= int(sch.get(anchor).reads[1].source.shape[0])
+        if len(reads) > 2:  # gathered by a table: a tile is of blocks that read the same inputs
+            alike //= int(reads[1].shape[0])
         return (
             Knob("oc_tile", blocks.divisors(alike, 8)),
             Knob("oh_tile", blocks.divisors(self.out_h, _MAX_ROWS)),
@@ -141,9 +139,11 @@ class Conv2dSpace(blocks.AnchorSpace):
         first = np.where(outer == "oc,oh,ow", oc_loops, oh_loops)
         second = np.select([outer == "oc,oh,ow", outer == "oh,oc,ow"], [oh_loops, oc_loops], ow_loops)
         chunks = self.batch * np.where(fused == 1, 1, first) * np.where(fused == 3, second, 1)
-        weight = 4.0 * k["oc_tile"] * self.in_blocks * self.in_lanes * self.kernel_h * self.kernel_w * self.lanes
+        weight = (
+            self.step_bytes * k["oc_tile"] * self.in_blocks * self.in_lanes * self.kernel_h * self.kernel_w * self.lanes
+        )
         source = (
-            4.0
+            self.step_bytes
             * self.in_blocks
             * self.in_lanes
             * (k["oh_tile"] + self.kernel_h - 1)
@@ -210,7 +210,7 @@ class Conv2dSpace(blocks.AnchorSpace):
     @property
     def _weight_bytes(self) -> float:
         blocks_of_weights = self.oc_blocks * self.lanes * self.in_blocks * self.in_lanes
-        return 4.0 * blocks_of_weights * self.kernel_h * self.kernel_w
+        return self.step_bytes * blocks_of_weights * self.kernel_h * self.kernel_w
 
     def _cost(self, k: dict[str, NDArray]) -> NDArray[np.float64]:
         """Time (N,) in no particular unit, by the model of `default`."""
@@ -240,23 +240,23 @@ class Conv2dSpace(blocks.AnchorSpace):
         seconds *= 1 + 0.01 * (k["order"] != "ic,kh,kw") + 0.05 * (k["order"] == "ic,kh,lane,kw")
         # Weights that fill most of L2 are better read once per chunk; a plane beyond L2 costs more than that saves.
         seconds *= 1 + 0.04 * (~sheltered & (d["weight_tile"] > 0.5 * self.hardware.l2_bytes))
-        plane_bytes = 4.0 * k["oc_tile"] * self.lanes * self.out_h * self.out_w
+        plane_bytes = self.sum_bytes * k["oc_tile"] * self.lanes * self.out_h * self.out_w
         return seconds * (1 + plane * (0.01 + 0.1 * (plane_bytes > 0.5 * l2)) + 0.2 * (plane & ~sheltered))
 
     def best_case(self) -> float:
         """Estimated time of a good schedule, in vector multiply-adds that one core does meanwhile."""
         work = float(self.batch * self.oc_blocks * self.out_h * self.out_w * self.in_blocks * self.in_lanes)
         kernel = self.kernel_h * self.kernel_w
-        weight = 4.0 * self.oc_blocks * self.lanes * self.in_blocks * self.in_lanes * kernel
+        weight = self.step_bytes * self.oc_blocks * self.lanes * self.in_blocks * self.in_lanes * kernel
         products = work * kernel / (blocks.TYPICAL_SHARE * self.threads)
         return float(blocks.overlapped(products, blocks.DRAM_COST * weight / blocks.LINE))
 
     def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
-        return ((flops - self.products if self.paired else flops, weight_bytes),)
+        return ((flops - (self.contraction.pack - 1) * self.products, weight_bytes),)
 
     @property
     def products(self) -> float:
-        """Vectors x lanes of multiply-adds; one is of a pair where there are pairs."""
+        """Operations of all multiply-adds; one is of all packed elements."""
         work = float(self.batch * self.oc_blocks * self.out_h * self.out_w * self.in_blocks * self.in_lanes)
         return 2.0 * work * self.kernel_h * self.kernel_w * self.lanes
 
@@ -280,7 +280,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         oh_o, oh_i = sch.split(oh, [None, config["oh_tile"]])
         ow_o, ow_i = sch.split(ow, [None, config["ow_tile"]])
         ic_o, ic_i = sch.split(icb, [None, config["ic_chunk"]])
-        in_lane, half = (loops[8:9], loops[9:]) if self.paired else (loops[8:], [])
+        in_lane, packed = loops[8:9], loops[9:]
         plane = config["accumulate"] == "plane"
         chunks = [] if plane else [ic_o]
         order = {
@@ -294,7 +294,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         fused = int(config["fused"])
         chunked = [ic_o] if plane else []
         # Channels inside pixels: the other way round LLVM keeps every pixel's input for the next channels, and spills.
-        sch.reorder(*outer[:fused], *chunked, *outer[fused:], *order, oh_i, ow_i, oc_i, lane, *half)
+        sch.reorder(*outer[:fused], *chunked, *outer[fused:], *order, oh_i, ow_i, oc_i, lane, *packed)
         parallel = sch.fuse(*outer[:fused]) if fused > 1 else outer[0]
         tile = outer[-1] if fused < len(outer) else parallel
         sch.reverse_compute_at(out, parallel if plane else tile)

@@ -16,8 +16,7 @@ every weight is read once by one of them: better where there are many channels a
 
 The register tile of the product is oc_tile x t_tile vector accumulators: output-channel blocks x tiles.
 
-All is computed in float32, also where the convolution's operands are bfloat16: in the transformed domain its 8 bits
-would not do.
+All is computed in float32, whatever the convolution reads: in the transformed domain fewer bits would not do.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from tvm import ir, s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import Hardware, KnobValue
-from calumma.frontend.operators import bfloat16
+from calumma.operators import casts
 from calumma.space import blocks
 from calumma.space.base import Knob, Repacking
 from calumma.tvm_compat import prefetch
@@ -79,8 +78,8 @@ _T_TILES = (1, 2, 4, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28)
 
 def transform_weights(packed: NDArray[np.float32], m: int) -> NDArray[np.float32]:
     """(OCB, ICB, 3, 3, L in, L out), or pairs of them, as direct convolutions take them, -> U (a^2, OCB, ICB, L, L)."""
-    if packed.dtype.name == bfloat16.DTYPE:
-        packed = bfloat16.out_of_pairs(packed)
+    if packed.dtype != np.float32:
+        packed = casts.unpacked(packed)
     g = np.array(_G[m])
     both = np.kron(g, g).astype(np.float32)  # (a^2, 9)
     oc, ic, _, _, lanes_in, lanes_out = packed.shape
@@ -104,10 +103,10 @@ class WinogradSpace(blocks.AnchorSpace):
         """Whether the function's anchor is a blocked 3 x 3 convolution of stride 1 in one group."""
         sch = blocks.schedule_of(func)
         anchor = blocks.anchor_of(sch)
-        if str(sch.get(anchor).name_hint) != "conv2d":
+        data, weight, *more = (read.source for read in sch.get(anchor).reads)
+        if more or len(data.shape) != 5:  # gathered, or of a model's input
             return False
         extents = blocks.anchor_extents(sch)
-        weight = sch.get(anchor).reads[1].source
         source = _source(sch, anchor)
         if extents[6:8] != [_KERNEL, _KERNEL] or int(weight.shape[1]) != int(source.shape[1]):
             return False
@@ -121,7 +120,6 @@ class WinogradSpace(blocks.AnchorSpace):
         assert window is not None, "matches() was not asked"
         self.pad_top, self.pad_left = window
         self.weight_position = blocks.argument_of(self.func, sch.get(anchor).reads[1].source)
-        self.weight_element_bytes = 2 if blocks.takes_pairs(sch) else 4
         source = _source(sch, anchor)
         self.in_h, self.in_w = int(source.shape[2]), int(source.shape[3])
         self.rows, self.columns_of_tiles = -(-self.out_h // self.m), -(-self.out_w // self.m)
@@ -221,7 +219,7 @@ class WinogradSpace(blocks.AnchorSpace):
         direct = 2.0 * self.batch * self.oc_blocks * self.out_h * self.out_w * self.lanes**2 * self.in_blocks * 9
         products = 2.0 * self.points * self.tiles * self.oc_blocks * self.in_blocks * self.lanes**2
         kernel = 9 * self.lanes**2 * self.in_blocks * self.oc_blocks
-        weights = weight_bytes - self.weight_element_bytes * kernel + 4.0 * kernel * self.points / 9
+        weights = weight_bytes - self.read_bytes * kernel + 4.0 * kernel * self.points / 9
         return ((flops - direct + products, weights),)
 
     def repacking(self, config: Mapping[str, KnobValue]) -> Mapping[int, Repacking]:
@@ -297,7 +295,7 @@ class _Code:
         def pixel(i: Any, j: Any, lane: Any) -> Any:
             y, x = top * space.m - space.pad_top + i, left * space.m - space.pad_left + j
             inside = tirx.all(y >= 0, y < space.in_h, x >= 0, x < space.in_w, n < space.batch)
-            value = bfloat16.widened(self.data[n, icb, y, x, lane])
+            value = casts.widened(self.data[n, icb, y, x, lane])
             return tirx.if_then_else(inside, value, tirx.const(0.0, "float32"))
 
         return _seq(

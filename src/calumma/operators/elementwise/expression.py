@@ -1,4 +1,4 @@
-"""Elementwise operators and concatenation, as tensor expressions."""
+"""Elementwise operators as tensor expressions and as functions of scalars."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import te, tirx, topi
 
-from calumma.frontend.operators import bfloat16, math
+from calumma.operators import math
 
 Scalar = Callable[[tirx.Expr], tirx.Expr]
 
@@ -89,15 +89,3 @@ def with_scalar(op: str, scalar: float, swapped: bool) -> Scalar:
             return lambda x: tirx.power(x, value)
         case _:
             return lambda x: tirx.power(value, x)
-
-
-def concat(parts: Sequence[te.Tensor], axis: int) -> te.Tensor:
-    """Concatenate along `axis`; bfloat16 as its bits, between which TVM selects without computing in float32."""
-    if not all(bfloat16.is_narrow(part) for part in parts):
-        return topi.concatenate(tuple(parts), axis=axis)
-    joined = topi.concatenate(tuple(_words(part) for part in parts), axis=axis)
-    return te.compute(joined.shape, lambda *i: tirx.reinterpret(bfloat16.DTYPE, joined(*i)), name="concat")
-
-
-def _words(x: te.Tensor) -> te.Tensor:
-    return te.compute(x.shape, lambda *i: bfloat16.bits(x(*i)), name="words")

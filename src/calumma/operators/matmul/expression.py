@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx
 
-from calumma.frontend.operators import OPERATOR, bfloat16
-from calumma.frontend.operators.conv import tileable
+from calumma.core.contraction import contraction_reading
+from calumma.operators import casts
+from calumma.operators.windows import tileable
+from calumma.space.blocks import OPERATOR
 
 
 def pack_dense_weight(weight: NDArray[np.float32], lanes: int) -> NDArray[np.float32]:
@@ -36,33 +38,30 @@ def column_blocks(columns: int, lanes: int) -> int:
 def dense(data: te.Tensor, weight: te.Tensor, columns: int) -> te.Tensor:
     """data [..., K] x packed weight [NB, K, L] -> [..., columns]; all leading axes are rows.
 
-    With bfloat16 data, weights come in pairs ([NB, K / 2, 2 L]); the result is float32.
+    Where the data's contraction packs p elements, weights come as [NB, K / p, p L] (`casts.packed`); the result is
+    float32.
     """
     *lead, k = (int(d) for d in data.shape)
     blocks, _, lanes = (int(d) for d in weight.shape)
-    paired = bfloat16.is_narrow(data)
-    if paired:
-        lanes //= 2
+    pack = contraction_reading(str(data.dtype)).pack
+    lanes //= pack
     # The last leading axis gives the rows of a tile; the others stay axes of their own, so that no tile crosses them.
     kept = [a for a, extent in enumerate(lead) if extent > 1] or [len(lead) - 1]
     *batch, rows = (lead[a] for a in kept)
     tiled = tileable(rows)
-    axes = (
-        [te.reduce_axis((0, k // 2), "pair"), te.reduce_axis((0, 2), "half")]
-        if paired
-        else [te.reduce_axis((0, k), "k")]
-    )
+    axes = [te.reduce_axis((0, k // pack), "k")]
+    if pack > 1:
+        axes.append(te.reduce_axis((0, pack), "part"))
 
     def product_body(*i: tirx.Var) -> tirx.Expr:
         *b, m, j, lane = i
         place: list[tirx.Expr] = [0] * len(lead)
         for a, index in zip(kept, [*b, m if tiled == rows else tirx.min(m, rows - 1)], strict=True):
             place[a] = index
-        if not paired:
-            return te.sum(data(*place, *axes) * weight[j, *axes, lane], axis=axes)
-        pair, half = axes
-        left = bfloat16.widened(data(*place, pair * 2 + half))
-        return te.sum(left * bfloat16.widened(weight(j, pair, lane * 2 + half)), axis=axes)
+        step, *part = axes
+        element, slot = (step * pack + part[0], lane * pack + part[0]) if part else (step, lane)
+        left, right = casts.widened(data(*place, element)), casts.widened(weight(j, step, slot))
+        return te.sum(left * right, axis=axes)
 
     product = te.compute((*batch, tiled, blocks, lanes), product_body, name="dense", attrs={OPERATOR: "matmul"})
     return te.compute(

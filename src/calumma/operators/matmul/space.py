@@ -3,8 +3,8 @@
 Notation: B batch elements, M rows (already padded to what a tile divides), NB column blocks of L lanes, K reduction.
 A register tile is m_tile rows x n_tile column blocks. Per k it loads n_tile weight vectors and multiplies each with
 m_tile broadcast elements. With one row (batch-1 dense layers) the product is a stream over the weights and bound by
-memory: the tile is then only columns, and k is unrolled. Where the operands are bfloat16, k is a pair of elements: four
-bytes as well, and one instruction.
+memory: the tile is then only columns, and k is unrolled. Where the contraction packs several elements of the reduction,
+they take the place of one.
 """
 
 from __future__ import annotations
@@ -47,9 +47,8 @@ class MatmulSpace(blocks.AnchorSpace):
         self._least_accumulators = min(4, int(fitting.max()))
 
     def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
-        self.paired = blocks.takes_pairs(sch)
         extents = blocks.anchor_extents(sch)
-        *batch, self.rows, self.col_blocks, self.lanes, self.depth = extents[:-1] if self.paired else extents
+        *batch, self.rows, self.col_blocks, self.lanes, self.depth = extents[:-1] if self.packs_elements else extents
         self.batch = int(np.prod(batch, dtype=np.int64))
         self.batch_axes = len(batch)
         self.packs = blocks.has_block(sch, "packed")
@@ -89,7 +88,7 @@ class MatmulSpace(blocks.AnchorSpace):
             "k_unroll": k["k_unroll"],
             "pack_apart": k["pack"] == "apart",
             "prefetch": k["prefetch"],
-            "weight_group_log2_bytes": np.log2(4.0 * k["n_group"] * self.lanes * self.depth),
+            "weight_group_log2_bytes": np.log2(self.step_bytes * k["n_group"] * self.lanes * self.depth),
             "log2_rows": np.log2(self.rows),
             "log2_col_blocks": np.log2(self.col_blocks),
             "log2_depth": np.log2(self.depth),
@@ -118,17 +117,17 @@ class MatmulSpace(blocks.AnchorSpace):
         loads = (k["m_tile"] + k["n_tile"]) / accumulators
         compute = np.minimum(1.0, accumulators / 12) / (1 + 0.5 * np.maximum(0, loads - 0.3))
         compute *= np.where(accumulators + k["n_tile"] > self.registers - 1, 0.85, 1.0)
-        group = 4.0 * k["n_group"] * self.lanes * self.depth
-        rows_group = 4.0 * k["m_tile"] * self.depth
+        group = self.step_bytes * k["n_group"] * self.lanes * self.depth
+        rows_group = self.step_bytes * k["m_tile"] * self.depth
         spills = (group > 0.6 * self.hardware.l2_bytes) & (k["outer"] == "n,m") & (self.rows > k["m_tile"])
         spills |= (k["outer"] == "m,n") & (
-            4.0 * self.col_blocks * self.lanes * self.depth > 0.5 * self.hardware.l2_bytes
+            self.step_bytes * self.col_blocks * self.lanes * self.depth > 0.5 * self.hardware.l2_bytes
         )
         cost = 1 / (compute * blocks.balance(self._chunks(k), self.threads))
         cost *= np.where(spills & (self.rows > k["m_tile"]), 1.3, 1.0)
         cost *= 1 + 0.02 * (rows_group > 0.5 * self.hardware.l1_bytes)
         # Rows that start a multiple of 4 KB apart share a set of L1, which holds eight to twelve lines.
-        places = _L1_WAY // math.gcd(4 * self.depth, _L1_WAY)
+        places = _L1_WAY // math.gcd(int(self.step_bytes) * self.depth, _L1_WAY)
         lines = self.hardware.l1_bytes // _L1_WAY - _OTHER_STREAMS
         cost *= np.where(k["m_tile"] > max(lines, 1) * places, 1.3, 1.0)
         cost *= np.where(k["m_tile"] > _ROW_STREAMS, 1.15, 1.0)
@@ -142,7 +141,7 @@ class MatmulSpace(blocks.AnchorSpace):
 
     def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
         products = 2.0 * self.batch * self.rows * self.col_blocks * self.lanes * self.depth
-        return ((flops - products if self.paired else flops, weight_bytes),)
+        return ((flops - (self.contraction.pack - 1) * products, weight_bytes),)
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = blocks.schedule_of(self.func)
@@ -150,13 +149,13 @@ class MatmulSpace(blocks.AnchorSpace):
         weight = sch.get(anchor).reads[1].source
         out = blocks.fuse_epilogue(sch, anchor)
         axes = sch.get_loops(anchor)
-        half = [axes.pop()] if self.paired else []
+        packed = [axes.pop()] if self.packs_elements else []
         *batch, m, n, lane, k = axes
         m_o, m_i = sch.split(m, [None, config["m_tile"]])
         n_o, n_g, n_i = sch.split(n, [None, int(config["n_group"]) // int(config["n_tile"]), config["n_tile"]])
         k_o, k_i = sch.split(k, [None, config["k_unroll"]])
         tiles = [n_o, m_o] if config["outer"] == "n,m" else [m_o, n_o]
-        sch.reorder(*batch, *tiles, n_g, k_o, k_i, n_i, m_i, lane, *half)
+        sch.reorder(*batch, *tiles, n_g, k_o, k_i, n_i, m_i, lane, *packed)
         outer = [sch.fuse(*batch)] if len(batch) > 1 else list(batch)
         outer += tiles
         fused = int(config["fused"])

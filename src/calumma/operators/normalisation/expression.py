@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
-from calumma.frontend.operators import OPERATOR, math
+from calumma.operators import math
+from calumma.space.blocks import OPERATOR
 
 
 def local_response_norm(x: te.Tensor, size: int, alpha: float, beta: float, bias: float) -> te.Tensor:

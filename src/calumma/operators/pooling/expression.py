@@ -1,6 +1,6 @@
 """Two-dimensional pooling over NCHW and over blocked NCHWc tensors (n, c / lanes, h, w, lanes).
 
-Elements are float32, or bfloat16 of which float32 is computed.
+Elements are float32, or of a narrow type of which float32 is computed.
 
 Nothing is padded in memory. Where a window may leave the image its coordinates are clamped to it: a maximum then sees
 an element of the window twice, which changes nothing; a sum masks it.
@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 from tvm import te, tirx
 
-from calumma.frontend.operators import OPERATOR, bfloat16, math
+from calumma.operators import casts, math
+from calumma.space.blocks import OPERATOR
 
 _LOWEST = -3.4028234663852886e38
 
 
 @dataclass(frozen=True)
-class Window:
+class AxisWindow:
     """The sliding window along one axis."""
 
     kernel: int
@@ -48,7 +49,7 @@ class Window:
         return output * self.stride + tap * self.dilation - self.before
 
 
-def max_pool2d(x: te.Tensor, height: Window, width: Window, ceil_mode: bool = False) -> te.Tensor:
+def max_pool2d(x: te.Tensor, height: AxisWindow, width: AxisWindow, ceil_mode: bool = False) -> te.Tensor:
     """Maximum of each window over axes 2 and 3 of a 4-D (NCHW) or 5-D (NCHWc) tensor; padding never wins."""
     # With dilation, or padding as wide as the kernel, the clamped coordinate need not belong to the window.
     exact = all(w.dilation == 1 and max(w.before, w.after) < w.kernel for w in (height, width)) and not ceil_mode
@@ -60,7 +61,7 @@ def max_pool2d(x: te.Tensor, height: Window, width: Window, ceil_mode: bool = Fa
 
 
 def avg_pool2d(
-    x: te.Tensor, height: Window, width: Window, ceil_mode: bool = False, count_include_pad: bool = False
+    x: te.Tensor, height: AxisWindow, width: AxisWindow, ceil_mode: bool = False, count_include_pad: bool = False
 ) -> te.Tensor:
     """Mean of each window over axes 2 and 3 of a 4-D (NCHW) or 5-D (NCHWc) tensor.
 
@@ -92,13 +93,13 @@ def adaptive_avg_pool2d(x: te.Tensor, out_height: int, out_width: int) -> te.Ten
     if height % out_height or width % out_width:
         raise ValueError(f"adaptive_avg_pool2d: {height} x {width} is not divisible by {out_height} x {out_width}")
     rows, columns = height // out_height, width // out_width
-    return avg_pool2d(x, Window(rows, rows), Window(columns, columns))
+    return avg_pool2d(x, AxisWindow(rows, rows), AxisWindow(columns, columns))
 
 
 def _pool(
     x: te.Tensor,
-    height: Window,
-    width: Window,
+    height: AxisWindow,
+    width: AxisWindow,
     ceil_mode: bool,
     combine: Callable,
     padding: Callable[[tirx.Expr, tirx.Expr], tirx.Expr],
@@ -117,7 +118,7 @@ def _pool(
 
 def _combine(
     x: te.Tensor,
-    windows: dict[int, Window],
+    windows: dict[int, AxisWindow],
     ceil_mode: bool,
     combine: Callable,
     padding: Callable[[tirx.Expr, tirx.Expr], tirx.Expr],
@@ -143,14 +144,14 @@ def _combine(
             if ends_after:
                 clamped = tirx.min(clamped, size - 1)
             index[axis] = clamped
-        value = bfloat16.widened(x(*index))
+        value = casts.widened(x(*index))
         value = padding(value, functools.reduce(tirx.min, margins)) if margins else value
         return combine(value, axis=list(taps.values()))
 
     return te.compute(shape, body, name=name, attrs=attrs)
 
 
-def _window_count(window: Window, output: tirx.Expr, size: int, outputs: int, include_pad: bool) -> int | tirx.Expr:
+def _window_count(window: AxisWindow, output: tirx.Expr, size: int, outputs: int, include_pad: bool) -> int | tirx.Expr:
     """Number of taps of a window that count: inside the image, or inside the padded image."""
     starts_before, ends_after = window.leaves(size, outputs)
     low, high = (-window.before, size + window.after) if include_pad else (0, size)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
 
-from calumma.frontend.operators import OPERATOR, math
+from calumma.operators import math
+from calumma.space.blocks import OPERATOR
 
 _CHAINS = (4, 2, 1)
 _Index = tuple[tirx.Expr, ...]

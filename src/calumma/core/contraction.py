@@ -1,0 +1,85 @@
+"""Contractions: in which element types convolutions and matrix products read, multiply and add up.
+
+A contraction is a value. Packing, expressions, design spaces and code generation ask it what they need to know; no one
+asks for its name. `register_contraction` adds one from outside of the package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes  # noqa: F401 - makes NumPy know "bfloat16"
+import numpy as np
+
+from calumma.core import extensions
+from calumma.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """The number format of convolutions and matrix products with constant weights."""
+
+    name: str
+    """What users call it ("bf16")."""
+    read: str
+    """NumPy's (or ml_dtypes') name of the element type of both operands."""
+    accumulate: str = "float32"
+    """Element type of sums and results, and of everything that does not contract."""
+    pack: int = 1
+    """Consecutive elements of the reduction that lie side by side in packed weights, for each lane."""
+    dot: str | None = None
+    """Name of the dot product over `pack` elements that the CPU must have (`target.DotProduct`); None for plain
+    multiply-adds, which every CPU has."""
+    tolerance: float = 1e-3
+    """Largest difference of two schedules of one kernel, relative to the largest output: sums come in another order."""
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether operands are of another type than sums, and so are stored and widened."""
+        return self.read != self.accumulate
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of one element of an operand."""
+        return np.dtype(self.read).itemsize
+
+    @property
+    def accumulate_bytes(self) -> int:
+        """Bytes of one sum."""
+        return np.dtype(self.accumulate).itemsize
+
+
+FLOAT32 = Contraction("fp32", "float32")
+BFLOAT16 = Contraction("bf16", "bfloat16", pack=2, dot="bfloat16")
+
+_BY_NAME = {contraction.name: contraction for contraction in (FLOAT32, BFLOAT16)}
+
+
+def contraction_names() -> tuple[str, ...]:
+    """The names of all contractions, the default first."""
+    return tuple(_BY_NAME)
+
+
+def contraction_named(name: str) -> Contraction:
+    """The contraction of a name. Raises InputError where there is none."""
+    if name not in _BY_NAME:
+        raise InputError(f"precision={name!r}: there is no such precision; one of {', '.join(_BY_NAME)}")
+    return _BY_NAME[name]
+
+
+def contraction_reading(dtype: str) -> Contraction:
+    """The contraction whose operands have an element type; FLOAT32 where none has, as for what does not contract."""
+    return next((contraction for contraction in _BY_NAME.values() if contraction.read == dtype), FLOAT32)
+
+
+def register_contraction(contraction: Contraction) -> None:
+    """Make a contraction known in this process.
+
+    Raises:
+        InputError: its name, or the type that it reads, is taken.
+    """
+    for known in _BY_NAME.values():
+        if known.name == contraction.name or known.read == contraction.read:
+            raise InputError(f"contraction {contraction.name!r}: {known.name!r} reads {known.read} already")
+    extensions.note_caller(f"contraction {contraction.name!r}")
+    _BY_NAME[contraction.name] = contraction

@@ -1,0 +1,11 @@
+"""Elementwise operators of one and of two tensors."""
+
+from calumma.operators.elementwise import rule, sample
+from calumma.operators.elementwise.expression import BINARY, UNARY
+from calumma.operators.registry import Operator
+
+OPERATOR_FAMILY = Operator(
+    "elementwise",
+    rules={**dict.fromkeys(UNARY, rule.lower_unary), **dict.fromkeys(BINARY, rule.lower_binary)},
+    samples={"elementwise": sample.write_elementwise},
+)

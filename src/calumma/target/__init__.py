@@ -1,0 +1,3 @@
+from calumma.core.values import Hardware as Target
+
+Target.line_bytes = 64
