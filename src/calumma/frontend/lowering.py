@@ -17,6 +17,7 @@ from tvm import ir, relax
 from calumma.core.contraction import FLOAT32, Contraction
 from calumma.core.errors import ModelError
 from calumma.core.values import TensorSpec
+from calumma.frontend.fusion import fuse
 from calumma.frontend.importer import reason
 from calumma.frontend.stored_types import stored_types
 from calumma.graph.nodes import CONSTANT, INPUT, Graph, Node
@@ -97,7 +98,7 @@ class _Lowering:
             raise
         mod = lo.builder.finalize()
         return LoweredGraph(  # the order counts: legalisation may add parameters
-            mod=_fuse(self._legalized(mod), len(inputs)),
+            mod=fuse(self._legalized(mod), len(inputs)),
             params=tuple(lo.params),
             inputs=tuple(TensorSpec(n.name, n.shape, n.dtype) for n in graph.inputs),
             outputs=tuple(
@@ -231,19 +232,6 @@ def _legalize(mod: tvm.IRModule) -> tvm.IRModule:
     with tvm.target.Target("llvm"):
         mod = relax.backend.DispatchSortScan()(mod)
     return relax.transform.LegalizeOps(skip_ops=list(_KEPT))(mod)
-
-
-def _fuse(mod: tvm.IRModule, inputs: int) -> tvm.IRModule:
-    """Fuse elementwise readers into their producers, and injective chains into one kernel each."""
-    passes = [
-        relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FuseOps(),
-        relax.transform.FuseTIR(),
-        relax.transform.DeadCodeElimination(["main"]),
-    ]
-    mod["main"] = mod["main"].with_attr("num_input", inputs)
-    with tvm.transform.PassContext(opt_level=3):
-        return tvm.transform.Sequential(passes)(mod)
 
 
 def _identifier(name: str) -> str:

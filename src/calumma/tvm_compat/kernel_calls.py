@@ -15,7 +15,7 @@ OPERATOR = "relax.call_tir"
 
 def of(main: relax.Function) -> list[ir.Call]:
     """The calls in order."""
-    return [binding.value for block in main.body.blocks for binding in block.bindings if _is_call(binding)]
+    return [binding.value for block in main.body.blocks for binding in block.bindings if is_call(binding)]
 
 
 def rewritten(main: relax.Function, change: Callable[[ir.Call], ir.Call]) -> relax.SeqExpr:
@@ -23,7 +23,7 @@ def rewritten(main: relax.Function, change: Callable[[ir.Call], ir.Call]) -> rel
     builder = relax.BlockBuilder()
 
     def binding(old: relax.Binding) -> relax.Binding:
-        return relax.VarBinding(old.var, builder.normalize(change(old.value))) if _is_call(old) else old
+        return relax.VarBinding(old.var, builder.normalize(change(old.value))) if is_call(old) else old
 
     blocks = [type(block)([binding(old) for old in block.bindings]) for block in main.body.blocks]
     return relax.SeqExpr(blocks, main.body.body)
@@ -44,5 +44,6 @@ def with_kernel(call: ir.Call, kernel: ir.GlobalVar) -> ir.Call:
     return ir.Call(call.op, [kernel, *call.args[1:]], call.attrs, call.ty_args)
 
 
-def _is_call(binding: relax.Binding) -> bool:
+def is_call(binding: relax.Binding) -> bool:
+    """Whether a binding calls a kernel."""
     return getattr(getattr(binding.value, "op", None), "name", "") == OPERATOR
