@@ -105,7 +105,7 @@ def _apply(n: Node, args: list) -> np.ndarray:
             y, x = (np.arange(size) + start for size, start in zip(n.shape[2:], a.starts, strict=True))
             (sy, sx), channels = a.strides, np.arange(n.shape[1])[:, None, None]
             planes = (y % sy * sx)[:, None] + x % sx
-            return args[0][:, planes * a.phase + channels, (y // sy)[:, None], x // sx]
+            return args[0][:, planes * n.shape[1] + channels, (y // sy)[:, None], x // sx]
         case simplify.CHANNEL_SHUFFLE:
             return args[0][:, a.source]
         case "nn.layer_norm":

@@ -547,9 +547,10 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
             name="depthwise_conv2d",
         )
         return Value(expr, node.shape, source.slots)
-    out_slots = lo.identity_slots(out_channels)
+    out_slots = _result_slots(lo, node)
+    rows = conv.weight_at_slots(weight.value, out_slots)
     if source.slots is None and groups == 1 and channels < lanes:
-        packed = lo.param(conv.pack_plain_conv_weight(weight.value, lanes), ("first", weight))
+        packed = lo.param(conv.pack_plain_conv_weight(rows, lanes), ("first", weight, out_slots.tobytes()))
         expr = lo.emit(
             lambda x, w: conv.conv2d_plain(x, w, window),
             source.expr,
@@ -563,10 +564,10 @@ def _conv2d(lo: _Lowering, node: Node) -> Value | None:
         return gathered
     source = lo.to_blocked(source, lo.identity_slots(channels) if groups > 1 else None)
     band = conv.band_of(out_channels, channels, groups, len(source.slot_map) // lanes, lanes)
-    packed_weight = conv.pack_conv_weight(weight.value, source.slot_map, groups, band, lanes)
+    packed_weight = conv.pack_conv_weight(rows, source.slot_map, groups, band, lanes)
     packed = lo.param(
         bfloat16.in_pairs(packed_weight) if narrow else packed_weight,
-        ("conv", weight, source.slot_map.tobytes(), narrow),
+        ("conv", weight, source.slot_map.tobytes(), out_slots.tobytes(), narrow),
     )
     expr = lo.emit(
         lambda x, w: conv.conv2d(x, w, window, band), source.expr, packed, kind=OUT_ELEMENTWISE_FUSABLE, name="conv2d"
@@ -580,7 +581,7 @@ def _gathered_conv2d(lo: _Lowering, node: Node, source: Value, window: conv.Wind
     source = lo.to_blocked(source)
     groups = int(node.attrs.groups)
     if groups == 1:
-        out_slots = lo.identity_slots(node.shape[1]) if _reads_part(lo, node, source.slot_map) else None
+        out_slots = _result_slots(lo, node) if _reads_part(lo, node, source.slot_map) else None
     else:
         in_order = np.array_equal(source.slot_map, lo.identity_slots(data.shape[1]))
         out_slots = _grouped_slots(node, lo.lanes, in_order=in_order)
@@ -749,18 +750,37 @@ def _shuffle(lo: _Lowering, node: Node) -> Value:
     return Value(value.expr, node.shape, slots)
 
 
+def _result_slots(lo: _Lowering, node: Node) -> Slots:
+    """Where a convolution that writes its channels in order puts them: phases are padded for who interleaves them."""
+    readers = lo.users[node]
+    if int(node.attrs.groups) == 1 and all(reader.op == INTERLEAVE for reader in readers):
+        return _phase_slots(readers[0], lo.lanes)
+    return lo.identity_slots(node.shape[1])
+
+
+def _phase_slots(node: Node, lanes: int) -> Slots:
+    """Slots of what INTERLEAVE reads: every phase fills whole blocks, unless that would leave half of one empty."""
+    total, channels = node.args[0].shape[1], node.shape[1]
+    run = channels if channels <= lanes // 2 else -(-channels // lanes) * lanes
+    slots = np.full((total // channels, run), -1, np.int64)
+    slots[:, :channels] = np.arange(total).reshape(-1, channels)
+    return np.concatenate([slots.reshape(-1), np.full(-slots.size % lanes, -1, np.int64)])
+
+
 def _interleave(lo: _Lowering, node: Node) -> Value:
     attrs = node.attrs
-    data = node.args[0]
-    value = lo.to_blocked(lo.value(data), lo.identity_slots(data.shape[1]))
-    plain = attrs.phase % lo.lanes != 0
+    data, channels = node.args[0], node.shape[1]
+    slots = _phase_slots(node, lo.lanes)
+    value = lo.to_blocked(lo.value(data), slots)
+    plain = channels <= lo.lanes // 2
+    phase = channels if plain else len(lo.identity_slots(channels))
     expr = lo.emit(
-        lambda x: layout.interleave(x, attrs.phase, attrs.strides, attrs.starts, node.shape, plain=plain),
+        lambda x: layout.interleave(x, phase, attrs.strides, attrs.starts, node.shape, plain=plain),
         value.expr,
         kind=_INJECTIVE,
         name="interleave",
     )
-    return Value(expr, node.shape, None if plain else lo.identity_slots(node.shape[1]))
+    return Value(expr, node.shape, None if plain else lo.identity_slots(channels))
 
 
 def _lrn(lo: _Lowering, node: Node) -> Value:

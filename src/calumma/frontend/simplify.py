@@ -16,15 +16,13 @@ from calumma.frontend.graph import CONSTANT, TUPLE_ITEM, Graph, Node, constant
 
 CHANNEL_SHUFFLE = "calumma.channel_shuffle"
 INTERLEAVE = "calumma.interleave"
-"""Planes woven into a finer one (attrs strides (sy, sx), starts (oy, ox), phase: channels of one group of planes):
-out[n, c, y, x] = in[n, ((y + oy) % sy * sx + (x + ox) % sx) * phase + c, (y + oy) // sy, (x + ox) // sx]."""
+"""Phases woven into a finer plane (attrs strides (sy, sx), starts (oy, ox)); C channels from sy * sx * C:
+out[n, c, y, x] = in[n, ((y + oy) % sy * sx + (x + ox) % sx) * C + c, (y + oy) // sy, (x + ox) // sx]."""
 LRN = "calumma.lrn"
 MATMUL = "calumma.matmul"
 """matmul with transposes of operands and result absorbed (attrs left_axes, right_axes, out_axes)."""
 
 _MAX_FOLDED_BYTES = 1 << 30
-_LANES = 16
-"""Of the longest vectors there are: where more than half of one is filled, groups of channels begin at multiples."""
 
 
 def simplify(graph: Graph) -> Graph:
@@ -312,12 +310,11 @@ def _interleaved(node: Node) -> Node | None:
     upper = [end - (size - 1) for end, size in zip(last, data.shape[2:], strict=True)]
     if min(*lower, *upper) < 0:
         return None
-    phase = outputs if outputs <= _LANES // 2 else -(-outputs // _LANES) * _LANES
     (sy, sx), (ty, tx) = strides, taps
-    split = np.zeros((inputs, phase, ty * sy, tx * sx), np.float32)
-    split[:, :outputs, : kernel[0], : kernel[1]] = weight.value
-    split = split.reshape(inputs, phase, ty, sy, tx, sx)[:, :, ::-1, :, ::-1]
-    split = split.transpose(3, 5, 1, 0, 2, 4).reshape(sy * sx * phase, inputs, ty, tx)
+    split = np.zeros((inputs, outputs, ty * sy, tx * sx), np.float32)
+    split[:, :, : kernel[0], : kernel[1]] = weight.value
+    split = split.reshape(inputs, outputs, ty, sy, tx, sx)[:, :, ::-1, :, ::-1]
+    split = split.transpose(3, 5, 1, 0, 2, 4).reshape(sy * sx * outputs, inputs, ty, tx)
     planes = Node(
         "nn.conv2d",
         args=(data, constant(split)),
@@ -338,7 +335,7 @@ def _interleaved(node: Node) -> Node | None:
     return Node(
         INTERLEAVE,
         args=(planes,),
-        attrs=SimpleNamespace(strides=strides, starts=starts, phase=phase),
+        attrs=SimpleNamespace(strides=strides, starts=starts),
         shape=node.shape,
         dtype=node.dtype,
         name=node.name,
