@@ -23,6 +23,14 @@ INPUT = "input"
 CONSTANT = "constant"
 TUPLE_ITEM = "tuple_item"
 
+CHANNEL_SHUFFLE = "calumma.channel_shuffle"
+INTERLEAVE = "calumma.interleave"
+"""Phases woven into a finer plane (attrs strides (sy, sx), starts (oy, ox)); C channels from sy * sx * C:
+out[n, c, y, x] = in[n, ((y + oy) % sy * sx + (x + ox) % sx) * C + c, (y + oy) // sy, (x + ox) // sx]."""
+LRN = "calumma.lrn"
+MATMUL = "calumma.matmul"
+"""matmul with transposes of operands and result absorbed (attrs left_axes, right_axes, out_axes)."""
+
 
 @dataclass(eq=False)
 class Node:

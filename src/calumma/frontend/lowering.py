@@ -24,7 +24,17 @@ from tvm import ir, relax, te, tirx, topi
 
 from calumma.core.errors import InputError, ModelError
 from calumma.core.values import TensorSpec
-from calumma.frontend.graph import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node
+from calumma.frontend.graph import (
+    CHANNEL_SHUFFLE,
+    CONSTANT,
+    INPUT,
+    INTERLEAVE,
+    LRN,
+    MATMUL,
+    TUPLE_ITEM,
+    Graph,
+    Node,
+)
 from calumma.frontend.importer import reason
 from calumma.frontend.operators import (
     bfloat16,
@@ -36,7 +46,6 @@ from calumma.frontend.operators import (
     pool,
     rows,
 )
-from calumma.frontend.simplify import CHANNEL_SHUFFLE, INTERLEAVE, LRN, MATMUL
 from calumma.tvm_compat import kernel_calls
 
 OUT_ELEMENTWISE_FUSABLE = 4
