@@ -10,8 +10,8 @@ from calumma.frontend.importer import ImportedModel
 THREADS = min(2, host.physical_cores())
 
 
-def compiled(imported: ImportedModel) -> Artifact:
-    """Simplify, lower, schedule by default and build."""
+def compiled(imported: ImportedModel, mcpu: str | None = None) -> Artifact:
+    """Simplify, lower, schedule by default and build, for the host or for `mcpu`."""
     tvm_compat.set_threads(THREADS)
     tvm = tvm_compat.load()
     from calumma.artifact.repacking import repack
@@ -19,7 +19,7 @@ def compiled(imported: ImportedModel) -> Artifact:
     from calumma.frontend.simplify import simplify
     from calumma.operators import design_space
 
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.hardware_for(mcpu)
     lowered = lower(simplify(imported.graph), lanes=hardware.vector_bits // 32)
     mod = lowered.mod
     repacking = {}

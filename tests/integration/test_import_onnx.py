@@ -61,13 +61,13 @@ class Zoo:
         proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
         return onnx.shape_inference.infer_shapes(proto)
 
-    def check(self, tolerance: float = 1e-4) -> None:
+    def check(self, tolerance: float = 1e-4, mcpu: str | None = None) -> None:
         """Compile, run, and compare every output with ONNX Runtime."""
         data = self.proto().SerializeToString()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        found = compiled(import_model(data)).run(self.feeds)
+        found = compiled(import_model(data), mcpu).run(self.feeds)
         expected = session.run(None, self.feeds)
         wrong = [
             output.name
@@ -224,6 +224,41 @@ def test_resize(opset: int) -> None:
         )
         zoo.add("Resize", x, empty, scales, mode="cubic")
     zoo.check()
+
+
+def transposed_convolutions() -> Zoo:
+    """Few, odd and many outputs, with readers that want them blocked; forms that TVM lowers beside those of ours."""
+    zoo = Zoo(17)
+    x = zoo.feed(zoo.random(2, 8, 7, 5))
+    for outputs in (1, 3, 5, 8, 9, 20, 33):
+        bias = zoo.random(outputs)
+        y = zoo.add("ConvTranspose", x, zoo.random(8, outputs, 2, 2), bias, strides=[2, 2])
+        zoo.add("Conv", zoo.add("Relu", y), zoo.random(6, outputs, 3, 3), pads=[1, 1, 1, 1])
+        zoo.add("ConvTranspose", x, zoo.random(8, outputs, 5, 3), bias, strides=[3, 2], pads=[2, 0, 1, 1])
+        zoo.add(
+            "ConvTranspose",
+            x,
+            zoo.random(8, outputs, 3, 3),
+            strides=[2, 2],
+            pads=[1, 1, 1, 1],
+            output_padding=[1, 1],
+        )
+    wide = zoo.add("Relu", zoo.add("Conv", x, zoo.random(40, 8, 3, 3), pads=[1, 1, 1, 1]))
+    for outputs in (5, 20, 33):
+        zoo.add("ConvTranspose", wide, zoo.random(40, outputs, 2, 2), strides=[2, 2])
+        zoo.add("ConvTranspose", wide, zoo.random(40, outputs, 4, 4), strides=[2, 2], pads=[1, 1, 1, 1])
+    part = zoo.add("Slice", wide, np.array([8]), np.array([13]), np.array([1]))
+    zoo.add("ConvTranspose", part, zoo.random(5, 20, 2, 2), strides=[2, 2])
+    zoo.add("ConvTranspose", x, zoo.random(8, 3, 3, 3), group=2)
+    zoo.add("ConvTranspose", x, zoo.random(8, 10, 3, 3), group=2, strides=[2, 1], output_padding=[1, 0])
+    zoo.add("ConvTranspose", x, zoo.random(8, 12, 3, 2), dilations=[2, 3], strides=[1, 2], pads=[1, 0, 0, 1])
+    zoo.add("ConvTranspose", x, zoo.random(8, 1, 3, 3), group=8, strides=[2, 2])
+    return zoo
+
+
+@pytest.mark.parametrize("mcpu", ["x86-64-v2", "x86-64-v3", None])
+def test_transposed_convolutions(mcpu: str | None) -> None:
+    transposed_convolutions().check(mcpu=mcpu)
 
 
 @pytest.mark.parametrize("opset", [7, 21])

@@ -19,8 +19,8 @@ TUPLE_ITEM = "tuple_item"
 
 CHANNEL_SHUFFLE = "calumma.channel_shuffle"
 INTERLEAVE = "calumma.interleave"
-"""Planes woven into a finer one (attrs strides (sy, sx), starts (oy, ox), phase: channels of one group of planes):
-out[n, c, y, x] = in[n, ((y + oy) % sy * sx + (x + ox) % sx) * phase + c, (y + oy) // sy, (x + ox) // sx]."""
+"""Phases woven into a finer plane (attrs strides (sy, sx), starts (oy, ox)); C channels from sy * sx * C:
+out[n, c, y, x] = in[n, ((y + oy) % sy * sx + (x + ox) % sx) * C + c, (y + oy) // sy, (x + ox) // sx]."""
 LRN = "calumma.lrn"
 MATMUL = "calumma.matmul"
 """matmul with transposes of operands and result absorbed (attrs left_axes, right_axes, out_axes)."""

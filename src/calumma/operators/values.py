@@ -54,6 +54,17 @@ def identity_slots(channels: int, lanes: int) -> Slots:
     return slots
 
 
+def phase_slots(total: int, channels: int, lanes: int) -> Slots:
+    """Slots of `total / channels` phases that are to be interleaved (`graph.nodes.INTERLEAVE`).
+
+    Every phase fills whole blocks, unless that would leave half of one empty.
+    """
+    run = channels if channels <= lanes // 2 else -(-channels // lanes) * lanes
+    slots = np.full((total // channels, run), -1, np.int64)
+    slots[:, :channels] = np.arange(total).reshape(-1, channels)
+    return np.concatenate([slots.reshape(-1), np.full(-slots.size % lanes, -1, np.int64)])
+
+
 def places(slots: Slots, channels: int) -> Slots:
     """The slot that holds each of `channels` channels."""
     found = np.full(channels, -1, np.int64)

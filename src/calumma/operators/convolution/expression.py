@@ -178,6 +178,15 @@ def pack_gathered_weight(
     return np.ascontiguousarray(chunked.transpose(0, 1, 4, 5, 2, 3))
 
 
+def weight_at_slots(weight: NDArray[np.float32], out_slots: Slots) -> NDArray[np.float32]:
+    """(OC, IC, KH, KW) -> one row for every output slot, 0 for a hole; as it is where the channels lie in order."""
+    if np.array_equal(out_slots[: len(weight)], np.arange(len(weight))):
+        return weight
+    full = np.zeros((len(out_slots), *weight.shape[1:]), np.float32)
+    full[out_slots >= 0] = weight[out_slots[out_slots >= 0]]
+    return full
+
+
 def pack_conv_weight(
     weight: NDArray[np.float32],  # (OC, IC / groups, KH, KW)
     slots: NDArray[np.int64],  # (in_blocks * L,) logical input channel of each slot, -1 for a hole

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from calumma.core.contraction import Contraction
-from calumma.graph.nodes import CONSTANT, Graph, Node
+from calumma.graph.nodes import CONSTANT, INTERLEAVE, Graph, Node
 from calumma.operators.context import OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
 from calumma.operators.convolution import expression
 from calumma.operators.elementwise.chains import BINARY_NAMES, is_map, origin
-from calumma.operators.values import Slots, Value, ints, pair, sides
+from calumma.operators.values import Slots, Value, ints, pair, phase_slots, sides
 from calumma.operators.windows import Window
 
 _PART_OF_SLOTS = 0.875
@@ -44,9 +44,10 @@ def lower_conv2d(lo: LoweringContext, node: Node) -> Value | Declined:
     window, groups, lanes = window_of(node), int(node.attrs.groups), lo.lanes
     source = lo.narrowed(data) if lo.contracts_narrow(node) else lo.value(data)
     channels, out_channels = data.shape[1], node.shape[1]
-    out_slots = lo.identity_slots(out_channels)
+    out_slots = _result_slots(lo, node)
+    rows = expression.weight_at_slots(weight.value, out_slots)
     if source.slots is None and groups == 1 and channels < lanes:
-        packed = lo.param(expression.pack_plain_conv_weight(weight.value, lanes), ("first", weight))
+        packed = lo.param(expression.pack_plain_conv_weight(rows, lanes), ("first", weight, out_slots.tobytes()))
         expr = lo.emit(
             lambda x, w: expression.conv2d_plain(x, w, window),
             source.expr,
@@ -62,8 +63,8 @@ def lower_conv2d(lo: LoweringContext, node: Node) -> Value | Declined:
     band = expression.band_of(out_channels, channels, groups, len(source.slot_map) // lanes, lanes)
     packed = lo.packed_weight(
         node,
-        expression.pack_conv_weight(weight.value, source.slot_map, groups, band, lanes),
-        ("conv", weight, source.slot_map.tobytes()),
+        expression.pack_conv_weight(rows, source.slot_map, groups, band, lanes),
+        ("conv", weight, source.slot_map.tobytes(), out_slots.tobytes()),
     )
     expr = lo.emit(
         lambda x, w: expression.conv2d(x, w, window, band),
@@ -81,7 +82,7 @@ def _gathered(lo: LoweringContext, node: Node, source: Value, window: Window) ->
     source = lo.to_blocked(source)
     groups = int(node.attrs.groups)
     if groups == 1:
-        out_slots = lo.identity_slots(node.shape[1]) if reads_part(lo, node, source.slot_map) else None
+        out_slots = _result_slots(lo, node) if reads_part(lo, node, source.slot_map) else None
     else:
         in_order = np.array_equal(source.slot_map, lo.identity_slots(data.shape[1]))
         out_slots = _grouped_slots(node, lo.lanes, in_order=in_order)
@@ -100,6 +101,14 @@ def _gathered(lo: LoweringContext, node: Node, source: Value, window: Window) ->
         name="conv2d",
     )
     return Value(expr, node.shape, out_slots)
+
+
+def _result_slots(lo: LoweringContext, node: Node) -> Slots:
+    """Where a convolution that writes its channels in order puts them: phases are padded for who interleaves them."""
+    readers = lo.users[node]
+    if int(node.attrs.groups) == 1 and all(reader.op == INTERLEAVE for reader in readers):
+        return phase_slots(node.shape[1], readers[0].shape[1], lo.lanes)
+    return lo.identity_slots(node.shape[1])
 
 
 def _grouped_slots(node: Node, lanes: int, *, in_order: bool) -> Slots | None:

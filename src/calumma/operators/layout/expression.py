@@ -12,7 +12,7 @@ from calumma.operators import casts
 def interleave(
     x: te.Tensor, phase: int, strides: tuple[int, int], starts: tuple[int, int], shape: tuple[int, ...], *, plain: bool
 ) -> te.Tensor:
-    """Planes of a blocked (n, blocks, h, w, lanes) woven into `shape` (n, c, H, W): see `simplify.INTERLEAVE`.
+    """Planes of a blocked (n, blocks, h, w, lanes) woven into `shape` (n, c, H, W): see `graph.nodes.INTERLEAVE`.
 
     Args:
         x: its slots in order.

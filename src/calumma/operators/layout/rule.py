@@ -11,7 +11,7 @@ from calumma.graph.nodes import CONSTANT, Node
 from calumma.operators.context import INJECTIVE, Declined, LoweringContext
 from calumma.operators.convolution.rule import reads_part
 from calumma.operators.layout import expression
-from calumma.operators.values import ChannelParts, Slots, Value, ints
+from calumma.operators.values import ChannelParts, Slots, Value, ints, phase_slots
 
 
 def lower_reshape(lo: LoweringContext, node: Node) -> Value:
@@ -51,16 +51,17 @@ def lower_shuffle(lo: LoweringContext, node: Node) -> Value:
 def lower_interleave(lo: LoweringContext, node: Node) -> Value:
     """The rule of `calumma.interleave`."""
     attrs = node.attrs
-    data = node.args[0]
-    value = lo.to_blocked(lo.value(data), lo.identity_slots(data.shape[1]))
-    plain = attrs.phase % lo.lanes != 0
+    data, channels = node.args[0], node.shape[1]
+    value = lo.to_blocked(lo.value(data), phase_slots(data.shape[1], channels, lo.lanes))
+    plain = channels <= lo.lanes // 2
+    phase = channels if plain else len(lo.identity_slots(channels))
     expr = lo.emit(
-        lambda x: expression.interleave(x, attrs.phase, attrs.strides, attrs.starts, node.shape, plain=plain),
+        lambda x: expression.interleave(x, phase, attrs.strides, attrs.starts, node.shape, plain=plain),
         value.expr,
         kind=INJECTIVE,
         name="interleave",
     )
-    return Value(expr, node.shape, None if plain else lo.identity_slots(node.shape[1]))
+    return Value(expr, node.shape, None if plain else lo.identity_slots(channels))
 
 
 def lower_permute(lo: LoweringContext, node: Node) -> Value:
