@@ -15,12 +15,11 @@ def compiled(imported: ImportedModel) -> Artifact:
     tvm_compat.set_threads(THREADS)
     tvm = tvm_compat.load()
     from calumma.artifact.repacking import repack
-    from calumma.frontend.lowering import lower
-    from calumma.frontend.simplify import simplify
+    from calumma.pipeline.extraction import extract_tasks
     from calumma.space import design_space
 
     hardware = tvm_compat.hardware_for()
-    lowered = lower(simplify(imported.graph), lanes=hardware.vector_bits // 32)
+    lowered = extract_tasks(imported, hardware.lanes).graph
     mod = lowered.mod
     repacking = {}
     for variable, function in list(mod.functions_items()):

@@ -6,7 +6,6 @@ Latencies and durations are in seconds wherever a name ends in `_s`. Everything 
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calumma import tvm_compat
-from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, cpu, load, save
+from calumma.artifact import InferenceSession, cpu, load
 from calumma.core import durations
 from calumma.core.errors import InputError
 from calumma.core.rng import check_seed
 from calumma.core.values import COLLECTION, PRECISIONS, Budget, KnobValue
+from calumma.pipeline import CompiledModel, CompileOptions
+from calumma.pipeline.compiled import compile_model
 
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
+    from calumma.pipeline.preparation import PreparedModel
     from calumma.prior.collect import CollectProgress, CollectResult
     from calumma.prior.weights import Prior
     from calumma.tuner import ModelContest, TaskResult
     from calumma.tuner.events import Listener
-    from calumma.tuner.model import TunableModel
 
 __all__ = [
     "CompileResult",
@@ -95,7 +96,7 @@ class TaskListing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Built:
+class _Built(CompiledModel):
     """A model that has become an artifact."""
 
     path: Path | None
@@ -104,13 +105,6 @@ class _Built:
     """Seconds by what they were spent on, tuning included."""
     import_s: float
     """Seconds from the model file to fused tasks, without imports."""
-    executable: Executable = field(repr=False)
-    lowered: LoweredModel = field(repr=False)
-
-    @functools.cached_property
-    def artifact(self) -> Artifact:
-        """The model ready to run in this process; needs no C compiler."""
-        return Artifact.from_executable(self.executable, self.lowered.params, self.lowered.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,13 +195,21 @@ def compile(
         InputError: the model, a setting, the database or the prior cannot be used; says what to do.
     """
     destination = _destination(output)
+    options = CompileOptions(
+        example_inputs=example_inputs,
+        shapes=shapes,
+        threads=threads,
+        mcpu=mcpu,
+        tolerance=tolerance,
+        precision=precision,
+    )
     on_phase = _phase_listener(on_event)
     on_phase("load")
-    from calumma.tuner import zero_shot
-    from calumma.tuner.model import recorded_configs
-
     with _store(database) as store:
-        prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase, tolerance, precision)
+        prepared = _prepare(model, options, on_phase)
+        from calumma.pipeline.recorded import recorded_configs
+        from calumma.prior import zero_shot
+
         with prepared.phase("records"):
             records = store.records(
                 workloads=[task.workload.hash for task in prepared.tasks],
@@ -222,13 +224,13 @@ def compile(
         predictor, note = zero_shot.predictor_for(prepared, prior)
         measured = {record.candidate.workload.hash for record in records}
         predicted = {} if predictor is None or defaults_won else zero_shot.choices(prepared, predictor, measured)
-    executable, lowered = _build(prepared, {**predicted, **recorded}, {}, destination)
+    compiled = _saved(prepared, compile_model(prepared, {**predicted, **recorded}), destination)
     return CompileResult(
         path=destination,
         phases_s=dict(prepared.phases_s),
         import_s=prepared.import_s,
-        executable=executable,
-        lowered=lowered,
+        executable=compiled.executable,
+        lowered=compiled.lowered,
         tasks=_rows(prepared),
         recorded=len(recorded),
         prior=None if predictor is None else predictor.prior.name,
@@ -277,8 +279,9 @@ def tune(
         InputError: the model, a setting, the database or the prior cannot be used; says what to do.
     """
     from calumma.measure import LocalRunner
+    from calumma.prior import zero_shot
     from calumma.search import strategy_names
-    from calumma.tuner import TuningSession, zero_shot
+    from calumma.tuner import TuningSession
     from calumma.tuner.contest import Contest
 
     if strategy not in strategy_names():
@@ -286,10 +289,18 @@ def tune(
     check_seed(seed)
     destination = _destination(output)
     budget = _budget(budget)
-    count = tvm_compat.set_threads(threads)
+    options = CompileOptions(
+        example_inputs=example_inputs,
+        shapes=shapes,
+        threads=threads,
+        mcpu=mcpu,
+        tolerance=tolerance,
+        precision=precision,
+    )
+    count = options.set_threads()
     on_phase = _phase_listener(on_event)
     on_phase("load")
-    hardware = tvm_compat.hardware_for(mcpu)
+    hardware = options.hardware()
     needed, present = (
         cpu.required_flags(tvm_compat.target_features(name)) for name in (hardware.mcpu, tvm_compat.host_mcpu())
     )
@@ -299,7 +310,7 @@ def tune(
             f"mcpu={mcpu!r}: this machine lacks {', '.join(missing)}, so nothing can be measured here; use compile"
         )
     with _store(database) as store, closing(LocalRunner(hardware, count)) as runner:
-        prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase, tolerance, precision)
+        prepared = _prepare(model, options, on_phase)
         runner.cache_state = prepared.cache_state
         contest = Contest(prepared)
         with prepared.phase("prior"):
@@ -337,9 +348,12 @@ def tune(
         result = session.run()
     configs = {task.workload: task.config for task in result.tasks}
     latencies_s = {task.workload: task.latency_s for task in result.tasks if task.latency_s is not None}
-    executable, lowered = _build(
-        prepared, configs, latencies_s, destination, contest.winner if result.contest is not None else None
-    )
+    if result.contest is not None and contest.winner is not None:
+        lowered = replace(contest.winner.lowered, metadata=prepared.metadata(configs, latencies_s))
+        compiled = replace(contest.winner, lowered=lowered)
+    else:
+        compiled = compile_model(prepared, configs, latencies_s)
+    _saved(prepared, compiled, destination)
     phases = dict(prepared.phases_s)
     for name, seconds in result.phases_s.items():
         phases[f"tune.{name}"] = seconds
@@ -347,8 +361,8 @@ def tune(
         path=destination,
         phases_s=phases,
         import_s=prepared.import_s,
-        executable=executable,
-        lowered=lowered,
+        executable=compiled.executable,
+        lowered=compiled.lowered,
         session=result.session,
         tasks=result.tasks,
         contest=result.contest,
@@ -375,7 +389,10 @@ def tasks(
     Raises:
         InputError: the model or a setting cannot be used; says what to do.
     """
-    prepared = _prepare(model, example_inputs, shapes, threads, mcpu, precision=precision)
+    prepared = _prepare(
+        model,
+        CompileOptions(example_inputs=example_inputs, shapes=shapes, threads=threads, mcpu=mcpu, precision=precision),
+    )
     return TaskListing(
         _rows(prepared),
         prepared.graph.layout_transforms,
@@ -547,31 +564,11 @@ def learn(
     )
 
 
-def _prepare(
-    model: Any,
-    example_inputs: Sequence[Any] | None,
-    shapes: Shapes | None,
-    threads: int | None,
-    mcpu: str | None,
-    on_phase: Callable[[str], None] = lambda name: None,
-    tolerance: float | None = None,
-    precision: str = PRECISIONS[0],
-) -> TunableModel:
-    if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise InputError(f"tolerance={tolerance!r}: give a relative error of 0 or more, or none at all for no limit")
-    count = tvm_compat.set_threads(threads)
-    from calumma.tuner.model import prepare
+def _prepare(model: Any, options: CompileOptions, on_phase: Callable[[str], None] = lambda name: None) -> PreparedModel:
+    options.set_threads()  # before TVM is imported
+    from calumma.pipeline.preparation import prepare
 
-    return prepare(
-        model,
-        example_inputs=example_inputs,
-        shapes=shapes,
-        threads=count,
-        mcpu=mcpu,
-        tolerance=tolerance,
-        precision=precision,
-        on_phase=on_phase,
-    )
+    return prepare(model, options, on_phase=on_phase)
 
 
 def _phase_listener(on_event: Listener | None) -> Callable[[str], None]:
@@ -581,28 +578,15 @@ def _phase_listener(on_event: Listener | None) -> Callable[[str], None]:
     return lambda name: None if on_event is None else on_event(PhaseStarted(name))
 
 
-def _build(
-    prepared: TunableModel,
-    configs: Mapping[str, Mapping[str, KnobValue]],
-    latencies_s: Mapping[str, float],
-    destination: Path | None,
-    built: tuple[Executable, LoweredModel] | None = None,
-) -> tuple[Executable, LoweredModel]:
-    """Schedule, build and save; what was `built` from these schedules before is not built again."""
-    if built is not None:
-        executable, lowered = built[0], replace(built[1], metadata=prepared.metadata(configs, latencies_s))
-    else:
-        with prepared.phase("schedule"):
-            lowered = prepared.lowered(configs, latencies_s)
-        with prepared.phase("build"):
-            executable = build(lowered, prepared.hardware, prepared.threads)
+def _saved(prepared: PreparedModel, compiled: CompiledModel, destination: Path | None) -> CompiledModel:
+    """The model, saved where it is wanted as a file."""
     if destination is not None:
         with prepared.phase("save"):
-            save(executable, lowered.params, lowered.metadata, destination)
-    return executable, lowered
+            compiled.save(destination)
+    return compiled
 
 
-def _rows(prepared: TunableModel) -> tuple[TaskRow, ...]:
+def _rows(prepared: PreparedModel) -> tuple[TaskRow, ...]:
     rows = []
     for task in prepared.tasks:
         space = prepared.spaces[task.workload.hash]
@@ -625,7 +609,7 @@ def _rows(prepared: TunableModel) -> tuple[TaskRow, ...]:
     return tuple(rows)
 
 
-def _tuned_lost(prepared: TunableModel, store: Store) -> bool:
+def _tuned_lost(prepared: PreparedModel, store: Store) -> bool:
     """Whether the tuned model lost against the default one when it was last tuned in the same way on this CPU."""
     from calumma.tuner import ModelContest
 

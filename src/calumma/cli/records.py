@@ -127,12 +127,14 @@ def _exchange(
 ) -> None:
     """Export to, or import from, a MetaSchedule database what is known of a model's kernels."""
     from calumma import tvm_compat
+    from calumma.pipeline import CompileOptions
 
-    count = tvm_compat.set_threads(threads)
+    options = CompileOptions(shapes=shapes or None, threads=threads)
+    count = options.set_threads()
     from calumma.integrations import metaschedule
-    from calumma.tuner.model import prepare
+    from calumma.pipeline.preparation import prepare
 
-    prepared = prepare(model, shapes=shapes or None, threads=count)
+    prepared = prepare(model, options)
     functions, hardware = prepared.parts.functions, prepared.hardware
     if to is not None:
         found = store.records(

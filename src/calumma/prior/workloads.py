@@ -20,13 +20,10 @@ from tvm import tirx
 
 from calumma.core.errors import InputError, InternalError
 from calumma.core.values import Hardware, Task
-from calumma.frontend.importer import import_model
-from calumma.frontend.lowering import lower
-from calumma.frontend.simplify import simplify
+from calumma.pipeline.extraction import extract_tasks
 from calumma.prior.networks import Layer, Window
 from calumma.prior.sampling import SHARES, LayerSampler, in_turn
 from calumma.space import KnobSpace, design_space
-from calumma.tasks import extract
 
 _OPSET = 17
 _KEPT_SPACES = 64
@@ -92,14 +89,13 @@ def model_workloads(
     seen = set(exclude_hashes)
     queues: list[list[TrainingWorkload]] = []
     for model in models:
-        imported = import_model(model)
-        graph = lower(simplify(imported.graph), lanes)
-        parts = extract(graph.mod, len(graph.inputs))
+        extracted = extract_tasks(model, lanes)
+        parts = extracted.parts
         queue = []
         for task in sorted(parts.tasks, key=lambda task: task.weight * task.flops, reverse=True):
             if task.workload.hash not in seen:
                 seen.add(task.workload.hash)
-                queue.append(TrainingWorkload(task, parts.functions[task.workload.hash], imported.name, task.name))
+                queue.append(TrainingWorkload(task, parts.functions[task.workload.hash], extracted.name, task.name))
         queues.append(queue)
     longest = max(map(len, queues), default=0)
     return (queue[i] for i in range(longest) for queue in queues if i < len(queue))
@@ -113,8 +109,7 @@ def realise(layer: Layer, lanes: int) -> TrainingWorkload:
     """
     model = _Model()
     kernel = _WRITERS[layer.family](model, layer)
-    graph = lower(simplify(import_model(model.serialised()).graph), lanes)
-    parts = extract(graph.mod, len(graph.inputs))
+    parts = extract_tasks(model.serialised(), lanes).parts
     # The kernels around it are layout changes, and feeders: of several of one kind, the last one is the layer's.
     found = [task for task in parts.tasks if kernel in _words(task.name)]
     if not found:
