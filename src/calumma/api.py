@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from calumma import tvm_compat
 from calumma.artifact import InferenceSession, cpu, load
-from calumma.core import durations
+from calumma.core import archives, durations
 from calumma.core.errors import InputError
+from calumma.core.outputs import FileKind, check_output
 from calumma.core.rng import check_seed
 from calumma.core.values import COLLECTION, PRECISIONS, Budget, KnobValue
 from calumma.pipeline import CompiledModel, CompileOptions
 from calumma.pipeline.compiled import compile_model
+from calumma.pipeline.destination import check_destination
 
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
@@ -158,6 +160,7 @@ def compile(
     model: Any,
     *,
     output: str | PathLike[str] | None = None,
+    overwrite: bool = False,
     example_inputs: Sequence[Any] | None = None,
     shapes: Shapes | None = None,
     threads: int | None = None,
@@ -175,7 +178,8 @@ def compile(
 
     Args:
         model: path or bytes of an ONNX model, a `torch.nn.Module` (with `example_inputs`), or an ExportedProgram.
-        output: where to save the artifact; nowhere by default.
+        output: where to save the artifact; nowhere by default. An artifact that is there is replaced.
+        overwrite: replace another file too. A file of the model itself never is, nor anything but a regular file.
         example_inputs: the tensors a torch module is called with, in order; their shapes and types become the model's.
         shapes: input name -> every dimension, for inputs with open dimensions.
         threads: threads the model will run on; all physical cores by default.
@@ -194,7 +198,7 @@ def compile(
     Raises:
         InputError: the model, a setting, the database or the prior cannot be used; says what to do.
     """
-    destination = _destination(output)
+    destination = check_destination(output, model, overwrite)
     options = CompileOptions(
         example_inputs=example_inputs,
         shapes=shapes,
@@ -243,6 +247,7 @@ def tune(
     model: Any,
     *,
     output: str | PathLike[str] | None = None,
+    overwrite: bool = False,
     budget: Budget | float | str = DEFAULT_BUDGET,
     strategy: str = DEFAULT_STRATEGY,
     database: str | PathLike[str] | Store | None = None,
@@ -270,7 +275,7 @@ def tune(
             measured, guide the search; "auto" for the newest that fits this machine, "none" for none.
         on_event: called with every progress event (`calumma.events`), in this thread and on the budget's time. What it
             raises ends the session and is raised again; what was measured is in the database.
-        model, output, example_inputs, shapes, threads, mcpu, tolerance, precision: as for `compile`.
+        model, output, overwrite, example_inputs, shapes, threads, mcpu, tolerance, precision: as for `compile`.
 
     Returns:
         The tuned model, with what was decided per task and what the time was spent on.
@@ -287,7 +292,7 @@ def tune(
     if strategy not in strategy_names():
         raise InputError(f"strategy={strategy!r}: there is no such strategy; one of {', '.join(strategy_names())}")
     check_seed(seed)
-    destination = _destination(output)
+    destination = check_destination(output, model, overwrite)
     budget = _budget(budget)
     options = CompileOptions(
         example_inputs=example_inputs,
@@ -531,6 +536,10 @@ def learn(
     start = time.perf_counter()
     check_seed(seed)
     path = library.destination(name)
+    if path.parent.is_dir():
+        check_output(path, FileKind("a prior", weights.is_prior))
+    if save_data is not None:
+        check_output(Path(save_data), FileKind("a data set of calumma", archives.is_archive))
     hardware, toolchain = tvm_compat.hardware_for(), tvm_compat.toolchain()
     left_out = learning.excluded(Path(exclude)) if exclude is not None else frozenset()
     learnt = dataset.Dataset(hardware, toolchain, (), {})
@@ -624,17 +633,6 @@ def _tuned_lost(prepared: PreparedModel, store: Store) -> bool:
         if session.model_hash == prepared.model_hash and same and summary.get("contest") is not None:
             return not ModelContest(**summary["contest"]).tuned_wins
     return False
-
-
-def _destination(output: str | PathLike[str] | None) -> Path | None:
-    """The path to write, checked before any work is done."""
-    if output is None:
-        return None
-    path = Path(output)
-    if path.is_dir() or not path.parent.is_dir():
-        reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise InputError(f"the artifact cannot be written to {path}: {reason}; give the path of a file, like model.so")
-    return path
 
 
 def _budget(budget: Budget | float | str) -> Budget:
