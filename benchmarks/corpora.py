@@ -405,13 +405,9 @@ def part(name: str, hardware: Hardware, threads: int) -> tuple[Workload, SubSpac
 def _tasks(model: str, hardware: Hardware) -> dict[str, tuple[Workload, Any]]:
     """Workloads and functions of a model of the suite, by name of the fused function."""
     from benchmarks import suite
-    from calumma.frontend.importer import import_model
-    from calumma.frontend.lowering import lower
-    from calumma.frontend.simplify import simplify
-    from calumma.tasks import extract
+    from calumma.pipeline.extraction import extract_tasks
 
-    graph = lower(simplify(import_model(suite.path(model)).graph), hardware.lanes)
-    found = extract(graph.mod, len(graph.inputs))
+    found = extract_tasks(suite.path(model), hardware.lanes).parts
     return {task.name: (task.workload, found.functions[task.workload.hash]) for task in found.tasks}
 
 

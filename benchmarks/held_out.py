@@ -20,13 +20,9 @@ LANES = 16
 
 def workloads(name: str) -> list[str]:
     """Hashes of a suite model's workloads, in order."""
-    from calumma.frontend.importer import import_model
-    from calumma.frontend.lowering import lower
-    from calumma.frontend.simplify import simplify
-    from calumma.tasks import extract
+    from calumma.pipeline.extraction import extract_tasks
 
-    graph = lower(simplify(import_model(str(suite.path(name))).graph), LANES)
-    return sorted(task.workload.hash for task in extract(graph.mod, len(graph.inputs)).tasks)
+    return sorted(task.workload.hash for task in extract_tasks(suite.path(name), LANES).parts.tasks)
 
 
 def known() -> dict[str, list[str]]:

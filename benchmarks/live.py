@@ -113,15 +113,11 @@ def traced_space(func: Any, hardware: Hardware, threads: int) -> TracedSpace:
 
 def tasks(hardware: Hardware, threads: int) -> list[Task]:
     """The tasks of the comparison, by the rule above, one of every model before the second of any."""
-    from calumma.frontend.importer import import_model
-    from calumma.frontend.lowering import lower
-    from calumma.frontend.simplify import simplify
-    from calumma.tasks import extract
+    from calumma.pipeline.extraction import extract_tasks
 
     by_model = []
     for model in MODELS:
-        graph = lower(simplify(import_model(suite.path(model)).graph), hardware.lanes)
-        found = extract(graph.mod, len(graph.inputs))
+        found = extract_tasks(suite.path(model), hardware.lanes).parts
         spaces = {
             task.workload.hash: design_space(found.functions[task.workload.hash], hardware, threads)
             for task in found.tasks

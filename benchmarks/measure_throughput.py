@@ -51,15 +51,10 @@ class Batch:
 
 def batches(hardware: Hardware, threads: int, n: int, seed: int) -> list[Batch]:
     """Draw batches from `n` of ResNet-50's convolutions, those with the most work first."""
-    from calumma.frontend.importer import import_model
-    from calumma.frontend.lowering import lower
-    from calumma.frontend.simplify import simplify
     from calumma.operators import design_space
-    from calumma.tasks import extract
+    from calumma.pipeline.extraction import extract_tasks
 
-    model = import_model(suite.path("resnet50"))
-    graph = lower(simplify(model.graph), hardware.lanes)
-    found = extract(graph.mod, len(graph.inputs))
+    found = extract_tasks(suite.path("resnet50"), hardware.lanes).parts
     convolutions = [task for task in found.tasks if task.anchor.startswith("conv2d")]
     convolutions.sort(key=lambda task: task.weight * task.flops, reverse=True)
     drawn = []

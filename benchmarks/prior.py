@@ -287,11 +287,12 @@ def _autotvm(model: Path, prior: Path, options: argparse.Namespace) -> Document:
     from calumma import tvm_compat
     from calumma.core.values import Candidate
     from calumma.measure import LocalRunner
-    from calumma.tuner import zero_shot
-    from calumma.tuner.model import prepare
+    from calumma.pipeline import CompileOptions
+    from calumma.pipeline.preparation import prepare
+    from calumma.prior import zero_shot
 
     threads = tvm_compat.set_threads(options.threads)
-    prepared = prepare(str(model), threads=threads)
+    prepared = prepare(str(model), CompileOptions(threads=threads))
     predictor, _ = zero_shot.predictor_for(prepared, str(prior))
     chosen = {} if predictor is None else zero_shot.choices(prepared, predictor)
     tasks = [task for task in prepared.tasks if prepared.spaces[task.workload.hash].template in _TEMPLATES]

@@ -31,12 +31,13 @@ from calumma.core.protocols import Indices
 from calumma.core.values import Candidate, MeasureRecord, Status, Task
 from calumma.database import SqlStore
 from calumma.measure import LocalRunner
+from calumma.pipeline import CompileOptions
+from calumma.pipeline.preparation import PreparedModel, prepare
 from calumma.prior import dataset
 from calumma.prior.dataset import Dataset, Group
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.weights import Prior
 from calumma.space import KnobSpace
-from calumma.tuner.model import TunableModel, prepare
 
 NETWORKS = ("resnet50", "bert", "mobilenet_v2", "resnet18", "squeezenet")
 LEAST = 500
@@ -143,7 +144,7 @@ def live(
     found: dict[tuple[str, int, str], tuple[NetworkTask, Shares]] = {}
     for network in networks:
         say(f"{network}: importing")
-        model = prepare(str(suite.path(network)), threads=threads)
+        model = prepare(str(suite.path(network)), CompileOptions(threads=threads))
         predictor = Predictor(prior, model.hardware, threads, model.cache_state)
         records = _records(databases, model)
         with LocalRunner(model.hardware, threads, cache_state=model.cache_state) as runner:
@@ -158,7 +159,7 @@ def live(
     return found
 
 
-def _records(databases: Sequence[Path], model: TunableModel) -> dict[str, list[MeasureRecord]]:
+def _records(databases: Sequence[Path], model: PreparedModel) -> dict[str, list[MeasureRecord]]:
     """What databases know of a model's workloads, measured as they would be now; by workload."""
     found: dict[str, list[MeasureRecord]] = {}
     for path in _files(databases):
@@ -188,7 +189,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
         yield from files
 
 
-def _weighty(model: TunableModel, runner: LocalRunner) -> list[Task]:
+def _weighty(model: PreparedModel, runner: LocalRunner) -> list[Task]:
     """The tasks that take more than `_WEIGHTY` of the model's time with the default schedules."""
     candidates = []
     for task in model.tasks:
@@ -204,7 +205,7 @@ def _weighty(model: TunableModel, runner: LocalRunner) -> list[Task]:
 
 
 def _network_task(
-    network: str, model: TunableModel, task: Task, predictor: Predictor, records: Sequence[MeasureRecord]
+    network: str, model: PreparedModel, task: Task, predictor: Predictor, records: Sequence[MeasureRecord]
 ) -> NetworkTask:
     space = model.spaces[task.workload.hash]
     latencies: dict[Key, list[float]] = {}

@@ -15,12 +15,11 @@ def compiled(imported: ImportedModel, mcpu: str | None = None) -> Artifact:
     tvm_compat.set_threads(THREADS)
     tvm = tvm_compat.load()
     from calumma.artifact.repacking import repack
-    from calumma.frontend.lowering import lower
-    from calumma.frontend.simplify import simplify
     from calumma.operators import design_space
+    from calumma.pipeline.extraction import extract_tasks
 
-    hardware = tvm_compat.hardware_for(mcpu)
-    lowered = lower(simplify(imported.graph), lanes=hardware.vector_bits // 32)
+    hardware = tvm_compat.hardware_for()
+    lowered = extract_tasks(imported, hardware.lanes).graph
     mod = lowered.mod
     repacking = {}
     for variable, function in list(mod.functions_items()):

@@ -6,7 +6,6 @@ Latencies and durations are in seconds wherever a name ends in `_s`. Everything 
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calumma import tvm_compat
-from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, cpu, load, save
-from calumma.core import durations
+from calumma.artifact import InferenceSession, cpu, load
+from calumma.core import archives, durations
 from calumma.core.errors import InputError
+from calumma.core.outputs import FileKind, check_output
 from calumma.core.rng import check_seed
 from calumma.core.values import COLLECTION, PRECISIONS, Budget, KnobValue
+from calumma.pipeline import CompiledModel, CompileOptions
+from calumma.pipeline.compiled import compile_model
+from calumma.pipeline.destination import check_destination
 
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
+    from calumma.pipeline.preparation import PreparedModel
     from calumma.prior.collect import CollectProgress, CollectResult
     from calumma.prior.weights import Prior
     from calumma.tuner import ModelContest, TaskResult
     from calumma.tuner.events import Listener
-    from calumma.tuner.model import TunableModel
 
 __all__ = [
     "CompileResult",
@@ -95,7 +98,7 @@ class TaskListing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Built:
+class _Built(CompiledModel):
     """A model that has become an artifact."""
 
     path: Path | None
@@ -104,13 +107,6 @@ class _Built:
     """Seconds by what they were spent on, tuning included."""
     import_s: float
     """Seconds from the model file to fused tasks, without imports."""
-    executable: Executable = field(repr=False)
-    lowered: LoweredModel = field(repr=False)
-
-    @functools.cached_property
-    def artifact(self) -> Artifact:
-        """The model ready to run in this process; needs no C compiler."""
-        return Artifact.from_executable(self.executable, self.lowered.params, self.lowered.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +160,7 @@ def compile(
     model: Any,
     *,
     output: str | PathLike[str] | None = None,
+    overwrite: bool = False,
     example_inputs: Sequence[Any] | None = None,
     shapes: Shapes | None = None,
     threads: int | None = None,
@@ -181,7 +178,8 @@ def compile(
 
     Args:
         model: path or bytes of an ONNX model, a `torch.nn.Module` (with `example_inputs`), or an ExportedProgram.
-        output: where to save the artifact; nowhere by default.
+        output: where to save the artifact; nowhere by default. An artifact that is there is replaced.
+        overwrite: replace another file too. A file of the model itself never is, nor anything but a regular file.
         example_inputs: the tensors a torch module is called with, in order; their shapes and types become the model's.
         shapes: input name -> every dimension, for inputs with open dimensions.
         threads: threads the model will run on; all physical cores by default.
@@ -200,14 +198,22 @@ def compile(
     Raises:
         InputError: the model, a setting, the database or the prior cannot be used; says what to do.
     """
-    destination = _destination(output)
+    destination = check_destination(output, model, overwrite)
+    options = CompileOptions(
+        example_inputs=example_inputs,
+        shapes=shapes,
+        threads=threads,
+        mcpu=mcpu,
+        tolerance=tolerance,
+        precision=precision,
+    )
     on_phase = _phase_listener(on_event)
     on_phase("load")
-    from calumma.tuner import zero_shot
-    from calumma.tuner.model import recorded_configs
-
     with _store(database) as store:
-        prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase, tolerance, precision)
+        prepared = _prepare(model, options, on_phase)
+        from calumma.pipeline.recorded import recorded_configs
+        from calumma.prior import zero_shot
+
         with prepared.phase("records"):
             records = store.records(
                 workloads=[task.workload.hash for task in prepared.tasks],
@@ -222,13 +228,13 @@ def compile(
         predictor, note = zero_shot.predictor_for(prepared, prior)
         measured = {record.candidate.workload.hash for record in records}
         predicted = {} if predictor is None or defaults_won else zero_shot.choices(prepared, predictor, measured)
-    executable, lowered = _build(prepared, {**predicted, **recorded}, {}, destination)
+    compiled = _saved(prepared, compile_model(prepared, {**predicted, **recorded}), destination)
     return CompileResult(
         path=destination,
         phases_s=dict(prepared.phases_s),
         import_s=prepared.import_s,
-        executable=executable,
-        lowered=lowered,
+        executable=compiled.executable,
+        lowered=compiled.lowered,
         tasks=_rows(prepared),
         recorded=len(recorded),
         prior=None if predictor is None else predictor.prior.name,
@@ -241,6 +247,7 @@ def tune(
     model: Any,
     *,
     output: str | PathLike[str] | None = None,
+    overwrite: bool = False,
     budget: Budget | float | str = DEFAULT_BUDGET,
     strategy: str = DEFAULT_STRATEGY,
     database: str | PathLike[str] | Store | None = None,
@@ -268,7 +275,7 @@ def tune(
             measured, guide the search; "auto" for the newest that fits this machine, "none" for none.
         on_event: called with every progress event (`calumma.events`), in this thread and on the budget's time. What it
             raises ends the session and is raised again; what was measured is in the database.
-        model, output, example_inputs, shapes, threads, mcpu, tolerance, precision: as for `compile`.
+        model, output, overwrite, example_inputs, shapes, threads, mcpu, tolerance, precision: as for `compile`.
 
     Returns:
         The tuned model, with what was decided per task and what the time was spent on.
@@ -277,19 +284,28 @@ def tune(
         InputError: the model, a setting, the database or the prior cannot be used; says what to do.
     """
     from calumma.measure import LocalRunner
+    from calumma.prior import zero_shot
     from calumma.search import strategy_names
-    from calumma.tuner import TuningSession, zero_shot
+    from calumma.tuner import TuningSession
     from calumma.tuner.contest import Contest
 
     if strategy not in strategy_names():
         raise InputError(f"strategy={strategy!r}: there is no such strategy; one of {', '.join(strategy_names())}")
     check_seed(seed)
-    destination = _destination(output)
+    destination = check_destination(output, model, overwrite)
     budget = _budget(budget)
-    count = tvm_compat.set_threads(threads)
+    options = CompileOptions(
+        example_inputs=example_inputs,
+        shapes=shapes,
+        threads=threads,
+        mcpu=mcpu,
+        tolerance=tolerance,
+        precision=precision,
+    )
+    count = options.set_threads()
     on_phase = _phase_listener(on_event)
     on_phase("load")
-    hardware = tvm_compat.hardware_for(mcpu)
+    hardware = options.hardware()
     needed, present = (
         cpu.required_flags(tvm_compat.target_features(name)) for name in (hardware.mcpu, tvm_compat.host_mcpu())
     )
@@ -299,7 +315,7 @@ def tune(
             f"mcpu={mcpu!r}: this machine lacks {', '.join(missing)}, so nothing can be measured here; use compile"
         )
     with _store(database) as store, closing(LocalRunner(hardware, count)) as runner:
-        prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase, tolerance, precision)
+        prepared = _prepare(model, options, on_phase)
         runner.cache_state = prepared.cache_state
         contest = Contest(prepared)
         with prepared.phase("prior"):
@@ -337,9 +353,12 @@ def tune(
         result = session.run()
     configs = {task.workload: task.config for task in result.tasks}
     latencies_s = {task.workload: task.latency_s for task in result.tasks if task.latency_s is not None}
-    executable, lowered = _build(
-        prepared, configs, latencies_s, destination, contest.winner if result.contest is not None else None
-    )
+    if result.contest is not None and contest.winner is not None:
+        lowered = replace(contest.winner.lowered, metadata=prepared.metadata(configs, latencies_s))
+        compiled = replace(contest.winner, lowered=lowered)
+    else:
+        compiled = compile_model(prepared, configs, latencies_s)
+    _saved(prepared, compiled, destination)
     phases = dict(prepared.phases_s)
     for name, seconds in result.phases_s.items():
         phases[f"tune.{name}"] = seconds
@@ -347,8 +366,8 @@ def tune(
         path=destination,
         phases_s=phases,
         import_s=prepared.import_s,
-        executable=executable,
-        lowered=lowered,
+        executable=compiled.executable,
+        lowered=compiled.lowered,
         session=result.session,
         tasks=result.tasks,
         contest=result.contest,
@@ -375,7 +394,10 @@ def tasks(
     Raises:
         InputError: the model or a setting cannot be used; says what to do.
     """
-    prepared = _prepare(model, example_inputs, shapes, threads, mcpu, precision=precision)
+    prepared = _prepare(
+        model,
+        CompileOptions(example_inputs=example_inputs, shapes=shapes, threads=threads, mcpu=mcpu, precision=precision),
+    )
     return TaskListing(
         _rows(prepared),
         prepared.graph.layout_transforms,
@@ -514,6 +536,10 @@ def learn(
     start = time.perf_counter()
     check_seed(seed)
     path = library.destination(name)
+    if path.parent.is_dir():
+        check_output(path, FileKind("a prior", weights.is_prior))
+    if save_data is not None:
+        check_output(Path(save_data), FileKind("a data set of calumma", archives.is_archive))
     hardware, toolchain = tvm_compat.hardware_for(), tvm_compat.toolchain()
     left_out = learning.excluded(Path(exclude)) if exclude is not None else frozenset()
     learnt = dataset.Dataset(hardware, toolchain, (), {})
@@ -547,31 +573,11 @@ def learn(
     )
 
 
-def _prepare(
-    model: Any,
-    example_inputs: Sequence[Any] | None,
-    shapes: Shapes | None,
-    threads: int | None,
-    mcpu: str | None,
-    on_phase: Callable[[str], None] = lambda name: None,
-    tolerance: float | None = None,
-    precision: str = PRECISIONS[0],
-) -> TunableModel:
-    if tolerance is not None and not 0 <= tolerance < math.inf:
-        raise InputError(f"tolerance={tolerance!r}: give a relative error of 0 or more, or none at all for no limit")
-    count = tvm_compat.set_threads(threads)
-    from calumma.tuner.model import prepare
+def _prepare(model: Any, options: CompileOptions, on_phase: Callable[[str], None] = lambda name: None) -> PreparedModel:
+    options.set_threads()  # before TVM is imported
+    from calumma.pipeline.preparation import prepare
 
-    return prepare(
-        model,
-        example_inputs=example_inputs,
-        shapes=shapes,
-        threads=count,
-        mcpu=mcpu,
-        tolerance=tolerance,
-        precision=precision,
-        on_phase=on_phase,
-    )
+    return prepare(model, options, on_phase=on_phase)
 
 
 def _phase_listener(on_event: Listener | None) -> Callable[[str], None]:
@@ -581,28 +587,15 @@ def _phase_listener(on_event: Listener | None) -> Callable[[str], None]:
     return lambda name: None if on_event is None else on_event(PhaseStarted(name))
 
 
-def _build(
-    prepared: TunableModel,
-    configs: Mapping[str, Mapping[str, KnobValue]],
-    latencies_s: Mapping[str, float],
-    destination: Path | None,
-    built: tuple[Executable, LoweredModel] | None = None,
-) -> tuple[Executable, LoweredModel]:
-    """Schedule, build and save; what was `built` from these schedules before is not built again."""
-    if built is not None:
-        executable, lowered = built[0], replace(built[1], metadata=prepared.metadata(configs, latencies_s))
-    else:
-        with prepared.phase("schedule"):
-            lowered = prepared.lowered(configs, latencies_s)
-        with prepared.phase("build"):
-            executable = build(lowered, prepared.hardware, prepared.threads)
+def _saved(prepared: PreparedModel, compiled: CompiledModel, destination: Path | None) -> CompiledModel:
+    """The model, saved where it is wanted as a file."""
     if destination is not None:
         with prepared.phase("save"):
-            save(executable, lowered.params, lowered.metadata, destination)
-    return executable, lowered
+            compiled.save(destination)
+    return compiled
 
 
-def _rows(prepared: TunableModel) -> tuple[TaskRow, ...]:
+def _rows(prepared: PreparedModel) -> tuple[TaskRow, ...]:
     rows = []
     for task in prepared.tasks:
         space = prepared.spaces[task.workload.hash]
@@ -625,7 +618,7 @@ def _rows(prepared: TunableModel) -> tuple[TaskRow, ...]:
     return tuple(rows)
 
 
-def _tuned_lost(prepared: TunableModel, store: Store) -> bool:
+def _tuned_lost(prepared: PreparedModel, store: Store) -> bool:
     """Whether the tuned model lost against the default one when it was last tuned in the same way on this CPU."""
     from calumma.tuner import ModelContest
 
@@ -640,17 +633,6 @@ def _tuned_lost(prepared: TunableModel, store: Store) -> bool:
         if session.model_hash == prepared.model_hash and same and summary.get("contest") is not None:
             return not ModelContest(**summary["contest"]).tuned_wins
     return False
-
-
-def _destination(output: str | PathLike[str] | None) -> Path | None:
-    """The path to write, checked before any work is done."""
-    if output is None:
-        return None
-    path = Path(output)
-    if path.is_dir() or not path.parent.is_dir():
-        reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise InputError(f"the artifact cannot be written to {path}: {reason}; give the path of a file, like model.so")
-    return path
 
 
 def _budget(budget: Budget | float | str) -> Budget:

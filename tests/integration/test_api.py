@@ -25,7 +25,7 @@ from calumma.core.values import Budget, Status
 from calumma.database import MemoryStore, SqlStore
 from calumma.tuner import ModelContest
 from calumma.tuner.events import PhaseStarted, SessionFinished, SessionStarted, TrialsDone
-from calumma.tuner.session import REMEASURED
+from calumma.tuner.trial_runner import REMEASURED
 from tests.onnx_models import Model, assert_close, reference
 
 Build = Callable[[Model], "str | tuple[str, ...]"]

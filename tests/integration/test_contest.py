@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from calumma.artifact import Artifact, build
+from calumma.pipeline import CompileOptions
+from calumma.pipeline.preparation import prepare
 from calumma.tuner.contest import LEAST_ROUNDS, Contest
-from calumma.tuner.model import prepare
 from tests import onnx_models
 from tests.onnx_models import Model
 
@@ -21,19 +22,17 @@ def network() -> Model:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_winner_is_built_and_computes_what_the_model_says(network: Model, seed: int) -> None:
     source = network.bytes(network.output)
-    model = prepare(source, threads=2)
+    model = prepare(source, CompileOptions(threads=2))
     rng = np.random.default_rng(seed)
     tuned = {key: space.decode(space.sample(rng, 1)[0]) for key, space in model.spaces.items()}
     contest = Contest(model)
     outcome = contest(tuned, seconds=0.1)
     assert outcome.rounds >= LEAST_ROUNDS
     assert min(outcome.tuned_s, outcome.default_s) > 0
-    executable, lowered = contest.winner
-    kept = {row["workload"]: row["config"] for row in lowered.metadata["tasks"]}
+    kept = {row["workload"]: row["config"] for row in contest.winner.lowered.metadata["tasks"]}
     assert kept == (tuned if outcome.tuned_wins else dict(model.defaults_in_model))
-    artifact = Artifact.from_executable(executable, lowered.params, lowered.metadata)
     feeds = network.feeds()
-    onnx_models.assert_close(artifact.run(feeds), onnx_models.reference(source, feeds))
+    onnx_models.assert_close(contest.winner.artifact.run(feeds), onnx_models.reference(source, feeds))
 
 
 def test_a_weight_that_only_a_reshape_reads_survives_repacked_convolutions() -> None:
@@ -43,7 +42,7 @@ def test_a_weight_that_only_a_reshape_reads_survives_repacked_convolutions() -> 
     batched = model.op("Reshape", x, np.array([4, 56, 28], np.int64))
     product = model.op("MatMul", model.random(24, 56, scale=0.1), batched)
     source = model.bytes(product)
-    prepared = prepare(source, threads=2)
+    prepared = prepare(source, CompileOptions(threads=2))
     spaces = {key: space for key, space in prepared.spaces.items() if "algorithm" in {k.name for k in space.knobs}}
     winograd = {}
     for key, space in spaces.items():

@@ -23,8 +23,9 @@ from calumma.database import MemoryStore, SqlStore
 from calumma.integrations import metaschedule
 from calumma.integrations.metaschedule import RECORD_FILE, WORKLOAD_FILE, add_new, export_database, import_database
 from calumma.operators import design_space
+from calumma.pipeline import CompileOptions
+from calumma.pipeline.preparation import PreparedModel, prepare
 from calumma.space.generated import GeneratedSpace
-from calumma.tuner.model import TunableModel, prepare
 from tests.metaschedule_tuning import THREADS, tune
 from tests.prim_funcs import prim_func, tvm
 
@@ -63,8 +64,8 @@ def model_path(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(model_path) -> TunableModel:
-    return prepare(model_path, threads=THREADS)
+def model(model_path) -> PreparedModel:
+    return prepare(model_path, CompileOptions(threads=THREADS))
 
 
 def _record(workload: Workload, space, config, latency_s: float | None) -> MeasureRecord:
@@ -77,7 +78,7 @@ def _record(workload: Workload, space, config, latency_s: float | None) -> Measu
     return MeasureRecord(candidate, result, HARDWARE, THREADS, "cold", tvm_compat.toolchain())
 
 
-def _measured(model: TunableModel) -> list[MeasureRecord]:
+def _measured(model: PreparedModel) -> list[MeasureRecord]:
     """Three configurations per task, the last of them the fastest."""
     rng = np.random.default_rng(0)
     records = []

@@ -16,7 +16,8 @@ from calumma.core.errors import InputError
 from calumma.core.values import Budget, Status
 from calumma.database import MemoryStore
 from calumma.peers import peers, race
-from calumma.tuner.model import prepare
+from calumma.pipeline import CompileOptions
+from calumma.pipeline.preparation import prepare
 from tests.onnx_models import Model, assert_close, reference
 
 pytestmark = pytest.mark.skipif(
@@ -79,7 +80,7 @@ def test_outputs_are_near_float32s(name):
 def test_only_what_contractions_read_is_narrow():
     """The first layer's image and the outputs are float32; between layers there are no kernels that only convert."""
     _, data = build("residual")
-    prepared = prepare(data, threads=2, precision="bf16")
+    prepared = prepare(data, CompileOptions(threads=2, precision="bf16"))
     names = [task.name for task in prepared.tasks]
     assert not any(name.startswith(("narrow", "widen")) for name in names)
     (first,) = (task for task in prepared.tasks if task.arguments[0][0] == (1, 3, 18, 18))
@@ -93,7 +94,8 @@ def test_of_two_joined_convolutions_one_is_stored():
     m = Model()
     x = m.op("Relu", m.conv(m.input(1, 32, 8, 8), (32, 32)))
     prepared = prepare(
-        m.bytes(m.op("Relu", m.op("Add", m.conv(x, (32, 64), 1), m.conv(x, (32, 64), 1)))), threads=2, precision="bf16"
+        m.bytes(m.op("Relu", m.op("Add", m.conv(x, (32, 64), 1), m.conv(x, (32, 64), 1)))),
+        CompileOptions(threads=2, precision="bf16"),
     )
     joins = [task for task in prepared.tasks if "widen" in task.name]
     assert [[dtype for _, dtype in task.arguments] for task in joins] == [
@@ -104,13 +106,13 @@ def test_of_two_joined_convolutions_one_is_stored():
 def test_what_one_contraction_is_joined_with_itself_stays_in_its_kernel():
     m = Model()
     x = m.linear(m.input(4, 32), (32, 32))
-    prepared = prepare(m.bytes(m.op("Mul", x, m.op("Sigmoid", x))), threads=2, precision="bf16")
+    prepared = prepare(m.bytes(m.op("Mul", x, m.op("Sigmoid", x))), CompileOptions(threads=2, precision="bf16"))
     assert [task.anchor for task in prepared.tasks] == ["injective", "matmul"]
 
 
 def test_it_is_another_workload_and_another_tuned_model():
     _, data = build("residual")
-    full, narrow = (prepare(data, threads=2, precision=precision) for precision in ("fp32", "bf16"))
+    full, narrow = (prepare(data, CompileOptions(threads=2, precision=precision)) for precision in ("fp32", "bf16"))
     contractions = {task.workload.hash for task in narrow.tasks if task.anchor in ("conv2d", "matmul")}
     assert not contractions & {task.workload.hash for task in full.tasks if task.arguments[0][0] != (1, 3, 18, 18)}
     assert (full.metadata({}, {})["precision"], narrow.metadata({}, {})["precision"]) == ("fp32", "bf16")
@@ -120,7 +122,10 @@ def test_a_dot_product_costs_half():
     """Bounds count a pair of products as one: the instruction does both."""
     m = Model()
     data = m.bytes(m.op("MatMul", m.input(256, 1024), m.random(1024, 1024)))
-    bounds = [max(prepare(data, threads=2, precision=precision).bounds.values()) for precision in ("fp32", "bf16")]
+    bounds = [
+        max(prepare(data, CompileOptions(threads=2, precision=precision)).bounds.values())
+        for precision in ("fp32", "bf16")
+    ]
     assert bounds[1] == pytest.approx(bounds[0] / 2, rel=0.01)
 
 
@@ -174,7 +179,7 @@ def test_a_cpu_without_it_is_refused(tmp_path, capsys):
     assert main(["compile", str(path), "-o", str(tmp_path / "model.so"), *options]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].endswith("precision='bf16': skylake-avx512 has no AVX512_BF16, which it needs; use fp32")
-    with pytest.raises(InputError, match="precision='int8': there is no such precision; one of fp32, bf16"):
+    with pytest.raises(InputError, match="precision='int8': give one of fp32, bf16"):
         api.tasks(path, precision="int8")
 
 

@@ -98,7 +98,7 @@ def test_tune_passes_every_option(
     out = tmp_path / "out.so"
     api.answers["tune"] = tuned(out, task())
     arguments = "--budget 2m --trials 9 --strategy random --seed 3 --threads 1 --mcpu x86-64-v3 --shape in=1,3,8,8"
-    more = ["--db", "r.sqlite", "--tolerance", "1e-6", "--precision", "bf16"]
+    more = ["--db", "r.sqlite", "--tolerance", "1e-6", "--precision", "bf16", "--force"]
     status = main(["tune", str(model), "-o", str(out), *more, *arguments.split()])
     assert status == 0
     [(name, args, kwargs)] = api.calls
@@ -106,6 +106,7 @@ def test_tune_passes_every_option(
     assert callable(kwargs.pop("on_event"))
     assert kwargs == {
         "output": out,
+        "overwrite": True,
         "budget": Budget(seconds=120.0, trials=9),
         "strategy": "random",
         "database": "r.sqlite",
@@ -415,3 +416,24 @@ def test_bench_compiles_when_no_artifact_is_given(
     assert seen["rounds"] == 3
     assert not compiled.parent.exists()
     assert "the table" in capsys.readouterr().out
+
+
+def test_run_does_not_save_over_what_it_reads(
+    artifact: Path, arrays: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = arrays
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    command = ["run", str(artifact), "--input", str(a), "--input", f"b={b}", "-o", str(folder), "--repeat", "1"]
+    saved = folder / "head_y_0.npy"
+    saved.hardlink_to(a)
+    content = a.read_bytes()
+    assert main(command) == 2
+    assert f"it is the input {a}" in capsys.readouterr().err
+    assert a.read_bytes() == content
+    saved.unlink()
+    saved.write_text("mine")
+    assert main(command) == 2
+    assert "is not an array that NumPy saved" in capsys.readouterr().err
+    saved.unlink()
+    assert main(command) == main(command) == 0

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import tvm
 
-from calumma.frontend.importer import import_model
-from calumma.frontend.lowering import LoweredGraph, lower
-from calumma.frontend.simplify import simplify
+from calumma.frontend.lowering import LoweredGraph
+from calumma.pipeline.extraction import extract_tasks
 from calumma.tasks import extract
 from tests.onnx_models import Model
 
 
 def _lowered(model: Model, *outputs: str) -> LoweredGraph:
-    return lower(simplify(import_model(model.bytes(*outputs)).graph), 16)
+    return extract_tasks(model.bytes(*outputs), 16).graph
 
 
 def _stack(layers: int, seed: int = 0) -> LoweredGraph:

@@ -8,10 +8,9 @@ import tvm_ffi
 from tvm import ir, tirx
 
 from calumma.core.errors import ModelError
-from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import LoweredGraph, lower
-from calumma.frontend.simplify import simplify
 from calumma.graph.nodes import INPUT, Graph, Node
+from calumma.pipeline.extraction import extract_tasks
 from calumma.space.loops import walk
 from tests.onnx_models import Model
 
@@ -19,7 +18,7 @@ LANES = 16
 
 
 def lowered(model: Model, *outputs: str, lanes: int = LANES, precision: str = "fp32") -> LoweredGraph:
-    return lower(simplify(import_model(model.bytes(*outputs)).graph), lanes, precision)
+    return extract_tasks(model.bytes(*outputs), lanes, precision).graph
 
 
 def kernels(graph: LoweredGraph) -> list[str]:

@@ -31,7 +31,7 @@ from calumma.tuner import (
 )
 from calumma.tuner.allocation import Allocator
 from calumma.tuner.phases import PhaseClock
-from calumma.tuner.session import DEFAULT, PRIOR
+from calumma.tuner.trial_runner import DEFAULT, PRIOR
 from tests.conformance.test_design_space_contract import ToySpace
 from tests.simulated_runner import SimulatedRunner
 

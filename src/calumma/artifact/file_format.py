@@ -39,6 +39,7 @@ from calumma.core.files import replacing
 
 FORMAT_VERSION = 1
 MAGIC = b"CALUMMA\n"
+_ELF = b"\x7fELF"
 
 # code size; offset and size of weights and of metadata; CRC-32 of code, weights, metadata
 _SECTIONS = struct.Struct("<QQQQQIII")
@@ -196,6 +197,19 @@ def _read(path: Path, file: BinaryIO) -> Contents:
     if zlib.crc32(text) != metadata_crc:
         raise _damaged(path, "checksum of the metadata does not match")
     return Contents(file, json.loads(text), code_bytes, code_crc, weights_offset, weights_bytes, weights_crc)
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a file bears the marks of an artifact of any version: a shared library that ends with our magic.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_ELF)) != _ELF or os.fstat(file.fileno()).st_size < FOOTER_BYTES:
+            return False
+        file.seek(-len(MAGIC), os.SEEK_END)
+        return file.read() == MAGIC
 
 
 def _damaged(path: Path | str, reason: str) -> ArtifactError:

@@ -11,6 +11,7 @@ from calumma.cli.options import (
     artifact_option,
     artifact_path,
     database_option,
+    force_option,
     model_options,
     output_options,
     prior_option,
@@ -23,6 +24,7 @@ from calumma.cli.progress import show_progress
 @click.command("compile", short_help="Build an artifact at once, without measuring anything.")
 @model_options
 @artifact_option
+@force_option
 @database_option
 @prior_option
 @tolerance_option
@@ -32,6 +34,7 @@ def compile_model(
     out: Output,
     model: Path,
     output: Path | None,
+    force: bool,
     shapes: Shapes | None,
     threads: int | None,
     mcpu: str | None,
@@ -51,6 +54,7 @@ def compile_model(
         result = api.compile(
             model,
             output=artifact_path(output, model),
+            overwrite=force,
             shapes=shapes,
             threads=threads,
             mcpu=mcpu,

@@ -13,6 +13,7 @@ import click
 from calumma.cli.output import STDOUT, Output
 from calumma.core.durations import seconds
 from calumma.core.errors import InputError
+from calumma.core.outputs import FileKind, begins_with, check_output, special_file
 from calumma.core.values import PRECISIONS
 
 Shapes = dict[str, tuple[int, ...]]
@@ -51,9 +52,20 @@ class Shape(click.ParamType):
 
 
 class OutputPath(click.ParamType):
-    """A file to be written, refused at once (not after a minute of work) when its folder cannot take it."""
+    """A file to be written, refused at once (not after a minute of work) when its folder cannot take it, or when
+    something else than a file of this kind would be lost."""
 
     name = "file"
+
+    def __init__(self, kind: FileKind | None = None, stream: bool = False) -> None:
+        """Describe the file.
+
+        Args:
+            kind: what is written; only such a file is replaced. Without it, what is replaced is checked elsewhere.
+            stream: whether it is written from its beginning to its end, so that a device or a pipe will do.
+        """
+        self._kind = kind
+        self._stream = stream
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
@@ -63,8 +75,14 @@ class OutputPath(click.ParamType):
             self.fail(f"the directory {path.parent} does not exist: create it first", param, ctx)
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             self.fail(f"{value} cannot be written: check its permissions", param, ctx)
+        if self._kind is not None and not (self._stream and special_file(path)):
+            check_output(path, self._kind)
         return path
 
+
+JSON_LINES = FileKind("the JSON of a command", begins_with(b'{"event":', b'{"time_s":'))
+EXPORTED_RECORDS = FileKind("an export of records", begins_with(b'{"calumma_records":'))
+HTML_PAGE = FileKind("an HTML page", begins_with(b"<!doctype html"))
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
@@ -75,7 +93,7 @@ def _shapes(ctx: click.Context, param: click.Parameter, pairs: Sequence[tuple[st
 
 def _json_target(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is not None and value != STDOUT:
-        value = str(OutputPath().convert(value, param, ctx))
+        value = str(OutputPath(JSON_LINES, stream=True).convert(value, param, ctx))
     ctx.ensure_object(Output).json = value
 
 
@@ -173,6 +191,11 @@ def artifact_option(command: Command) -> Command:
         metavar="OUT.so",
         help="The artifact to write. [MODEL's name with .so, here]",
     )(command)
+
+
+force_option = click.option(
+    "--force", is_flag=True, help="Replace OUT.so even if it is not an artifact of calumma; the model never is."
+)
 
 
 def artifact_path(output: Path | None, model: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from calumma.cli.options import EXISTING_FILE, OutputPath, Shape, database_option, output_options
+from calumma.cli.options import EXISTING_FILE, EXPORTED_RECORDS, OutputPath, Shape, database_option, output_options
 from calumma.cli.output import Output
 
 if TYPE_CHECKING:
@@ -32,7 +32,13 @@ _EXCLUSIVE = ("--export", "--import", "--export-metaschedule", "--import-metasch
 )
 @click.option("--all", "everything", is_flag=True, help="Every record, failures and their reasons included.")
 @click.option("--sessions", is_flag=True, help="The tuning sessions in place of the records.")
-@click.option("--export", "export_to", type=OutputPath(), metavar="FILE.jsonl", help="Write all records to a file.")
+@click.option(
+    "--export",
+    "export_to",
+    type=OutputPath(EXPORTED_RECORDS),
+    metavar="FILE.jsonl",
+    help="Write all records to a file.",
+)
 @click.option("--import", "import_from", type=EXISTING_FILE, metavar="FILE.jsonl", help="Add the records of a file.")
 @click.option(
     "--export-metaschedule", "metaschedule_to", type=_FOLDER, metavar="DIR", help="Write a MetaSchedule database."
@@ -127,12 +133,14 @@ def _exchange(
 ) -> None:
     """Export to, or import from, a MetaSchedule database what is known of a model's kernels."""
     from calumma import tvm_compat
+    from calumma.pipeline import CompileOptions
 
-    count = tvm_compat.set_threads(threads)
+    options = CompileOptions(shapes=shapes or None, threads=threads)
+    count = options.set_threads()
     from calumma.integrations import metaschedule
-    from calumma.tuner.model import prepare
+    from calumma.pipeline.preparation import prepare
 
-    prepared = prepare(model, shapes=shapes or None, threads=count)
+    prepared = prepare(model, options)
     functions, hardware = prepared.parts.functions, prepared.hardware
     if to is not None:
         found = store.records(

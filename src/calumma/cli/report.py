@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from calumma.cli.options import EXISTING_FILE, OutputPath, database_option, output_options
+from calumma.cli.options import EXISTING_FILE, HTML_PAGE, OutputPath, database_option, output_options
 from calumma.cli.output import Output
 
 
@@ -15,7 +15,7 @@ from calumma.cli.output import Output
 @click.option(
     "--output",
     "-o",
-    type=OutputPath(),
+    type=OutputPath(HTML_PAGE),
     default="report.html",
     show_default=True,
     metavar="FILE.html",

@@ -12,6 +12,7 @@ import click
 from calumma.cli.options import EXISTING_FILE, output_options, seed_option
 from calumma.cli.output import Output
 from calumma.core.errors import InputError
+from calumma.core.outputs import FileKind, begins_with, check_output
 from calumma.core.values import PRECISIONS
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray]
 
 _WARMUP = 3
+_ARRAY = FileKind("an array that NumPy saved", begins_with(b"\x93numpy"))
 
 
 @click.command(short_help="Run an artifact: latency, outputs, time per kernel.")
@@ -65,6 +67,7 @@ def run(
     from calumma import api
 
     loaded = api.load(artifact, threads=threads)
+    files = [] if directory is None else _output_files(directory, loaded, [artifact, *map(_path_of, inputs)])
     feeds = load_inputs(loaded.inputs, inputs, seed)
     for _ in range(_WARMUP):
         outputs = loaded.run(feeds)
@@ -90,7 +93,7 @@ def run(
     if profile:
         document |= _profile(out, loaded, feeds, repeat)
     if directory is not None:
-        _save(directory, [row["output"] for row in summary], outputs)
+        _save(directory, files, outputs)
         out.line(f"\noutputs saved in {directory}")
     out.document(document)
 
@@ -221,13 +224,32 @@ def _limit(flops: float | None, bound_s: float | None, peak_flops: float | None)
     return "compute" if (flops or 0.0) / peak_flops >= 0.999 * bound_s else "memory"
 
 
-def _save(directory: Path, names: Sequence[str], outputs: Sequence[np.ndarray]) -> None:
+def _output_files(directory: Path, artifact: Artifact, inputs: Sequence[Path]) -> list[Path]:
+    """The file of every output, in order; none of them may be one that is read, or anything but an array.
+
+    Raises:
+        InputError: something else would be lost.
+    """
+    # An ONNX name may hold anything, a file's name may not.
+    names = ["".join(c if c.isalnum() or c in "._-" else "_" for c in spec.name) for spec in artifact.outputs]
+    files = [directory / f"{name}.npy" for name in names]
+    if directory.is_dir():
+        for file in files:
+            check_output(file, _ARRAY, inputs=inputs)
+    return files
+
+
+def _path_of(argument: str) -> Path:
+    """The file in [NAME=]FILE."""
+    return Path(argument.rpartition("=")[2])
+
+
+def _save(directory: Path, files: Sequence[Path], outputs: Sequence[np.ndarray]) -> None:
     import numpy as np
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, array in zip(names, outputs, strict=True):
-            # An ONNX name may hold anything, a file's name may not.
-            np.save(directory / ("".join(c if c.isalnum() or c in "._-" else "_" for c in name) + ".npy"), array)
+        for file, array in zip(files, outputs, strict=True):
+            np.save(file, array)
     except OSError as error:
         raise InputError(f"--output {directory}: cannot be written ({error}): give another directory") from error

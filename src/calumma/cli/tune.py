@@ -13,6 +13,7 @@ from calumma.cli.options import (
     artifact_option,
     artifact_path,
     database_option,
+    force_option,
     model_options,
     output_options,
     prior_option,
@@ -31,6 +32,7 @@ _DEFAULT_BUDGET_S = 60.0
 @click.command(short_help="Measure within a budget and build an artifact of what wins.")
 @model_options
 @artifact_option
+@force_option
 @click.option(
     "--budget",
     type=Duration(),
@@ -49,6 +51,7 @@ def tune(
     out: Output,
     model: Path,
     output: Path | None,
+    force: bool,
     budget: float | None,
     trials: int | None,
     strategy: str,
@@ -82,6 +85,7 @@ def tune(
         result = api.tune(
             model,
             output=artifact_path(output, model),
+            overwrite=force,
             budget=Budget(seconds=budget, trials=trials),
             strategy=strategy,
             database=database,

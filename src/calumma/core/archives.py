@@ -19,6 +19,7 @@ from calumma.core.files import replacing
 Arrays = Mapping[str, NDArray[Any]]
 Contents = TypeVar("Contents")
 
+_HEADER = "header"
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
@@ -32,7 +33,16 @@ def save(path: Path, header: Mapping[str, Any], arrays: Arrays) -> None:
     """
     with replacing(path) as out:
         text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        np.savez_compressed(out, allow_pickle=False, header=text, **arrays)
+        np.savez_compressed(out, allow_pickle=False, **{_HEADER: text}, **arrays)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive with a header, of whatever contents. Raises OSError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f"{_HEADER}.npy" in archive.namelist()
+    except zipfile.BadZipFile:
+        return False
 
 
 def load(path: Path, version: int, restore: Callable[[Mapping[str, Any], Arrays], Contents], remedy: str) -> Contents:
@@ -51,7 +61,7 @@ def load(path: Path, version: int, restore: Callable[[Mapping[str, Any], Arrays]
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
-        header = json.loads(arrays["header"].tobytes().decode())
+        header = json.loads(arrays[_HEADER].tobytes().decode())
         if header["format"] != version:
             raise ValueError(f"it is of format {header['format']}, expected {version}")
         return restore(header, arrays)

@@ -32,6 +32,7 @@ from calumma.tasks.roofline import MachineLimits
 FORMAT = "calumma-prior"
 VERSION = 1
 SUFFIX = ".safetensors"
+_MARK = "calumma"
 NEVER = 100.0
 """A least gain that no configuration reaches."""
 
@@ -130,7 +131,16 @@ def save(prior: Prior, path: Path) -> None:
         "digest": prior.digest,
     }
     with replacing(path) as out:
-        out.write(safetensors.numpy.save(_tensors(prior), {"calumma": json.dumps(header, sort_keys=True)}))
+        out.write(safetensors.numpy.save(_tensors(prior), {_MARK: json.dumps(header, sort_keys=True)}))
+
+
+def is_prior(path: Path) -> bool:
+    """Whether a file bears the mark of a prior of any version, sound or not. Raises OSError."""
+    try:
+        with safetensors.safe_open(str(path), framework="np") as file:
+            return _MARK in (file.metadata() or {})
+    except safetensors.SafetensorError:
+        return False
 
 
 def load(path: Path) -> Prior:
@@ -141,7 +151,7 @@ def load(path: Path) -> Prior:
     """
     try:
         with safetensors.safe_open(str(path), framework="np") as file:
-            header = json.loads((file.metadata() or {})["calumma"])
+            header = json.loads((file.metadata() or {})[_MARK])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         kind = (header["format"], header["version"], header["features"])
         if kind != (FORMAT, VERSION, features.VERSION):

@@ -1,8 +1,8 @@
 """Training workloads: layers as the functions that a real model's would become, and the tasks of a user's own models.
 
 A drawn layer is written as a small ONNX model (`operators.samples`) and goes the way of all models: importer, graph
-passes, lowering, extraction.
-So its workload has the hash, the template and the features of the real thing. That takes about 50 ms.
+passes, lowering, extraction. So its workload has the hash, the template and the features of the real thing. That takes
+about 50 ms.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from typing import Any
 from tvm import tirx
 
 from calumma.core.errors import InputError, InternalError
-from calumma.core.values import Hardware, Task
-from calumma.frontend.importer import import_model
-from calumma.frontend.lowering import lower
-from calumma.frontend.simplify import simplify
+from calumma.core.values import Task
 from calumma.operators import design_space
 from calumma.operators.registry import sample_writers
 from calumma.operators.samples import Layer, LayerModel
+from calumma.pipeline.extraction import extract_tasks
 from calumma.prior.sampling import SHARES, LayerSampler, in_turn
 from calumma.space import KnobSpace
-from calumma.tasks import extract
+from calumma.target import Target
 
 _KEPT_SPACES = 64
 
@@ -44,7 +42,7 @@ class TrainingWorkload:
 
 
 def drawn_workloads(
-    lanes: int,
+    target: Target,
     *,
     seed: int = 0,
     families: Sequence[str] = tuple(SHARES),
@@ -54,7 +52,7 @@ def drawn_workloads(
     """Draw distinct workloads without end, families mixed by their shares; the same ones for the same arguments.
 
     Args:
-        lanes: float32 values of a vector, which decides the blocked layout.
+        target: the CPU, whose vectors decide the blocked layout.
         seed: decides everything.
         families: those to draw from. What comes of a family does not depend on the others.
         exclude: networks of the table that are held out: their layers take no part in the distribution.
@@ -71,7 +69,7 @@ def drawn_workloads(
     def draw() -> Iterator[TrainingWorkload]:
         seen = set(exclude_hashes)
         for family, number in in_turn(families):
-            workload = realise(sampler.draw(family, number), lanes)
+            workload = realise(sampler.draw(family, number), target)
             if workload.task.workload.hash not in seen:
                 seen.add(workload.task.workload.hash)
                 yield workload
@@ -80,7 +78,7 @@ def drawn_workloads(
 
 
 def model_workloads(
-    models: Sequence[str | PathLike[str]], lanes: int, *, exclude_hashes: Collection[str] = ()
+    models: Sequence[str | PathLike[str]], target: Target, *, exclude_hashes: Collection[str] = ()
 ) -> Iterator[TrainingWorkload]:
     """The distinct tasks of model files, one of each model in turn.
 
@@ -90,20 +88,19 @@ def model_workloads(
     seen = set(exclude_hashes)
     queues: list[list[TrainingWorkload]] = []
     for model in models:
-        imported = import_model(model)
-        graph = lower(simplify(imported.graph), lanes)
-        parts = extract(graph.mod, len(graph.inputs))
+        extracted = extract_tasks(model, target)
+        parts = extracted.parts
         queue = []
         for task in sorted(parts.tasks, key=lambda task: task.weight * task.flops, reverse=True):
             if task.workload.hash not in seen:
                 seen.add(task.workload.hash)
-                queue.append(TrainingWorkload(task, parts.functions[task.workload.hash], imported.name, task.name))
+                queue.append(TrainingWorkload(task, parts.functions[task.workload.hash], extracted.name, task.name))
         queues.append(queue)
     longest = max(map(len, queues), default=0)
     return (queue[i] for i in range(longest) for queue in queues if i < len(queue))
 
 
-def realise(layer: Layer, lanes: int) -> TrainingWorkload:
+def realise(layer: Layer, target: Target) -> TrainingWorkload:
     """The workload that a layer becomes.
 
     Raises:
@@ -111,8 +108,7 @@ def realise(layer: Layer, lanes: int) -> TrainingWorkload:
     """
     model = LayerModel()
     kernel = sample_writers()[layer.family](model, layer)
-    graph = lower(simplify(import_model(model.serialised()).graph), lanes)
-    parts = extract(graph.mod, len(graph.inputs))
+    parts = extract_tasks(model.serialised(), target).parts
     # The kernels around it are layout changes, and feeders: of several of one kind, the last one is the layer's.
     found = [task for task in parts.tasks if kernel in _words(task.name)]
     if not found:
@@ -123,9 +119,9 @@ def realise(layer: Layer, lanes: int) -> TrainingWorkload:
 
 
 @functools.lru_cache(maxsize=_KEPT_SPACES)
-def kept_space(function: Any, hardware: Hardware, threads: int) -> KnobSpace:
+def kept_space(function: Any, target: Target, threads: int) -> KnobSpace:
     """The design space of a function; kept, since a worker asks for it once per candidate."""
-    return design_space(function, hardware, threads)
+    return design_space(function, target, threads)
 
 
 def _words(name: str) -> str:

@@ -18,11 +18,13 @@ from calumma.tuner.events import (
     to_json,
 )
 from calumma.tuner.result import ModelContest, TaskResult, TuningResult
-from calumma.tuner.session import DEFAULT, REMEASURED, TuningSession
 from calumma.tuner.settings import TuningSettings
+from calumma.tuner.trial_runner import DEFAULT, PRIOR, REMEASURED
+from calumma.tuner.tuning_session import TuningSession
 
 __all__ = [
     "DEFAULT",
+    "PRIOR",
     "REMEASURED",
     "Event",
     "FinalCheckStarted",

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from calumma.artifact import Artifact, Executable, LoweredModel, build
+from calumma.artifact import Artifact, build
 from calumma.measure import verification
-from calumma.tuner.model import Configs, TunableModel
+from calumma.pipeline import CompiledModel
+from calumma.pipeline.preparation import Configs, PreparedModel
 from calumma.tuner.result import ModelContest
 
 LEAST_ROUNDS = 5
@@ -25,12 +26,12 @@ class Contest:
     """Builds the tuned and the default model, runs them in alternation and keeps the faster one.
 
     Attributes:
-        winner: the faster model, built and lowered; None before a contest.
+        winner: the faster model; None before a contest.
     """
 
-    def __init__(self, model: TunableModel) -> None:
+    def __init__(self, model: PreparedModel) -> None:
         self._model = model
-        self.winner: tuple[Executable, LoweredModel] | None = None
+        self.winner: CompiledModel | None = None
 
     def __call__(self, tuned: Configs, seconds: float) -> ModelContest:
         """Let the model with the schedules `tuned` run against the one with defaults.
@@ -40,7 +41,7 @@ class Contest:
             seconds: for running them, after both were built; more only if the fewest rounds take longer.
         """
         built = [self._build(tuned), self._build({})]
-        artifacts = [Artifact.from_executable(executable, lowered.params, {}) for executable, lowered in built]
+        artifacts = [Artifact.from_executable(model.executable, model.lowered.params, {}) for model in built]
         feeds = {
             spec.name: verification.random_array(spec.shape, spec.dtype, _SEED, i)
             for i, spec in enumerate(artifacts[0].inputs)
@@ -65,9 +66,10 @@ class Contest:
         self.winner = built[0 if outcome.tuned_wins else 1]
         return outcome
 
-    def _build(self, configs: Configs) -> tuple[Executable, LoweredModel]:
+    def _build(self, configs: Configs) -> CompiledModel:
         lowered = self._model.lowered(configs)
-        return build(lowered, self._model.hardware, self._model.threads), lowered
+        executable = build(lowered, self._model.hardware, self._model.threads)
+        return CompiledModel(executable=executable, lowered=lowered)
 
 
 def _call_s(artifact: Artifact, feeds: dict) -> float:

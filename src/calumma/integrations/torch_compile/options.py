@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from calumma.core.durations import seconds
 from calumma.core.errors import InputError
 from calumma.core.values import PRECISIONS
+from calumma.pipeline import CompileOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,6 @@ class Options:
         """Check what a user gave. Raises InputError."""
         given = dict(given or {})
         known = [field.name for field in dataclasses.fields(cls)]
-        cores = os.cpu_count() or 1
         for name in given:
             if name not in known:
                 raise InputError(f"option {name!r}: there is no such option; the backend has {', '.join(known)}")
@@ -50,20 +48,14 @@ class Options:
             value = given.get(name)
             if value is not None and (type(value) is not int or value < least):
                 raise InputError(f"option {name}={value!r}: give a whole number of {least} or more")
-        if (given.get("threads") or 1) > cores:
-            raise InputError(
-                f"option threads={given['threads']}: this machine has {cores} logical cores; give 1 to {cores}"
+        try:
+            options = CompileOptions(
+                **{name: given[name] for name in ("threads", "tolerance", "precision") if name in given}
             )
-        tolerance = given.get("tolerance")
-        if tolerance is not None and not (isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf):
-            raise InputError(f"option tolerance={tolerance!r}: give a relative error of 0 or more, such as 1e-6")
-        if given.get("precision", PRECISIONS[0]) not in PRECISIONS:
-            raise InputError(f"option precision={given['precision']!r}: give one of {', '.join(PRECISIONS)}")
-        if given.get("precision", PRECISIONS[0]) != PRECISIONS[0]:
-            from calumma import tvm_compat
-            from calumma.tuner.model import check_precision
-
-            check_precision(given["precision"], tvm_compat.hardware_for())  # or all regions would be left to torch
+            if options.precision != PRECISIONS[0]:
+                options.hardware()  # or all regions would be left to torch
+        except InputError as error:
+            raise InputError(f"option {error}") from None
         prior = given.get("prior", "auto")
         if not isinstance(prior, str):
             raise InputError(f"option prior={prior!r}: give the name or file of a prior, 'auto' or 'none'")

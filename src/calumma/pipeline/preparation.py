@@ -1,10 +1,10 @@
-"""A model made ready for tuning: imported, lowered, split into tasks with spaces and bounds; and put together again."""
+"""A model prepared for choosing schedules: tasks with spaces and bounds; and put together again with those chosen."""
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,27 +14,21 @@ import tvm
 from calumma import tvm_compat
 from calumma.artifact import LoweredModel
 from calumma.artifact.repacking import repack
-from calumma.core.contraction import contraction_named
-from calumma.core.errors import InputError
-from calumma.core.keys import Key, key_of
-from calumma.core.values import PRECISIONS, Hardware, KnobValue, MeasureRecord, Status, Task
-from calumma.frontend.importer import import_model
-from calumma.frontend.lowering import LoweredGraph, lower
-from calumma.frontend.simplify import simplify
+from calumma.core.values import PRECISIONS, Hardware, KnobValue, Task
+from calumma.frontend.lowering import LoweredGraph
 from calumma.operators import design_space
+from calumma.pipeline.compile_options import CompileOptions
+from calumma.pipeline.extraction import extract_tasks
 from calumma.space import KnobSpace
-from calumma.tasks import ModelTasks, extract
+from calumma.tasks import ModelTasks
 from calumma.tasks.roofline import MachineLimits, bound_s, machine_limits
 
 Configs = Mapping[str, Mapping[str, KnobValue]]
 """Workload hash -> knob values by name."""
 
-_CLEAR_GAIN = 0.97
-"""A recorded schedule replaces the default only if its latency is at most this share of the recorded default's."""
-
 
 @dataclass(frozen=True)
-class TunableModel:
+class PreparedModel:
     """A model as tasks, with everything needed to schedule and build it for one CPU and thread count."""
 
     name: str
@@ -147,63 +141,38 @@ class TunableModel:
         }
 
 
-def check_precision(precision: str, hardware: Hardware) -> None:
-    """Raise InputError for a precision that there is not, or not on this CPU."""
-    if precision not in PRECISIONS:
-        raise InputError(f"precision={precision!r}: there is no such precision; one of {', '.join(PRECISIONS)}")
-    if precision != PRECISIONS[0] and not tvm_compat.has_bfloat16(hardware):
-        raise InputError(f"precision={precision!r}: {hardware.mcpu} has no AVX512_BF16, which it needs; use fp32")
-
-
 def prepare(
-    model: Any,
-    *,
-    example_inputs: Sequence[Any] | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    threads: int,
-    mcpu: str | None = None,
-    tolerance: float | None = None,
-    precision: str = PRECISIONS[0],
-    on_phase: Callable[[str], None] = lambda name: None,
-) -> TunableModel:
-    """Import a model and split it into tasks.
+    model: Any, options: CompileOptions | None = None, *, on_phase: Callable[[str], None] = lambda name: None
+) -> PreparedModel:
+    """Import a model, split it into tasks, and give these their spaces and bounds.
 
     Args:
-        model, example_inputs, shapes: as in `frontend.importer.import_model`.
-        threads: threads the model will run on.
-        mcpu: LLVM's name of the CPU to compile for; the host by default.
-        precision: what contractions read, one of `PRECISIONS`.
-        tolerance: relative error above which an algorithm is not considered (`KnobSpace.within`); all are by default.
+        model: as in `frontend.importer.import_model`.
+        options: what it is compiled for; by default this machine, with all physical cores. Sets the threads of TVM's
+            pool in this process.
         on_phase: called with the name of every phase that begins, here and later.
 
     Raises:
-        InputError: the model cannot be imported, or the CPU is unknown.
+        InputError: the model cannot be imported, or not be compiled with these options.
     """
-    hardware = tvm_compat.hardware_for(mcpu)
-    check_precision(precision, hardware)
-    phases: dict[str, float] = {}
+    options = options or CompileOptions()
+    threads, hardware = options.set_threads(), options.hardware()
+    extracted = extract_tasks(
+        model,
+        hardware.lanes,
+        options.precision,
+        example_inputs=options.example_inputs,
+        shapes=options.shapes,
+        on_phase=on_phase,
+    )
+    graph, parts, phases_s = extracted.graph, extracted.parts, dict(extracted.phases_s)
     start = time.perf_counter()
-
-    def lap(phase: str) -> None:
-        nonlocal start
-        now = time.perf_counter()
-        phases[phase] = now - start
-        start = now
-
-    on_phase("import")
-    imported = import_model(model, example_inputs=example_inputs, shapes=shapes)
-    lap("import")
-    on_phase("lower")
-    graph = lower(simplify(imported.graph), hardware, contraction_named(precision))
-    lap("lower")
-    on_phase("tasks")
-    parts = extract(graph.mod, len(graph.inputs))
-    lap("tasks")
     on_phase("spaces")
     spaces = {key: design_space(func, hardware, threads) for key, func in parts.functions.items()}
-    if tolerance is not None:
-        spaces = {key: space.within(tolerance) for key, space in spaces.items()}
-    lap("spaces")
+    if options.tolerance is not None:
+        spaces = {key: space.within(options.tolerance) for key, space in spaces.items()}
+    phases_s["spaces"] = time.perf_counter() - start
+    start = time.perf_counter()
     on_phase("roofline")
     limits = machine_limits(hardware, threads)
     # A bound must hold for every run: what might stay in L3 counts as if it did, unlike in `cache_state`.
@@ -211,23 +180,22 @@ def prepare(
     bounds = {
         task.workload.hash: _bound_s(task, spaces[task.workload.hash], parts, limits, resident) for task in parts.tasks
     }
-    lap("roofline")
-    tasks = tuple(replace(task, anchor=spaces[task.workload.hash].template) for task in parts.tasks)
-    return TunableModel(
-        imported.name,
-        imported.model_hash,
-        hardware,
-        threads,
-        graph,
-        parts,
-        tasks,
-        spaces,
-        limits,
-        bounds,
-        tolerance,
-        precision,
-        phases,
-        on_phase,
+    phases_s["roofline"] = time.perf_counter() - start
+    return PreparedModel(
+        name=extracted.name,
+        model_hash=extracted.model_hash,
+        hardware=hardware,
+        threads=threads,
+        graph=graph,
+        parts=parts,
+        tasks=tuple(replace(task, anchor=spaces[task.workload.hash].template) for task in parts.tasks),
+        spaces=spaces,
+        limits=limits,
+        bounds=bounds,
+        tolerance=options.tolerance,
+        precision=options.precision,
+        phases_s=phases_s,
+        on_phase=on_phase,
     )
 
 
@@ -239,58 +207,3 @@ def _bound_s(task: Task, space: KnobSpace, parts: ModelTasks, limits: MachineLim
         bound_s(flops, weights, other_bytes, limits, resident)
         for flops, weights in space.costs(task.flops, weight_bytes)
     )
-
-
-def recorded_configs(model: TunableModel, records: Iterable[MeasureRecord]) -> dict[str, Mapping[str, KnobValue]]:
-    """The best verified schedules among records of this model's workloads: workload hash -> configuration.
-
-    Records of another hardware, thread count, toolchain or template version must have been left out by the caller
-    or are skipped here where they would not fit the space. A schedule is used only if its latency is clearly below the
-    default's, where that was recorded too. A record from before some knob existed says nothing of today's default, and
-    is used only where that was recorded.
-    """
-    Place = tuple[str, Key]  # workload hash, configuration
-    median: dict[Place, list[float]] = {}
-    verified: set[Place] = set()
-    wrong: set[Place] = set()
-    configs: dict[Place, Mapping[str, KnobValue]] = {}
-    older: set[Place] = set()
-    default_known: set[str] = set()
-    for record in records:
-        candidate = record.candidate
-        space = model.spaces.get(candidate.workload.hash)
-        if space is None or (candidate.template, candidate.template_version) != (space.template, space.version):
-            continue
-        try:
-            indices = space.encode(candidate.config)
-        except InputError:
-            continue
-        if not space.valid(indices[None, :])[0]:
-            continue
-        place = (candidate.workload.hash, key_of(indices))
-        configs[place] = space.decode(indices)
-        if not configs[place].keys() <= candidate.config.keys():
-            older.add(place)
-        if configs[place] == model.defaults[place[0]]:
-            default_known.add(place[0])
-        if record.result.status is Status.OK:
-            median.setdefault(place, []).append(record.result.latency_s)
-            if "verify" in record.result.phases_s:
-                verified.add(place)
-        elif record.result.status is Status.WRONG_OUTPUT:
-            wrong.add(place)
-    best: dict[str, tuple[float, Mapping[str, KnobValue]]] = {}
-    default_s: dict[str, float] = {}
-    for place, latencies in median.items():
-        key, latency = place[0], min(latencies)
-        if configs[place] == model.defaults[key]:
-            default_s[key] = latency
-        elif place in older and key not in default_known:
-            continue
-        elif place in verified - wrong and latency < best.get(key, (float("inf"),))[0]:
-            best[key] = (latency, configs[place])
-    return {
-        key: config
-        for key, (latency, config) in best.items()
-        if latency <= _CLEAR_GAIN * default_s.get(key, float("inf"))
-    }

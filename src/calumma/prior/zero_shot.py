@@ -6,15 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from calumma.core.values import KnobValue
+from calumma.pipeline.preparation import Configs, PreparedModel
 from calumma.prior import library
 from calumma.prior.predictor import Predictor, TaskPredictor
-from calumma.tuner.model import Configs, TunableModel
 
 FIRST = 4
 """Configurations of a task that a tuning session tries first on a prior's advice."""
 
 
-def predictor_for(model: TunableModel, name: str) -> tuple[Predictor | None, str]:
+def predictor_for(model: PreparedModel, name: str) -> tuple[Predictor | None, str]:
     """The prior to ask, or None with the reason in one line (empty where none is wanted).
 
     Args:
@@ -33,7 +33,7 @@ def predictor_for(model: TunableModel, name: str) -> tuple[Predictor | None, str
     return Predictor(prior, model.hardware, model.threads, model.cache_state), reason
 
 
-def choices(model: TunableModel, predictor: Predictor, known: Collection[str] = ()) -> Configs:
+def choices(model: PreparedModel, predictor: Predictor, known: Collection[str] = ()) -> Configs:
     """The configuration to use for every task that the prior knows better than the template's default does.
 
     Args:
@@ -50,7 +50,7 @@ def choices(model: TunableModel, predictor: Predictor, known: Collection[str] = 
     return chosen
 
 
-def views(model: TunableModel, predictor: Predictor) -> dict[str, TaskPredictor]:
+def views(model: PreparedModel, predictor: Predictor) -> dict[str, TaskPredictor]:
     """What the prior has to say of every task that it knows, by workload hash."""
     found = {key: predictor.task(func, model.spaces[key]) for key, func in _float32(model)}
     return {key: task for key, task in found.items() if task is not None}
@@ -70,7 +70,7 @@ def first_candidates(
     return first
 
 
-def _float32(model: TunableModel) -> list[tuple[str, Any]]:
+def _float32(model: PreparedModel) -> list[tuple[str, Any]]:
     """The functions that compute with float32 alone, by workload: priors have seen no others."""
     narrow = {task.workload.hash for task in model.tasks if any(dtype == "bfloat16" for _, dtype in task.arguments)}
     return [(key, func) for key, func in model.parts.functions.items() if key not in narrow]
