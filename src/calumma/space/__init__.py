@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tvm import tirx
 
 from calumma.core.errors import InputError
-from calumma.core.values import Hardware
+from calumma.target import Target
 from calumma.space import blocks, fallback, generated, injective, reduction, rows
 from calumma.space.alternatives import AlternativesSpace
 from calumma.space.base import Knob, KnobSpace, Repacking
@@ -24,16 +24,16 @@ from calumma.space.winograd import WinogradSpace
 __all__ = ["Knob", "KnobSpace", "Repacking", "design_space", "register", "template_versions"]
 
 
-def _convolution(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> KnobSpace:
+def _convolution(func: tirx.PrimFunc, target: Target, threads: int) -> KnobSpace:
     """Direct convolutions, and Winograd's algorithm where it applies."""
-    direct = Conv2dSpace(func, hardware, threads)
+    direct = Conv2dSpace(func, target, threads)
     if not WinogradSpace.matches(func):
         return direct
-    winograd = {f"winograd{m}": WinogradSpace(func, hardware, threads, m) for m in (2, 4)}
+    winograd = {f"winograd{m}": WinogradSpace(func, target, threads, m) for m in (2, 4)}
     return AlternativesSpace({"direct": direct, **winograd})
 
 
-_BY_ANCHOR: dict[str, Callable[[tirx.PrimFunc, Hardware, int], KnobSpace]] = {
+_BY_ANCHOR: dict[str, Callable[[tirx.PrimFunc, Target, int], KnobSpace]] = {
     "conv2d": _convolution,
     "depthwise_conv2d": DepthwiseSpace,
     "matmul": MatmulSpace,
@@ -47,20 +47,20 @@ _BY_STRUCTURE = (
 )
 
 
-def design_space(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> KnobSpace:
+def design_space(func: tirx.PrimFunc, target: Target, threads: int) -> KnobSpace:
     """Return the design space of a fused PrimFunc with static shapes.
 
     Args:
         func: the unscheduled function.
-        hardware: the CPU it is compiled for: vector width, registers, caches.
+        target: the CPU it is compiled for: vector width, registers, caches.
         threads: threads the code will run on; the space itself does not depend on it, defaults and features do.
     """
     anchor = blocks.find_anchor(blocks.schedule_of(func))
     if anchor is not None and anchor[1] in _BY_ANCHOR:
-        return _BY_ANCHOR[anchor[1]](func, hardware, threads)
+        return _BY_ANCHOR[anchor[1]](func, target, threads)
     for matches, space in _BY_STRUCTURE:
         if matches(func):
-            return space(func, hardware, threads)
+            return space(func, target, threads)
     raise AssertionError("the fallback template takes every function")
 
 
@@ -70,7 +70,7 @@ def template_versions() -> dict[str, int]:
     return {space.template: space.version for space in spaces}
 
 
-def register(operator: str, make: Callable[[tirx.PrimFunc, Hardware, int], KnobSpace]) -> None:
+def register(operator: str, make: Callable[[tirx.PrimFunc, Target, int], KnobSpace]) -> None:
     """Let `design_space` call `make` for functions whose anchor is annotated with `operator`, in this process.
 
     For templates outside of this package. Workers build spaces too: give their runner a `space_entry` in the module
