@@ -148,7 +148,7 @@ def run(options: argparse.Namespace) -> list[Run]:
     start = time.monotonic()
     budget_s = math.inf if options.budget is None else durations.seconds(options.budget)
     threads = tvm_compat.set_threads(options.threads)
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
     strategies = options.strategies or (QUICK_STRATEGIES if options.quick else STRATEGIES)
     unknown = {name.removesuffix(sessions.INFORMED) for name in strategies} - {*strategy_names(), *METASCHEDULE}
     if unknown:

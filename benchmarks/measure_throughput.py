@@ -96,7 +96,7 @@ class MetaSchedule:
         self._builder = LocalBuilder(max_workers=_WORKERS, timeout_sec=120)
         # Where caches stay hot, the settings are its own.
         self._runners = {"cold": TheirRunner(evaluator_config=cold), "hot": TheirRunner()}
-        self._target = tvm_compat.target(hardware, threads)
+        self._target = tvm_compat.tvm_target(hardware, threads)
         # Its processes start when they are first used; ours, which run already, leave their threads to the system.
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.environ["TVM_BIND_THREADS"] = "1"
@@ -139,7 +139,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     arguments = options.parse_args()
     threads = tvm_compat.set_threads(arguments.threads)
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
 
     with LocalRunner(hardware, threads, workers=_WORKERS) as runner:
         drawn = batches(hardware, threads, 1 if arguments.quick else arguments.batches, arguments.seed)

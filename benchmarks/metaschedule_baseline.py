@@ -54,7 +54,7 @@ def tune(request: Mapping[str, Any]) -> dict[str, Any]:
 
     from calumma.space.generated import plain
 
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
     func = tvm.ir.load_json(request["workload"])
     for attribute in dict(func.attrs or {}):
         if str(attribute).startswith("calumma."):
@@ -82,7 +82,7 @@ def tune(request: Mapping[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         ms.tune_tir(
             tvm.IRModule({"main": func}),
-            tvm_compat.target(hardware, threads),
+            tvm_compat.tvm_target(hardware, threads),
             folder,
             max_trials_global=int(request["trials"]),
             num_trials_per_iter=int(request["batch"]),

@@ -78,7 +78,7 @@ def _tasks(n: int, threads: int) -> list[tuple[DesignSpace, Score]]:
     Raises:
         InputError: nothing is shipped for this machine and number of threads.
     """
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
     prior, reason = library.choose(hardware, threads)
     data = library.data_for("shipped", hardware, tvm_compat.toolchain())
     if prior is None or data is None:

@@ -136,7 +136,7 @@ def _prior(name: str) -> tuple[Prior, Path]:
         return prior, next((e.path for e in library.entries() if e.name == name), Path(name))
     from calumma import tvm_compat
 
-    fingerprint = tvm_compat.hardware_for().fingerprint
+    fingerprint = tvm_compat.target_for().fingerprint
     for path in sorted(library.SHIPPED.glob(f"*{weights.SUFFIX}")):
         prior = weights.load(path)
         if prior.hardware.fingerprint == fingerprint:

@@ -89,7 +89,7 @@ class NetworkTask:
 
 def recorded_tasks(folder: Path, least: int = LEAST) -> Dataset:
     """Tasks of the held-out networks that the recordings in a folder know completely."""
-    hardware, toolchain = tvm_compat.hardware_for(), tvm_compat.toolchain()
+    hardware, toolchain = tvm_compat.target_for(), tvm_compat.toolchain()
     names = {hash_ for hashes in held_out.known().values() for hash_ in hashes}
     records: list[MeasureRecord] = []
     for name in corpora.names(folder):

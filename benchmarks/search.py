@@ -138,7 +138,7 @@ def _record(options: argparse.Namespace) -> int:
     from calumma.measure import LocalRunner
 
     threads = tvm_compat.set_threads(options.threads)
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
     wanted = options.record or [name for name in corpora.SOURCES if name not in corpora.names(options.corpora)]
     parts = {}
     for name in wanted:

@@ -19,7 +19,7 @@ def compiled(imported: ImportedModel) -> Artifact:
     from calumma.frontend.simplify import simplify
     from calumma.space import design_space
 
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
     lowered = lower(simplify(imported.graph), lanes=hardware.vector_bits // 32)
     mod = lowered.mod
     repacking = {}

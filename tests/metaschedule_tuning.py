@@ -40,7 +40,7 @@ def tune(
     """
     # Importing the intrinsics of all targets takes a quarter of a minute; plain AVX2 has rules that use none.
     sys.modules.setdefault("tvm.s_tir.tensor_intrin", types.ModuleType("tvm.s_tir.tensor_intrin"))
-    target = tvm_compat.target(hardware, THREADS)
+    target = tvm_compat.tvm_target(hardware, THREADS)
     expected = _outputs(tvm.compile(func, target).jit(), func)
     built: dict[str, Any] = {}
     batches: list[int] = []

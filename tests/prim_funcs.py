@@ -32,7 +32,7 @@ def prim_func(operator: Callable[..., te.Tensor], *shapes: Sequence[int], dtypes
 
 def run(scheduled: tvm.IRModule, inputs: Arrays, shape: Sequence[int], hardware: Hardware) -> NDArray:
     """Build for `hardware`, run once, return the output: float32, NaN before the run so that a hole in it shows."""
-    return call(codegen.build(scheduled, tvm_compat.target(hardware, 2)), inputs, shape)
+    return call(codegen.build(scheduled, tvm_compat.tvm_target(hardware, 2)), inputs, shape)
 
 
 def call(library: Any, inputs: Arrays, shape: Sequence[int]) -> NDArray:
@@ -47,7 +47,7 @@ def apply(operator: Callable[..., te.Tensor], *inputs: NDArray) -> NDArray:
     """The operator's result on arrays, unscheduled."""
     func = prim_func(operator, *(i.shape for i in inputs), dtypes=[str(i.dtype) for i in inputs])
     shape = operator(*(te.placeholder(i.shape, str(i.dtype)) for i in inputs)).shape
-    return run(tvm.IRModule({"main": func}), list(inputs), [int(s) for s in shape], tvm_compat.hardware_for())
+    return run(tvm.IRModule({"main": func}), list(inputs), [int(s) for s in shape], tvm_compat.target_for())
 
 
 def check_space(
@@ -66,7 +66,7 @@ def check_space(
     drawn = np.concatenate([defaults, space.sample(rng, n)])
     assert space.valid(drawn).all()
     configs = [space.decode(indices) for indices in drawn]
-    target = tvm_compat.target(hardware, 2)
+    target = tvm_compat.tvm_target(hardware, 2)
     with ThreadPoolExecutor(2) as builders:
         libraries = list(builders.map(lambda config: codegen.build(space.schedule(config).mod, target), configs))
     for indices, config, library in zip(drawn, configs, libraries, strict=True):

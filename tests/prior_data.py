@@ -29,7 +29,7 @@ QUICK = TrainingSettings(members=3, trees=30)
 @functools.cache
 def workloads(count: int = WORKLOADS) -> tuple[TrainingWorkload, ...]:
     """Matrix products of different shapes."""
-    drawn = drawn_workloads(tvm_compat.hardware_for().lanes, families=("dense",))
+    drawn = drawn_workloads(tvm_compat.target_for().lanes, families=("dense",))
     return tuple(next(drawn) for _ in range(count))
 
 
@@ -42,7 +42,7 @@ def cost_of(space: KnobSpace, indices: Indices) -> NDArray[np.float64]:
 @functools.cache
 def records() -> tuple[MeasureRecord, ...]:
     """Measurements of all workloads: large register tiles are fast, unrolling is not, the order of loops is nothing."""
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
     found = []
     for number, workload in enumerate(workloads()):
         space = kept_space(workload.function, hardware, THREADS)
@@ -63,4 +63,4 @@ def records() -> tuple[MeasureRecord, ...]:
 @functools.cache
 def small_dataset() -> Dataset:
     """The records as a data set."""
-    return dataset.from_records(records(), hardware=tvm_compat.hardware_for(), toolchain=tvm_compat.toolchain())
+    return dataset.from_records(records(), hardware=tvm_compat.target_for(), toolchain=tvm_compat.toolchain())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calumma import tvm_compat
-from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, cpu, load, save
+from calumma.artifact import Artifact, Executable, InferenceSession, LoweredModel, build, load, save
 from calumma.core import durations
 from calumma.core.errors import InputError
 from calumma.core.rng import check_seed
@@ -289,16 +289,13 @@ def tune(
     count = tvm_compat.set_threads(threads)
     on_phase = _phase_listener(on_event)
     on_phase("load")
-    hardware = tvm_compat.hardware_for(mcpu)
-    needed, present = (
-        cpu.required_flags(tvm_compat.target_features(name)) for name in (hardware.mcpu, tvm_compat.host_mcpu())
-    )
-    missing = sorted(set(needed) - set(present))
+    target = tvm_compat.target_for(mcpu)
+    missing = sorted(set(target.flags) - set(tvm_compat.target_for().flags))
     if missing:
         raise InputError(
             f"mcpu={mcpu!r}: this machine lacks {', '.join(missing)}, so nothing can be measured here; use compile"
         )
-    with _store(database) as store, closing(LocalRunner(hardware, count)) as runner:
+    with _store(database) as store, closing(LocalRunner(target, count)) as runner:
         prepared = _prepare(model, example_inputs, shapes, threads, mcpu, on_phase, tolerance, precision)
         runner.cache_state = prepared.cache_state
         contest = Contest(prepared)
@@ -311,7 +308,7 @@ def tune(
             runner,
             store,
             budget,
-            hardware=hardware,
+            hardware=target.hardware,
             toolchain=tvm_compat.toolchain(),
             bounds=prepared.bounds,
             strategy=strategy,
@@ -324,7 +321,7 @@ def tune(
                 "budget_s": budget.seconds,
                 "trials": budget.trials,
                 "threads": count,
-                "mcpu": hardware.mcpu,
+                "mcpu": target.mcpu,
                 "tolerance": tolerance,
                 "precision": precision,
                 "prior": None if predictor is None else predictor.prior.name,
@@ -424,7 +421,7 @@ def collect(
     """
     limits = _budget(budget)
     count = tvm_compat.set_threads(threads)
-    hardware = tvm_compat.hardware_for(None)
+    target = tvm_compat.target_for()
     from calumma.measure import LocalRunner
     from calumma.prior import collect as collecting
     from calumma.prior import workloads
@@ -434,12 +431,12 @@ def collect(
     settings = collecting.CollectSettings() if configs is None else collecting.CollectSettings(configs=configs)
     if models and (families or exclude):
         raise InputError("families and excluded networks belong to drawn workloads: leave them out, or the models")
-    held_out = [w.task.workload.hash for w in workloads.model_workloads(exclude_models, hardware.lanes)]
+    held_out = [w.task.workload.hash for w in workloads.model_workloads(exclude_models, target)]
     if models:
-        stream = workloads.model_workloads(models, hardware.lanes, exclude_hashes=held_out)
+        stream = workloads.model_workloads(models, target, exclude_hashes=held_out)
     else:
         stream = workloads.drawn_workloads(
-            hardware.lanes,
+            target,
             seed=seed,
             families=tuple(families) or tuple(SHARES),
             exclude=exclude,
@@ -449,7 +446,7 @@ def collect(
         _store(database) as store,
         closing(
             LocalRunner(
-                hardware,
+                target,
                 count,
                 cache_state=cache_state,
                 run_timeout_s=collecting.RUN_TIMEOUT_S,
@@ -462,7 +459,7 @@ def collect(
             runner,
             store,
             limits,
-            hardware=hardware,
+            target=target,
             toolchain=tvm_compat.toolchain(),
             settings=settings,
             seed=seed,
@@ -476,7 +473,7 @@ def collect(
                 "trials": limits.trials,
                 "threads": count,
                 "cache_state": cache_state,
-                "mcpu": hardware.mcpu,
+                "mcpu": target.mcpu,
             },
             progress=on_progress,
         )
@@ -514,7 +511,7 @@ def learn(
     start = time.perf_counter()
     check_seed(seed)
     path = library.destination(name)
-    hardware, toolchain = tvm_compat.hardware_for(), tvm_compat.toolchain()
+    hardware, toolchain = tvm_compat.target_for().hardware, tvm_compat.toolchain()
     left_out = learning.excluded(Path(exclude)) if exclude is not None else frozenset()
     learnt = dataset.Dataset(hardware, toolchain, (), {})
     for database in databases or (None,):
@@ -595,7 +592,7 @@ def _build(
         with prepared.phase("schedule"):
             lowered = prepared.lowered(configs, latencies_s)
         with prepared.phase("build"):
-            executable = build(lowered, prepared.hardware, prepared.threads)
+            executable = build(lowered, prepared.target, prepared.threads)
     if destination is not None:
         with prepared.phase("save"):
             save(executable, lowered.params, lowered.metadata, destination)

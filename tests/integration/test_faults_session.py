@@ -79,7 +79,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _session(store: MemoryStore | SqlStore, budget: Budget) -> TuningResult:
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
     function = measure_spaces.scale()
     workload = measure_spaces.workload_of(function)
     task = Task(workload, "scale", 1, 1e4, 1e4, "toy", ((((32, 64), "float32"),) * 2))

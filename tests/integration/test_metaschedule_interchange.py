@@ -28,7 +28,7 @@ from calumma.tuner.model import TunableModel, prepare
 from tests.metaschedule_tuning import THREADS, tune
 from tests.prim_funcs import prim_func, tvm
 
-HARDWARE = tvm_compat.hardware_for()
+HARDWARE = tvm_compat.target_for()
 
 
 def _model(path: Path) -> Path:
@@ -125,7 +125,7 @@ def test_tvm_applies_what_we_export(model, tmp_path):
     records = _measured(model)
     export_database(records, model.parts.functions, HARDWARE, THREADS, tmp_path / "db")
     database = ms.database.JSONDatabase(str(tmp_path / "db" / WORKLOAD_FILE), str(tmp_path / "db" / RECORD_FILE))
-    target = tvm_compat.target(HARDWARE, THREADS)
+    target = tvm_compat.tvm_target(HARDWARE, THREADS)
     fastest = {r.candidate.workload.hash: r for r in sorted(records, key=lambda r: -r.result.latency_s)}
     for task in model.tasks:
         func = model.parts.functions[task.workload.hash]
@@ -190,7 +190,7 @@ def test_only_new_records_are_added(contraction, tmp_path):
 @pytest.fixture(scope="module")
 def tuned(contraction, tmp_path_factory):
     """A database that MetaSchedule's own tuner wrote, its kernels built and timed in this process."""
-    hardware = tvm_compat.hardware_for("x86-64-v3")
+    hardware = tvm_compat.target_for("x86-64-v3")
     folder = tmp_path_factory.mktemp("tuned")
     tune(contraction, folder, hardware, "replay-trace", 6, per_round=6)
     return folder, hardware

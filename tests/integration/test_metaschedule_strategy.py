@@ -17,7 +17,7 @@ from calumma.space.generated import GeneratedSpace
 from tests.metaschedule_tuning import THREADS, tune
 from tests.prim_funcs import prim_func
 
-HARDWARE = tvm_compat.hardware_for("x86-64-v3")
+HARDWARE = tvm_compat.target_for("x86-64-v3")
 
 
 @pytest.fixture(scope="module")

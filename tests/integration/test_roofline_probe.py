@@ -18,7 +18,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_limits_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
     for _ in range(roofline._MOST_ATTEMPTS):  # other load may disturb a probe; so often is it repeated at most
         limits = machine_limits(hardware, 1)
     assert not limits.estimated, limits.note
@@ -36,10 +36,10 @@ def test_limits_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_multiply_adds_stay_in_registers() -> None:
     """Whatever the compiler does to the peak kernel, its loop holds `chains` multiply-adds and no memory access."""
-    hardware = tvm_compat.hardware_for("x86-64-v3")
+    hardware = tvm_compat.target_for("x86-64-v3")
     library = roofline.tirx.build(
         roofline.tvm.IRModule({"peak": roofline._fma_kernel("peak", 1, 12, 8, 1000)}),
-        target=tvm_compat.target(hardware, 1),
+        target=tvm_compat.tvm_target(hardware, 1),
     )
     fused = [line for line in library.inspect_source("asm").splitlines() if "vfmadd" in line and "ymm" in line]
     assert len(fused) >= 12
@@ -47,7 +47,7 @@ def test_multiply_adds_stay_in_registers() -> None:
 
 
 def test_a_baseline_cpu_is_probed_with_its_own_vectors() -> None:
-    hardware = tvm_compat.hardware_for("x86-64-v3")
+    hardware = tvm_compat.target_for("x86-64-v3")
     if not roofline._runs_here(hardware):
         assert machine_limits(hardware, 1).estimated
         return
@@ -58,6 +58,6 @@ def test_a_baseline_cpu_is_probed_with_its_own_vectors() -> None:
 
 def test_a_failing_child_gives_an_estimate_with_its_message() -> None:
     threads = (os.cpu_count() or 1) + 1
-    limits = machine_limits(tvm_compat.hardware_for(), threads)
+    limits = machine_limits(tvm_compat.target_for(), threads)
     assert limits.estimated
     assert f"threads={threads}" in limits.note

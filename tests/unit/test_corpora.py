@@ -22,7 +22,7 @@ from calumma.space.generated import GeneratedSpace
 from tests.prim_funcs import prim_func, tvm
 from tests.simulated_runner import SimulatedRunner
 
-HARDWARE = tvm_compat.hardware_for("x86-64-v3")
+HARDWARE = tvm_compat.target_for("x86-64-v3")
 SOURCE = Source("a model", "a task", "generated")
 
 

@@ -28,7 +28,7 @@ from calumma.prior.collect import (
     FamilyProgress,
 )
 from calumma.prior.workloads import TrainingWorkload, drawn_workloads
-from calumma.tvm_compat import hardware_for
+from calumma.tvm_compat import target_for
 from tests.simulated_runner import SimulatedRunner
 
 FAMILIES = ("pointwise", "depthwise", "dense")
@@ -76,7 +76,7 @@ def collect(
         runner,
         store,
         budget or Budget(),
-        hardware=hardware_for(),
+        hardware=target_for(),
         toolchain="toy",
         clock=runner.clock,
         **options,
@@ -263,7 +263,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
 def test_other_hardware_has_its_own_records(workloads: list[TrainingWorkload]) -> None:
     store = MemoryStore()
     collect(workloads[:1], store)
-    host = hardware_for()
+    host = target_for()
     other = Hardware("Another CPU", host.mcpu, 512, host.l1_bytes, host.l2_bytes, host.l3_bytes, host.cores)
     runner = KeyedRunner()
     collection = Collection(

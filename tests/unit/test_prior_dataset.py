@@ -21,7 +21,7 @@ from calumma.prior import dataset  # isort: skip  (after prior_data, which sets 
 
 def made(records: list[MeasureRecord], **options: object) -> dataset.Dataset:
     conditions = {
-        "hardware": tvm_compat.hardware_for(),
+        "hardware": tvm_compat.target_for(),
         "toolchain": tvm_compat.toolchain(),
     }
     return dataset.from_records(records, **{**conditions, **options})

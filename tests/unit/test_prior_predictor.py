@@ -32,7 +32,7 @@ def task() -> TaskPredictor:
     """The prior's view of a workload that it has not seen."""
     workload = prior_data.workloads(prior_data.WORKLOADS + 1)[-1]
     assert workload.task.workload.hash not in trained().data["workloads"]
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
     space = prior_data.kept_space(workload.function, hardware, prior_data.THREADS)
     found = Predictor(trained(), hardware, prior_data.THREADS).task(workload.function, space)
     assert found is not None
@@ -83,7 +83,7 @@ def test_an_unseen_task_is_ranked(task: TaskPredictor) -> None:
 
 def test_a_large_space_is_searched_well() -> None:
     workload = prior_data.workloads()[0]
-    space = prior_data.kept_space(workload.function, tvm_compat.hardware_for(), prior_data.THREADS)
+    space = prior_data.kept_space(workload.function, tvm_compat.target_for(), prior_data.THREADS)
     names = space.feature_names
 
     def score(indices: np.ndarray) -> np.ndarray:
@@ -166,7 +166,7 @@ def test_another_machine_or_thread_count_is_refused() -> None:
 
 
 def test_an_unknown_template_version_is_left_alone(task: TaskPredictor) -> None:
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
     workload = prior_data.workloads()[0]
     space = prior_data.kept_space(workload.function, hardware, prior_data.THREADS)
     family = trained().families["matmul"]
@@ -215,7 +215,7 @@ def test_the_newest_prior_that_fits_is_chosen(tmp_path: Path, monkeypatch: pytes
     shipped.mkdir()
     monkeypatch.setattr(library, "user_folder", lambda: own)
     monkeypatch.setattr(library, "SHIPPED", shipped)
-    hardware = tvm_compat.hardware_for()
+    hardware = tvm_compat.target_for()
     assert library.choose(hardware, 2)[0] is None
     weights.save(replace(trained(), name="shipped"), shipped / "shipped.safetensors")
     weights.save(replace(trained(), name="old"), own / "old.safetensors")

@@ -13,7 +13,7 @@ from calumma.prior.networks import Layer, Window, networks, same
 from calumma.prior.sampling import SHARES, LayerSampler, feasible, in_turn
 from calumma.prior.workloads import drawn_workloads, model_workloads, realise
 from calumma.space import design_space
-from calumma.tvm_compat import hardware_for
+from calumma.tvm_compat import target_for
 from tests.onnx_models import Model
 
 LANES = 16
@@ -152,7 +152,7 @@ def test_a_layer_becomes_a_function_of_its_template(family: str, template: str) 
     sampler = LayerSampler()
     for number in range(3):
         workload = realise(sampler.draw(family, number), LANES)
-        assert design_space(workload.function, hardware_for(), 2).template == template
+        assert design_space(workload.function, target_for(), 2).template == template
         assert (workload.family, workload.task.weight) == (family, 1)
 
 

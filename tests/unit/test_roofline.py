@@ -76,7 +76,7 @@ class Probe:
 def hardware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hardware:
     """The host, with an empty cache directory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tvm_compat.hardware_for()
+    return tvm_compat.target_for()
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *answers: Mapping[str, float] | Exception) -> Probe:

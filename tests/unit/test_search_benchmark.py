@@ -155,7 +155,7 @@ class _Bowl(SimulatedRunner):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    hardware = tvm_compat.hardware_for("x86-64-v3")
+    hardware = tvm_compat.target_for("x86-64-v3")
     func = prim_func(lambda x, y: topi.einsum("bij,blj->bil", x, y), (2, 16, 24), (2, 12, 24))
     part = part_of(GeneratedSpace(func, hardware, 2), np.random.default_rng(0), 150, 220)
     workload = Workload("feed", str(tvm.ir.save_json(func)))

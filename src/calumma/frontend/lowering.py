@@ -37,12 +37,12 @@ from calumma.frontend.operators import (
     rows,
 )
 from calumma.frontend.simplify import CHANNEL_SHUFFLE, INTERLEAVE, LRN, MATMUL
+from calumma.target import Target
 from calumma.tvm_compat import kernel_calls
 
 OUT_ELEMENTWISE_FUSABLE = 4
 """TVM's fusion kind of a convolution: elementwise readers fuse behind it, nothing fuses before it."""
 _INJECTIVE = 2
-_CACHE_LINE = 64
 _JOINERS = frozenset({"concat", CHANNEL_SHUFFLE})
 """Operators whose result has its channels wherever those that they read have them."""
 _MOVERS = frozenset({"reshape", "concat", "permute_dims", "nn.max_pool2d", CHANNEL_SHUFFLE})
@@ -87,25 +87,27 @@ class Value:
         return str(self.expr.ty.dtype) == bfloat16.DTYPE
 
 
-def lower(graph: Graph, lanes: int, precision: str = "fp32") -> LoweredGraph:
-    """Lower a simplified graph for vectors of `lanes` float32 values.
+def lower(graph: Graph, target: Target, precision: str = "fp32") -> LoweredGraph:
+    """Lower a simplified graph for a CPU: its lanes are the channels of a block.
 
     Args:
+        target: the CPU that the module is compiled for.
         precision: what contractions read, "fp32" or "bf16"; they add up float32.
 
     Raises:
         ModelError: an operator that neither we nor TVM can lower.
     """
-    return _Lowering(graph, lanes, precision).run()
+    return _Lowering(graph, target, precision).run()
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, lanes: int, precision: str) -> None:
+    def __init__(self, graph: Graph, target: Target, precision: str) -> None:
         self.graph = graph
-        self.lanes = lanes
-        self._contractions = _contractions(graph, lanes) if precision == "bf16" else frozenset()
+        self.target = target
+        self.lanes = target.lanes
+        self._contractions = _contractions(graph, self.lanes) if precision == "bf16" else frozenset()
         self.users = graph.users()
-        self._orders = _orders(graph, self.users, lanes)
+        self._orders = _orders(graph, self.users, self.lanes)
         self._narrow = _sources(self._contractions) | _joined(graph, self._contractions)
         self.builder = relax.BlockBuilder()
         self.values: dict[Node, Any] = {}
@@ -276,7 +278,7 @@ class _Lowering:
             all(part in self._unplaced for part in parts)
             and len(set(parts)) == len(parts)
             and all(extent == 1 for shape in shapes for extent in shape[:axis])
-            and all(size % _CACHE_LINE == 0 for size in sizes[:-1])
+            and all(size % self.target.line_bytes == 0 for size in sizes[:-1])
         )
 
     def place_side_by_side(self, parts: Sequence[relax.Expr], axis: int) -> relax.Var:

@@ -19,13 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 from tvm import tirx
 
 from calumma.core.errors import InputError, InternalError
-from calumma.core.values import Hardware, Task
+from calumma.core.values import Task
 from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import lower
 from calumma.frontend.simplify import simplify
 from calumma.prior.networks import Layer, Window
 from calumma.prior.sampling import SHARES, LayerSampler, in_turn
 from calumma.space import KnobSpace, design_space
+from calumma.target import Target
 from calumma.tasks import extract
 
 _OPSET = 17
@@ -46,7 +47,7 @@ class TrainingWorkload:
 
 
 def drawn_workloads(
-    lanes: int,
+    target: Target,
     *,
     seed: int = 0,
     families: Sequence[str] = tuple(SHARES),
@@ -56,7 +57,7 @@ def drawn_workloads(
     """Draw distinct workloads without end, families mixed by their shares; the same ones for the same arguments.
 
     Args:
-        lanes: float32 values of a vector, which decides the blocked layout.
+        target: the CPU, whose lanes decide the blocked layout.
         seed: decides everything.
         families: those to draw from. What comes of a family does not depend on the others.
         exclude: networks of the table that are held out: their layers take no part in the distribution.
@@ -73,7 +74,7 @@ def drawn_workloads(
     def draw() -> Iterator[TrainingWorkload]:
         seen = set(exclude_hashes)
         for family, number in in_turn(families):
-            workload = realise(sampler.draw(family, number), lanes)
+            workload = realise(sampler.draw(family, number), target)
             if workload.task.workload.hash not in seen:
                 seen.add(workload.task.workload.hash)
                 yield workload
@@ -82,7 +83,7 @@ def drawn_workloads(
 
 
 def model_workloads(
-    models: Sequence[str | PathLike[str]], lanes: int, *, exclude_hashes: Collection[str] = ()
+    models: Sequence[str | PathLike[str]], target: Target, *, exclude_hashes: Collection[str] = ()
 ) -> Iterator[TrainingWorkload]:
     """The distinct tasks of model files, one of each model in turn.
 
@@ -93,7 +94,7 @@ def model_workloads(
     queues: list[list[TrainingWorkload]] = []
     for model in models:
         imported = import_model(model)
-        graph = lower(simplify(imported.graph), lanes)
+        graph = lower(simplify(imported.graph), target)
         parts = extract(graph.mod, len(graph.inputs))
         queue = []
         for task in sorted(parts.tasks, key=lambda task: task.weight * task.flops, reverse=True):
@@ -105,7 +106,7 @@ def model_workloads(
     return (queue[i] for i in range(longest) for queue in queues if i < len(queue))
 
 
-def realise(layer: Layer, lanes: int) -> TrainingWorkload:
+def realise(layer: Layer, target: Target) -> TrainingWorkload:
     """The workload that a layer becomes.
 
     Raises:
@@ -113,7 +114,7 @@ def realise(layer: Layer, lanes: int) -> TrainingWorkload:
     """
     model = _Model()
     kernel = _WRITERS[layer.family](model, layer)
-    graph = lower(simplify(import_model(model.serialised()).graph), lanes)
+    graph = lower(simplify(import_model(model.serialised()).graph), target)
     parts = extract(graph.mod, len(graph.inputs))
     # The kernels around it are layout changes, and feeders: of several of one kind, the last one is the layer's.
     found = [task for task in parts.tasks if kernel in _words(task.name)]
@@ -125,9 +126,9 @@ def realise(layer: Layer, lanes: int) -> TrainingWorkload:
 
 
 @functools.lru_cache(maxsize=_KEPT_SPACES)
-def kept_space(function: Any, hardware: Hardware, threads: int) -> KnobSpace:
+def kept_space(function: Any, target: Target, threads: int) -> KnobSpace:
     """The design space of a function; kept, since a worker asks for it once per candidate."""
-    return design_space(function, hardware, threads)
+    return design_space(function, target, threads)
 
 
 def _words(name: str) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from tvm import tirx
 
 from calumma.core.errors import InputError
-from calumma.target import Target
 from calumma.space import blocks, fallback, generated, injective, reduction, rows
 from calumma.space.alternatives import AlternativesSpace
 from calumma.space.base import Knob, KnobSpace, Repacking
@@ -20,6 +19,7 @@ from calumma.space.conv2d import Conv2dSpace
 from calumma.space.depthwise import DepthwiseSpace
 from calumma.space.matmul import MatmulSpace
 from calumma.space.winograd import WinogradSpace
+from calumma.target import Target
 
 __all__ = ["Knob", "KnobSpace", "Repacking", "design_space", "register", "template_versions"]
 

@@ -11,9 +11,9 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.frontend.operators import OPERATOR, bfloat16
-from calumma.target import Target
 from calumma.space import loops
 from calumma.space.base import Knob, KnobSpace
+from calumma.target import Target
 from calumma.target.costs import RegisterTileCosts
 from calumma.tvm_compat import dot_product
 

@@ -24,9 +24,9 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import KnobValue
-from calumma.target import Target
 from calumma.space import blocks
 from calumma.space.base import Knob
+from calumma.target import Target
 from calumma.tvm_compat import prefetch
 
 _ORDERS = ("ic,kh,kw", "kh,ic,kw", "kh,kw,ic", "ic,kh,lane,kw")
@@ -179,7 +179,9 @@ class Conv2dSpace(blocks.AnchorSpace):
         by_rows = (k["outer"] != _OUTER[0]) & (k["oh_tile"] < self.out_h)
         common = np.where(by_rows, self._weight_bytes, self.data_bytes)
         moved = common * (1 - 1 / self.threads) * (self.batch < self.threads)  # else threads have images of their own
-        return self._completed(candidates[int(np.argmin(self._cost(k) + self.target.costs.convolution.traffic * moved))])
+        return self._completed(
+            candidates[int(np.argmin(self._cost(k) + self.target.costs.convolution.traffic * moved))]
+        )
 
     @functools.cached_property
     def _reasoned(self) -> Indices:
@@ -314,7 +316,7 @@ class Conv2dSpace(blocks.AnchorSpace):
             sch.unroll(loop)
         if config["unroll"]:
             sch.unroll(order[-1] if config["order"] == "ic,kh,lane,kw" else kw)
-        blocks.vectorize_lanes(sch, lane, anchor, ic_o if plane else order[0])
+        blocks.vectorize_lanes(sch, lane, anchor, ic_o if plane else order[0], self.target)
         sch.vectorize(sch.get_loops(out)[-1])
         marks: dict[int, list[prefetch.Ahead]] = {}
         if self.addends and order[0] is ic_o:

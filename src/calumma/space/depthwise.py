@@ -92,8 +92,8 @@ class DepthwiseSpace(blocks.AnchorSpace):
         accumulators = k["oh_tile"] * k["ow_tile"]
         costs = self.target.costs.depthwise
         cost = 1 / (np.minimum(1.0, accumulators / costs.accumulators) * blocks.balance(self._chunks(k), self.threads))
-        copied = costs.padding_penalty * (k["pad"] != "inline") + costs.pad_tile_penalty * (k["pad"] == "tile")
-        cost *= 1 + costs.row_penalty * k["oh_tile"] + copied
+        copied, in_tile = k["pad"] != "inline", k["pad"] == "tile"
+        cost *= 1 + costs.row_penalty * k["oh_tile"] + costs.padding_penalty * copied + costs.pad_tile_penalty * in_tile
         rolled, width = k["unroll"] == "none", k["unroll"] == "width"
         return cost * (1 + costs.rolled_penalty * rolled + costs.width_penalty * width)
 

@@ -12,9 +12,9 @@ from typing import Any
 from tvm import s_tir, tirx
 
 from calumma.core.values import KnobValue
-from calumma.target import Target
 from calumma.space import loops
 from calumma.space.base import Knob
+from calumma.target import Target
 
 
 def matches(func: tirx.PrimFunc) -> bool:

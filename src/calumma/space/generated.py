@@ -34,9 +34,9 @@ from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.protocols import Indices
 from calumma.core.values import KnobValue
-from calumma.target import Target
 from calumma.space import blocks, loops
 from calumma.space.base import Knob, KnobSpace
+from calumma.target import Target
 
 _SEED = 1
 """Of the decisions that generation draws; none of them is kept."""
@@ -293,8 +293,8 @@ def _module(func: tirx.PrimFunc) -> tvm.IRModule:
 def _generator(func: tirx.PrimFunc, target: Target, threads: int) -> Any:
     """MetaSchedule's space generator with the rules of plain LLVM targets, set up for a target.
 
-    The rules that targets add are for int8 dot products. Of the usual postprocessors RewriteLayout is left out: it repacks
-    operands inside the function. The class `TuneContext` would import every tensor intrinsic of every target, which
+    The rules that CPU families add are for int8 dot products. Of the usual postprocessors RewriteLayout is left out: it
+    repacks operands inside the function. The class `TuneContext` would import every tensor intrinsic of every target, which
     takes many seconds; the object behind it does not need them.
     """
     generator = ms.space_generator.PostOrderApply(

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from tvm import ir, s_tir, tirx
 
 from calumma.core.values import KnobValue
-from calumma.target import Target
 from calumma.space import loops
 from calumma.space.base import Knob
+from calumma.target import Target
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 from calumma.core.protocols import Indices
 from calumma.core.values import KnobValue
 from calumma.space.base import Knob, KnobSpace
+from calumma.target import Target
 
 STACK_BYTES = 1024
 """TVM keeps a buffer of fewer bytes on the stack, where LLVM can hold it in registers; larger ones are allocated."""

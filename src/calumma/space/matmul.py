@@ -19,9 +19,9 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
 from calumma.core.values import KnobValue
-from calumma.target import Target
 from calumma.space import blocks
 from calumma.space.base import Knob
+from calumma.target import Target
 from calumma.tvm_compat import prefetch
 
 _LEAST_ACCUMULATORS = 4

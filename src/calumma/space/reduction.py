@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tvm import s_tir, tirx
 
 from calumma.core.values import KnobValue
-from calumma.target import Target
 from calumma.space import loops
 from calumma.space.base import Knob
+from calumma.target import Target
 
 _TILES = (1, 2, 4, 8)
 _MOST_UNROLLED = 256

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from tvm import s_tir, tirx
 
 from calumma.core.values import KnobValue
-from calumma.target import Target
 from calumma.space import loops
 from calumma.space.base import Knob
+from calumma.target import Target
 
 _CHEAP_OPERATIONS = 4
 """Operations of a stage that is computed again by each of its readers rather than stored."""

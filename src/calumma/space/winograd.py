@@ -35,9 +35,9 @@ from tvm import ir, s_tir, tirx
 from calumma.core.protocols import Indices
 from calumma.core.values import KnobValue
 from calumma.frontend.operators import bfloat16
-from calumma.target import Target
 from calumma.space import blocks
 from calumma.space.base import Knob, Repacking
+from calumma.target import Target
 from calumma.tvm_compat import prefetch
 
 Matrix = tuple[tuple[float, ...], ...]

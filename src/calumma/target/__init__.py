@@ -1,7 +1,7 @@
 """Targets: what CPUs are, as plain data, one module per architecture. Imports neither TVM nor torch.
 
-    describe("x86-64", Facts(...))     the target of a CPU
-    register_target("riscv64", family)    another architecture, described outside of this package
+describe("x86-64", Facts(...))     the target of a CPU
+register_target("riscv64", family)    another architecture, described outside of this package
 """
 
 from __future__ import annotations

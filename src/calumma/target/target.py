@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from calumma.core.values import Hardware
@@ -141,7 +141,7 @@ class Target:
     def from_fields(cls, values: Mapping[str, Any]) -> Target:
         """The target of its fields as plain values, as `dataclasses.asdict` or JSON has them."""
         costs = values["costs"]
-        groups = {field.name: type(field.default)(**costs[field.name]) for field in fields(CostConstants)}
+        groups = {name: type(group)(**costs[name]) for name, group in vars(CostConstants()).items()}
         return cls(
             **{
                 **values,

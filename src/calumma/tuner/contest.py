@@ -67,7 +67,7 @@ class Contest:
 
     def _build(self, configs: Configs) -> tuple[Executable, LoweredModel]:
         lowered = self._model.lowered(configs)
-        return build(lowered, self._model.hardware, self._model.threads), lowered
+        return build(lowered, self._model.target, self._model.threads), lowered
 
 
 def _call_s(artifact: Artifact, feeds: dict) -> float:

@@ -21,6 +21,7 @@ from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import LoweredGraph, lower
 from calumma.frontend.simplify import simplify
 from calumma.space import KnobSpace, design_space
+from calumma.target import Target
 from calumma.tasks import ModelTasks, extract
 from calumma.tasks.roofline import MachineLimits, bound_s, machine_limits
 
@@ -37,7 +38,7 @@ class TunableModel:
 
     name: str
     model_hash: str
-    hardware: Hardware
+    target: Target
     threads: int
     graph: LoweredGraph
     parts: ModelTasks
@@ -57,6 +58,11 @@ class TunableModel:
     """Called with the name of every phase that begins."""
 
     @property
+    def hardware(self) -> Hardware:
+        """The identity of the CPU in records."""
+        return self.target.hardware
+
+    @property
     def import_s(self) -> float:
         """Seconds from the model file to fused tasks, without the imports of Python and TVM."""
         return self.phases_s["import"] + self.phases_s["lower"] + self.phases_s["tasks"]
@@ -69,7 +75,7 @@ class TunableModel:
         little is. (Bounds are more careful: only weights larger than L3 are certain to come from memory.)
         """
         weights = sum(param.nbytes for param in self.graph.params)
-        return "warm" if weights <= self.hardware.l3_bytes / 2 else "cold"
+        return "warm" if weights <= self.target.l3_bytes / 2 else "cold"
 
     @functools.cached_property
     def defaults(self) -> Configs:
@@ -145,12 +151,14 @@ class TunableModel:
         }
 
 
-def check_precision(precision: str, hardware: Hardware) -> None:
+def check_precision(precision: str, target: Target) -> None:
     """Raise InputError for a precision that there is not, or not on this CPU."""
     if precision not in PRECISIONS:
         raise InputError(f"precision={precision!r}: there is no such precision; one of {', '.join(PRECISIONS)}")
-    if precision != PRECISIONS[0] and not tvm_compat.has_bfloat16(hardware):
-        raise InputError(f"precision={precision!r}: {hardware.mcpu} has no AVX512_BF16, which it needs; use fp32")
+    if precision != PRECISIONS[0] and target.dot_product("bfloat16") is None:
+        raise InputError(
+            f"precision={precision!r}: {target.mcpu} has no dot product of bfloat16, which it needs; use fp32"
+        )
 
 
 def prepare(
@@ -177,8 +185,8 @@ def prepare(
     Raises:
         InputError: the model cannot be imported, or the CPU is unknown.
     """
-    hardware = tvm_compat.hardware_for(mcpu)
-    check_precision(precision, hardware)
+    target = tvm_compat.target_for(mcpu)
+    check_precision(precision, target)
     phases: dict[str, float] = {}
     start = time.perf_counter()
 
@@ -192,20 +200,20 @@ def prepare(
     imported = import_model(model, example_inputs=example_inputs, shapes=shapes)
     lap("import")
     on_phase("lower")
-    graph = lower(simplify(imported.graph), hardware.lanes, precision)
+    graph = lower(simplify(imported.graph), target, precision)
     lap("lower")
     on_phase("tasks")
     parts = extract(graph.mod, len(graph.inputs))
     lap("tasks")
     on_phase("spaces")
-    spaces = {key: design_space(func, hardware, threads) for key, func in parts.functions.items()}
+    spaces = {key: design_space(func, target, threads) for key, func in parts.functions.items()}
     if tolerance is not None:
         spaces = {key: space.within(tolerance) for key, space in spaces.items()}
     lap("spaces")
     on_phase("roofline")
-    limits = machine_limits(hardware, threads)
+    limits = machine_limits(target, threads)
     # A bound must hold for every run: what might stay in L3 counts as if it did, unlike in `cache_state`.
-    resident = sum(p.nbytes for p in graph.params) <= hardware.l3_bytes
+    resident = sum(p.nbytes for p in graph.params) <= target.l3_bytes
     bounds = {
         task.workload.hash: _bound_s(task, spaces[task.workload.hash], parts, limits, resident) for task in parts.tasks
     }
@@ -214,7 +222,7 @@ def prepare(
     return TunableModel(
         imported.name,
         imported.model_hash,
-        hardware,
+        target,
         threads,
         graph,
         parts,

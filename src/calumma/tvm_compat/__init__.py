@@ -108,9 +108,7 @@ def target_of(hardware: Hardware) -> Target:
 @functools.cache
 def _described(cpu_model: str, mcpu: str, l1_bytes: int, l2_bytes: int, l3_bytes: int, cores: int) -> Target:
     features = target_features(mcpu)
-    return describe(
-        kind_of(platform.machine()), Facts(cpu_model, mcpu, features, l1_bytes, l2_bytes, l3_bytes, cores)
-    )
+    return describe(kind_of(platform.machine()), Facts(cpu_model, mcpu, features, l1_bytes, l2_bytes, l3_bytes, cores))
 
 
 def host_mcpu() -> str:

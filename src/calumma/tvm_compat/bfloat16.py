@@ -1,4 +1,4 @@
-"""bfloat16, which TVM computes in float32 and has no vectors of: rounding written as arithmetic, and buffers of bits."""
+"""bfloat16, which TVM computes in float32 and has no vectors of: rounding as arithmetic, and buffers of bits."""
 
 from __future__ import annotations
 

@@ -78,9 +78,7 @@ def _called(dot: DotProduct, sums: Any, pack: Any, packs: Any) -> Any:
     """sums + the products of one pack (32 bits) with as many packs as lanes."""
     everywhere = tirx.Broadcast(tirx.reinterpret("int32", pack), dot.lanes)
     result = f"{dot.accumulates}x{dot.lanes}"
-    return tirx.call_pure_extern(
-        result, dot.function, sums, everywhere, tirx.reinterpret(f"int32x{dot.lanes}", packs)
-    )
+    return tirx.call_pure_extern(result, dot.function, sums, everywhere, tirx.reinterpret(f"int32x{dot.lanes}", packs))
 
 
 def _inserted(func: tirx.PrimFunc, dots: dict[str, DotProduct]) -> tirx.PrimFunc:

@@ -63,7 +63,7 @@ class Options:
             from calumma import tvm_compat
             from calumma.tuner.model import check_precision
 
-            check_precision(given["precision"], tvm_compat.hardware_for())  # or all regions would be left to torch
+            check_precision(given["precision"], tvm_compat.target_for())  # or all regions would be left to torch
         prior = given.get("prior", "auto")
         if not isinstance(prior, str):
             raise InputError(f"option prior={prior!r}: give the name or file of a prior, 'auto' or 'none'")
