@@ -15,7 +15,7 @@ from benchmarks import suite
 from calumma.core.files import replacing
 
 FILE = Path(__file__).resolve().parent / "held_out.json"
-LANES = 16
+MCPU = "x86-64-v4"
 
 
 def workloads(name: str) -> list[str]:
@@ -25,7 +25,7 @@ def workloads(name: str) -> list[str]:
     from calumma.frontend.simplify import simplify
     from calumma.tasks import extract
 
-    graph = lower(simplify(import_model(str(suite.path(name))).graph), LANES)
+    graph = lower(simplify(import_model(str(suite.path(name))).graph), tvm_compat.target_for(MCPU))
     return sorted(task.workload.hash for task in extract(graph.mod, len(graph.inputs)).tasks)
 
 

@@ -19,13 +19,13 @@ def compiled(imported: ImportedModel) -> Artifact:
     from calumma.frontend.simplify import simplify
     from calumma.space import design_space
 
-    hardware = tvm_compat.target_for()
-    lowered = lower(simplify(imported.graph), lanes=hardware.vector_bits // 32)
+    target = tvm_compat.target_for()
+    lowered = lower(simplify(imported.graph), target)
     mod = lowered.mod
     repacking = {}
     for variable, function in list(mod.functions_items()):
         if isinstance(function, tvm.tirx.PrimFunc):
-            space = design_space(function, hardware, THREADS)
+            space = design_space(function, target, THREADS)
             config = space.decode(space.default())
             scheduled = space.schedule(config).mod["main"]
             repacking[variable.name_hint] = space.repacking(config)
@@ -34,4 +34,4 @@ def compiled(imported: ImportedModel) -> Artifact:
         tuple(TensorSpec(s.name, s.shape, s.dtype) for s in specs) for specs in (lowered.inputs, lowered.outputs)
     )
     model = repack(LoweredModel(mod, lowered.params, inputs, outputs), repacking)
-    return Artifact.from_executable(build(model, hardware, THREADS), model.params, {})
+    return Artifact.from_executable(build(model, target, THREADS), model.params, {})

@@ -34,7 +34,7 @@ def local() -> Iterator[LocalRunner]:
 
 
 def record(candidate: Candidate, result: MeasureResult) -> MeasureRecord:
-    return MeasureRecord(candidate, result, tvm_compat.target_for(), THREADS, "cold", tvm_compat.toolchain())
+    return MeasureRecord(candidate, result, tvm_compat.target_for().hardware, THREADS, "cold", tvm_compat.toolchain())
 
 
 @pytest.fixture(scope="module")

@@ -497,11 +497,11 @@ def model_of(body: Callable) -> LoweredModel:
 
 def test_foreign_operators_are_refused() -> None:
     tvm = tvm_compat.load()
-    hardware = tvm_compat.target_for()
+    target = tvm_compat.target_for()
     with pytest.raises(InternalError, match=r"main contains relax\.nn\.relu, expected call_tir"):
-        build(model_of(lambda builder, x: tvm.relax.op.nn.relu(x)), hardware, THREADS)
+        build(model_of(lambda builder, x: tvm.relax.op.nn.relu(x)), target, THREADS)
     with pytest.raises(InternalError, match="main calls no kernel"):
-        build(model_of(lambda builder, x: x), hardware, THREADS)
+        build(model_of(lambda builder, x: x), target, THREADS)
 
 
 def test_kernel_that_cannot_be_built_is_named() -> None:

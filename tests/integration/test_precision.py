@@ -20,7 +20,7 @@ from calumma.tuner.model import prepare
 from tests.onnx_models import Model, assert_close, reference
 
 pytestmark = pytest.mark.skipif(
-    not tvm_compat.has_bfloat16(tvm_compat.target_for()), reason="this CPU has no AVX512_BF16"
+    tvm_compat.target_for().dot_product("bfloat16") is None, reason="this CPU has no dot product of bfloat16"
 )
 TOLERANCE = 2e-2
 

@@ -26,7 +26,7 @@ WINDOWS = {
     "rectangular": Window((1, 5), (1, 2), (1, 1), (0, 2, 0, 2)),
 }
 needs_dot_products = pytest.mark.skipif(
-    not tvm_compat.has_bfloat16(tvm_compat.target_for()), reason="this CPU has no AVX512_BF16"
+    tvm_compat.target_for().dot_product("bfloat16") is None, reason="this CPU has no dot product of bfloat16"
 )
 
 
@@ -77,8 +77,8 @@ def test_winograd(m, tolerance):
     func = prim_func(lambda x, w: conv.conv2d(x, w, SAME, band), data.shape, packed.shape, dtypes=NARROW)
     assert WinogradSpace.matches(func)
 
-    def make(func, hardware, threads):
-        return WinogradSpace(func, hardware, threads, m)
+    def make(func, target, threads):
+        return WinogradSpace(func, target, threads, m)
 
     check_space(make, func, [data, packed], expected, tvm_compat.target_for(), n=4, tolerance=tolerance)
 
@@ -114,14 +114,14 @@ def test_what_is_narrow_between_two_operators_of_a_function():
 
 
 def test_instructions_are_used():
-    hardware = tvm_compat.target_for("znver5")
+    target = tvm_compat.target_for("znver5")
     data, packed, _, band = convolution(32, 32, (4, 4), SAME)
 
     def layer(x, w):
         return bfloat16.narrow(conv.conv2d(x, w, SAME, band))
 
-    space = Conv2dSpace(prim_func(layer, data.shape, packed.shape, dtypes=NARROW), hardware, 2)
-    library = codegen.build(space.schedule(space.decode(space.default())).mod, tvm_compat.tvm_target(hardware, 2))
+    space = Conv2dSpace(prim_func(layer, data.shape, packed.shape, dtypes=NARROW), target, 2)
+    library = codegen.build(space.schedule(space.decode(space.default())).mod, tvm_compat.tvm_target(target, 2))
     code = library.inspect_source("asm")
     assert "vdpbf16ps" in code
     assert "vcvtneps2bf16" in code
@@ -130,10 +130,10 @@ def test_instructions_are_used():
 def test_without_the_instructions_the_same_comes_out():
     """The schedule stays right where nothing is put in its place; AVX-512 without bfloat16 rounds by arithmetic."""
     values = reference.random(4, 64)
-    hardware = tvm_compat.target_for("skylake-avx512")
+    target = tvm_compat.target_for("skylake-avx512")
     func = prim_func(lambda x: bfloat16.widen(bfloat16.narrow(x)), values.shape)
     expected = rounded(values).astype(np.float32)
-    check_space(design_space, func, [values], expected, hardware, n=2, tolerance=0)
+    check_space(design_space, func, [values], expected, target, n=2, tolerance=0)
 
 
 def test_pairs_lie_side_by_side():

@@ -52,7 +52,7 @@ CASES = {
 }
 
 
-def _check(case: Case, lanes: int, hardware, n: int) -> None:
+def _check(case: Case, lanes: int, target, n: int) -> None:
     data = reference.random(case.batch, case.channels, *case.size)
     weight = reference.random(case.out_channels, case.channels // case.groups, *case.window.kernel)
     slots, out_slots = (reference.identity_slots(c, lanes) for c in (case.channels, case.out_channels))
@@ -62,7 +62,7 @@ def _check(case: Case, lanes: int, hardware, n: int) -> None:
     # What a hole of the input holds must not matter.
     blocked = reference.block(data, slots, lanes, hole=7.0)
     func = prim_func(lambda x, w: conv.conv2d(x, w, case.window, band), blocked.shape, packed.shape)
-    check_space(Conv2dSpace, func, [blocked, packed], expected, hardware, n)
+    check_space(Conv2dSpace, func, [blocked, packed], expected, target, n)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -93,7 +93,7 @@ def test_bands_of_rows(size, oh_tile, threads):
     config = space.decode(space.default()) | {"fused": 3, "oh_tile": oh_tile, "ow_tile": 1, "pad": "inline"}
     expected = reference.block(reference.conv2d(data, weight, window, 32), slots, 16)
     np.testing.assert_allclose(
-        run(space.schedule(config).mod, [blocked, packed], expected.shape, space.hardware),
+        run(space.schedule(config).mod, [blocked, packed], expected.shape, space.target),
         expected,
         rtol=2e-5,
         atol=2e-5,

@@ -89,10 +89,10 @@ def test_a_foreign_tile_is_refused():
 
 
 def test_dense_reductions_without_a_template_get_it():
-    hardware = tvm_compat.target_for()
+    target = tvm_compat.target_for()
 
     def template(operator, *shapes):
-        return design_space(prim_func(operator, *shapes), hardware, 2).template
+        return design_space(prim_func(operator, *shapes), target, 2).template
 
     assert template(CASES["conv3d"][0], (1, 16, 8, 14, 14), (16, 16, 3, 3, 3)) == GeneratedSpace.template
     assert template(lambda x, y: topi.nn.batch_matmul(x, y), (4, 64, 64), (4, 64, 64)) == GeneratedSpace.template

@@ -99,11 +99,11 @@ def test_scaled_product_with_a_mask():
 
 @pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
 def test_every_size_has_a_default(lanes, mcpu):
-    hardware = tvm_compat.target_for(mcpu)
+    target = tvm_compat.target_for(mcpu)
     for rows in (1, 2, 3, 5, 11, 13, 14):
         for blocks in (1, 2, 5, 11, 13, 22, 26, 33, 39, 62):
             func = prim_func(lambda x, w: matmul.dense(x, w, blocks * lanes), (rows, 8), _packed(8, blocks, lanes))  # noqa: B023
-            space = MatmulSpace(func, hardware, 2)
+            space = MatmulSpace(func, target, 2)
             assert space.valid(space.default()[None])[0]
 
 

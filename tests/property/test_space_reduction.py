@@ -45,5 +45,5 @@ def test_every_configuration_is_right(name):
 
 def test_narrow_vectors():
     operator, x, expected = CASES["sum along memory"]
-    hardware = tvm_compat.target_for("x86-64-v3")
-    check_space(reduction.ReductionSpace, prim_func(operator, x.shape), [x], expected, hardware, n=4)
+    target = tvm_compat.target_for("x86-64-v3")
+    check_space(reduction.ReductionSpace, prim_func(operator, x.shape), [x], expected, target, n=4)

@@ -72,9 +72,9 @@ def test_bias_residual_and_relu_are_fused(m):
 def test_all_algorithms_are_one_space():
     layer, inputs, expected = _layer("tiles fit", 16)
     func = prim_func(layer, *(i.shape for i in inputs))
-    hardware = tvm_compat.target_for()
-    check_space(design_space, func, inputs, expected, hardware, n=12, tolerance=TOLERANCE)
-    space = design_space(func, hardware, 2)
+    target = tvm_compat.target_for()
+    check_space(design_space, func, inputs, expected, target, n=12, tolerance=TOLERANCE)
+    space = design_space(func, target, 2)
     assert isinstance(space, AlternativesSpace)
     drawn = space.sample(np.random.default_rng(0), 12)
     algorithms = {space.decode(row).get("algorithm", "direct") for row in drawn}
@@ -89,13 +89,13 @@ def test_the_error_that_is_claimed_is_the_error_there_is(m):
     data, weight = reference.random(1, channels, 14, 14), reference.random(32, channels, 3, 3)
     inputs = [reference.block(data, slots, 16), conv.pack_conv_weight(weight, slots, 1, band, 16)]
     expected = reference.block(reference.conv2d(data, weight, window, 1), out_slots, 16)
-    hardware = tvm_compat.target_for()
+    target = tvm_compat.target_for()
     space = WinogradSpace(
-        prim_func(lambda x, w: conv.conv2d(x, w, window, band), *(i.shape for i in inputs)), hardware, 2, m
+        prim_func(lambda x, w: conv.conv2d(x, w, window, band), *(i.shape for i in inputs)), target, 2, m
     )
     config = space.decode(space.default())
     inputs[1] = space.repacking(config)[1].apply(inputs[1])
-    actual = run(space.schedule(config).mod, inputs, expected.shape, hardware)
+    actual = run(space.schedule(config).mod, inputs, expected.shape, target)
     error = np.abs(actual.astype("float64") - expected).max() / np.abs(expected).max()
     assert space.error / 8 < error < space.error
 

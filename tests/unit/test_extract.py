@@ -12,7 +12,7 @@ from tests.onnx_models import Model
 
 
 def _lowered(model: Model, *outputs: str) -> LoweredGraph:
-    return lower(simplify(import_model(model.bytes(*outputs)).graph), 16)
+    return lower(simplify(import_model(model.bytes(*outputs)).graph), tvm_compat.target_for("x86-64-v4"))
 
 
 def _stack(layers: int, seed: int = 0) -> LoweredGraph:

@@ -294,8 +294,8 @@ def _generator(func: tirx.PrimFunc, target: Target, threads: int) -> Any:
     """MetaSchedule's space generator with the rules of plain LLVM targets, set up for a target.
 
     The rules that CPU families add are for int8 dot products. Of the usual postprocessors RewriteLayout is left out: it
-    repacks operands inside the function. The class `TuneContext` would import every tensor intrinsic of every target, which
-    takes many seconds; the object behind it does not need them.
+    repacks operands inside the function. The class `TuneContext` would import every tensor intrinsic of every target,
+    which takes many seconds; the object behind it does not need them.
     """
     generator = ms.space_generator.PostOrderApply(
         sch_rules=ms.ScheduleRule.create("llvm"),
