@@ -20,6 +20,7 @@ MCPU = "x86-64-v4"
 
 def workloads(name: str) -> list[str]:
     """Hashes of a suite model's workloads, in order."""
+    from calumma import tvm_compat
     from calumma.frontend.importer import import_model
     from calumma.frontend.lowering import lower
     from calumma.frontend.simplify import simplify

@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto
 from tvm import relax
 
+from calumma import tvm_compat
 from calumma.core.errors import ModelError
 from calumma.frontend.graph import from_relax
 from calumma.frontend.importer import import_model

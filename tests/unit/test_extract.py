@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tvm
 
+from calumma import tvm_compat
 from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import LoweredGraph, lower
 from calumma.frontend.simplify import simplify

@@ -16,7 +16,7 @@ from calumma.space import design_space
 from calumma.tvm_compat import target_for
 from tests.onnx_models import Model
 
-TARGET = tvm_compat.target_for("x86-64-v4")
+TARGET = target_for("x86-64-v4")
 
 
 def macs(name: str) -> float:

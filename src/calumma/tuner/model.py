@@ -157,7 +157,7 @@ def check_precision(precision: str, target: Target) -> None:
         raise InputError(f"precision={precision!r}: there is no such precision; one of {', '.join(PRECISIONS)}")
     if precision != PRECISIONS[0] and target.dot_product("bfloat16") is None:
         raise InputError(
-            f"precision={precision!r}: {target.mcpu} has no dot product of bfloat16, which it needs; use fp32"
+            f"precision={precision!r}: {target.mcpu} has no bfloat16 dot product, which it needs; use fp32"
         )
 
 
