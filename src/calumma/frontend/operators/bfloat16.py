@@ -2,7 +2,7 @@
 
 What contractions read is bfloat16, what they add up float32. Two consecutive elements of the reduction make a *pair*:
 packed weights hold, per pair, the two elements of every lane side by side, [.., K / 2, 2 L], which is how the CPU's
-dot product takes them (`tvm_compat.bfloat16`).
+dot product takes them (`tvm_compat.dot_product`).
 
 Padded inputs hold the bits, as uint16: TVM would choose between an element and zero in float32.
 """
