@@ -48,6 +48,7 @@ from calumma.database.codec import MalformedError
 from calumma.measure.timing import standard_error
 from calumma.space import KnobSpace
 from calumma.space.alternatives import ALGORITHM, AlternativesSpace
+from calumma.target import Target
 
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent / "corpora"
@@ -101,19 +102,19 @@ SOURCES: dict[str, Source] = {
 
 
 @functools.lru_cache(maxsize=4)
-def template_space(func: Any, hardware: Hardware, threads: int) -> KnobSpace:
+def template_space(func: Any, target: Target, threads: int) -> KnobSpace:
     """The space that calumma tunes a function in; kept, since a worker asks for it once per candidate."""
     from calumma.operators import design_space
 
-    return design_space(func, hardware, threads)
+    return design_space(func, target, threads)
 
 
 @functools.lru_cache(maxsize=4)
-def generated_space(func: Any, hardware: Hardware, threads: int) -> KnobSpace:
+def generated_space(func: Any, target: Target, threads: int) -> KnobSpace:
     """The space that MetaSchedule generates for a function, whether it has a template of its own or not."""
     from calumma.space.generated import GeneratedSpace
 
-    return GeneratedSpace(func, hardware, threads)
+    return GeneratedSpace(func, target, threads)
 
 
 def entry_of(source: Source) -> str:
@@ -160,7 +161,7 @@ class Corpus:
         """
         tvm = tvm_compat.load()
         make = {"template": template_space, "generated": generated_space}[self.source.space]
-        whole = make(tvm.ir.load_json(self.workload.text), self.hardware, self.threads)
+        whole = make(tvm.ir.load_json(self.workload.text), tvm_compat.target_of(self.hardware), self.threads)
         if (whole.template, whole.version) != (self.template, self.version):
             raise InputError(
                 f"corpus {self.name} is of template {self.template} version {self.version}, here it is "
@@ -377,7 +378,7 @@ def describe(corpora: Sequence[Corpus]) -> str:
 # -- recording ------------------------------------------------------------------------------------
 
 
-def part(name: str, hardware: Hardware, threads: int) -> tuple[Workload, SubSpace]:
+def part(name: str, target: Target, threads: int) -> tuple[Workload, SubSpace]:
     """The workload of a corpus and the part of its space to be measured: always the same for one version of the code.
 
     Raises:
@@ -386,12 +387,12 @@ def part(name: str, hardware: Hardware, threads: int) -> tuple[Workload, SubSpac
     if name not in SOURCES:
         raise InputError(f"no corpus is called {name!r}: one of {', '.join(SOURCES)}")
     source = SOURCES[name]
-    found = _tasks(source.model, hardware)
+    found = _tasks(source.model, target)
     if source.task not in found:
         raise InputError(f"model {source.model} has no task {source.task!r}: one of {', '.join(found)}")
     workload, func = found[source.task]
     make = {"template": template_space, "generated": generated_space}[source.space]
-    whole = make(func, hardware, threads)
+    whole = make(func, target, threads)
     rng = generator(SEED, "corpus", name)
     if not source.algorithms:
         return workload, part_of(whole, rng)
@@ -402,12 +403,12 @@ def part(name: str, hardware: Hardware, threads: int) -> tuple[Workload, SubSpac
 
 
 @functools.cache
-def _tasks(model: str, hardware: Hardware) -> dict[str, tuple[Workload, Any]]:
+def _tasks(model: str, target: Target) -> dict[str, tuple[Workload, Any]]:
     """Workloads and functions of a model of the suite, by name of the fused function."""
     from benchmarks import suite
     from calumma.pipeline.extraction import extract_tasks
 
-    found = extract_tasks(suite.path(model), hardware.lanes).parts
+    found = extract_tasks(suite.path(model), target).parts
     return {task.name: (task.workload, found.functions[task.workload.hash]) for task in found.tasks}
 
 
@@ -417,7 +418,7 @@ def record(
     space: SubSpace,
     runner: Runner,
     store: Store,
-    hardware: Hardware,
+    target: Target,
     *,
     source: Source | None = None,
     limit: int | None = None,
@@ -433,7 +434,7 @@ def record(
         workload, space: what is measured.
         runner: measures, under one thread count and cache state.
         store: keeps the measurements between calls.
-        hardware: what the runner runs on.
+        target: what the runner runs on.
         source: kept in the corpus; `SOURCES[name]` if not given.
         limit: stop after so many measurements, for a trial.
         say: takes one line of progress per batch.
@@ -444,7 +445,7 @@ def record(
     rows = np.concatenate([rows[~first], rows[first]])
     candidates = [Candidate(workload, space.template, space.version, space.decode(row)) for row in rows]
     conditions = {
-        "hardware": hardware.fingerprint,
+        "hardware": target.hardware.fingerprint,
         "threads": runner.threads,
         "cache_state": runner.cache_state,
         "toolchain": tvm_compat.toolchain(),
@@ -462,7 +463,7 @@ def record(
                 MeasureRecord(
                     candidate,
                     result,
-                    hardware,
+                    target.hardware,
                     runner.threads,
                     runner.cache_state,
                     tvm_compat.toolchain(),
@@ -528,7 +529,7 @@ def record(
         results=tuple(result for result, _, _ in ordered),
         errors=np.array([error for _, error, _ in ordered]),
         counts=np.array([count for _, _, count in ordered]),
-        hardware=hardware,
+        hardware=target.hardware,
         threads=runner.threads,
         cache_state=runner.cache_state,
         toolchain=tvm_compat.toolchain(),

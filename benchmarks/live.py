@@ -49,12 +49,13 @@ from calumma.core import durations
 from calumma.core.errors import EnvironmentFault, InputError
 from calumma.core.protocols import Runner
 from calumma.core.rng import generator
-from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Status, Workload
+from calumma.core.values import Candidate, KnobValue, MeasureRecord, MeasureResult, Status, Workload
 from calumma.database import SqlStore
 from calumma.measure import LocalRunner
 from calumma.operators import design_space
 from calumma.search import make_strategy, strategy_names
 from calumma.space import KnobSpace
+from calumma.target import Target
 
 MODELS = ("bvlc_alexnet", "vgg19", "resnet18")
 TASKS_PER_MODEL = 2
@@ -106,20 +107,20 @@ class TracedSpace:
         return {}
 
 
-def traced_space(func: Any, hardware: Hardware, threads: int) -> TracedSpace:
+def traced_space(func: Any, target: Target, threads: int) -> TracedSpace:
     """Entry of a runner's workers for candidates of MetaSchedule's."""
     return TracedSpace(func)
 
 
-def tasks(hardware: Hardware, threads: int) -> list[Task]:
+def tasks(target: Target, threads: int) -> list[Task]:
     """The tasks of the comparison, by the rule above, one of every model before the second of any."""
     from calumma.pipeline.extraction import extract_tasks
 
     by_model = []
     for model in MODELS:
-        found = extract_tasks(suite.path(model), hardware.lanes).parts
+        found = extract_tasks(suite.path(model), target).parts
         spaces = {
-            task.workload.hash: design_space(found.functions[task.workload.hash], hardware, threads)
+            task.workload.hash: design_space(found.functions[task.workload.hash], target, threads)
             for task in found.tasks
             if "conv2d" in task.name and "depthwise" not in task.name
         }
@@ -145,18 +146,18 @@ def run(options: argparse.Namespace) -> list[Run]:
     start = time.monotonic()
     budget_s = math.inf if options.budget is None else durations.seconds(options.budget)
     threads = tvm_compat.set_threads(options.threads)
-    hardware = tvm_compat.hardware_for()
+    target = tvm_compat.target_for()
     strategies = options.strategies or (QUICK_STRATEGIES if options.quick else STRATEGIES)
     unknown = {name.removesuffix(sessions.INFORMED) for name in strategies} - {*strategy_names(), *METASCHEDULE}
     if unknown:
         known = ", ".join((*strategy_names(), *METASCHEDULE))
         raise InputError(f"no strategy is called {sorted(unknown)[0]!r}: choose of {known}")
-    chosen = _chosen(tasks(hardware, threads), options)
+    chosen = _chosen(tasks(target, threads), options)
     settings = {
         "trials": options.trials,
         "batch": options.batch,
         "threads": threads,
-        "hardware": hardware.fingerprint,
+        "hardware": target.hardware.fingerprint,
         "toolchain": tvm_compat.toolchain(),
         "policy": None if options.policy is None else options.policy.name,
         "rules": {"compared": (CONTENDERS, MARGINS), "raced": (PASSES, FINAL_PASSES, CLOSE)},
@@ -175,12 +176,12 @@ def run(options: argparse.Namespace) -> list[Run]:
             if time.monotonic() - start >= budget_s:
                 print(f"{options.budget} are over, {left} of {len(missing)} runs are left: the same command goes on")
                 break
-            done[key[1]][key] = _tune(by_name[key[1]], key, options, log, store, hardware, threads)
+            done[key[1]][key] = _tune(by_name[key[1]], key, options, log, store, target, threads)
             left -= 1
     runs: list[Run] = []
     for task in chosen:
         finished = [done[task.name][key] for key in dict.fromkeys(keys) if key in done[task.name]]
-        runs += _raced(task, finished, log, hardware, threads) if finished else []
+        runs += _raced(task, finished, log, target, threads) if finished else []
     return runs
 
 
@@ -214,7 +215,7 @@ def _tune(
     options: argparse.Namespace,
     log: RunLog,
     store: SqlStore,
-    hardware: Hardware,
+    target: Target,
     threads: int,
 ) -> Finished:
     """Make one run and log it."""
@@ -222,7 +223,7 @@ def _tune(
     if strategy in METASCHEDULE:
         finished, best = _metaschedule(task, strategy, seed, options, threads)
     else:
-        finished, best = _ours(task, start, strategy, seed, options, store, hardware, threads)
+        finished, best = _ours(task, start, strategy, seed, options, store, target, threads)
     documents = [{"template": c.template, "version": c.template_version, "config": dict(c.config)} for c in best]
     log.add({"run": finished.to_json(), "candidates": documents, "commit": output.commit()})
     print(
@@ -244,7 +245,7 @@ def _ours(
     seed: int,
     options: argparse.Namespace,
     store: SqlStore,
-    hardware: Hardware,
+    target: Target,
     threads: int,
 ) -> Finished:
     best: list[Candidate] = []
@@ -253,14 +254,14 @@ def _ours(
         return Candidate(task.workload, task.space.template, task.space.version, config)
 
     def keep(candidates: Sequence[Candidate], results: Sequence[MeasureResult]) -> None:
-        conditions = (hardware, threads, CACHE_STATE, tvm_compat.toolchain())
+        conditions = (target.hardware, threads, CACHE_STATE, tvm_compat.toolchain())
         pairs = zip(candidates, results, strict=True)
         store.append([MeasureRecord(c, r, *conditions, strategy=strategy, seed=seed) for c, r in pairs])
 
     informed = strategy.endswith(sessions.INFORMED)
-    known = sessions.predictor_of(task.workload, task.space, hardware, threads) if informed else None
+    known = sessions.predictor_of(task.workload, task.space, target, threads) if informed else None
     make_strategy(strategy.removesuffix(sessions.INFORMED), task.space, generator(seed))  # loads what it needs
-    with LocalRunner(hardware, threads, cache_state=CACHE_STATE) as runner:
+    with LocalRunner(target, threads, cache_state=CACHE_STATE) as runner:
         runner.measure(
             [candidate(task.space.decode(task.space.default()))]
         )  # the workers' start is no matter of search
@@ -411,7 +412,7 @@ def _metaschedule(task: Task, strategy: str, seed: int, options: argparse.Namesp
     return replace(recorder.finish(document["seconds"], 0, document["phases_s"]), start="own"), best
 
 
-def _raced(task: Task, done: Sequence[Finished], log: RunLog, hardware: Hardware, threads: int) -> list[Run]:
+def _raced(task: Task, done: Sequence[Finished], log: RunLog, target: Target, threads: int) -> list[Run]:
     """The runs with every latency replaced by that of one race; who failed there is as slow as what was best before."""
     candidates = {candidate.key: candidate for _, best in done for candidate in best}
     wanted = set(candidates)
@@ -421,12 +422,12 @@ def _raced(task: Task, done: Sequence[Finished], log: RunLog, hardware: Hardware
         if "race" in entry and entry["race"]["workload"] == task.name and wanted <= entry["race"]["latencies"].keys():
             latencies = {key: entry["race"]["latencies"][key] for key in wanted}
     if not latencies:
-        latencies = race(list(candidates.values()), hardware, threads)
+        latencies = race(list(candidates.values()), target, threads)
         log.add({"race": {"workload": task.name, "latencies": latencies}})
     return [with_latencies(finished, [latencies[candidate.key] for candidate in best]) for finished, best in done]
 
 
-def race(candidates: Sequence[Candidate], hardware: Hardware, threads: int) -> dict[str, float]:
+def race(candidates: Sequence[Candidate], target: Target, threads: int) -> dict[str, float]:
     """Measure candidates in turns, every second pass in reverse; key -> latency, 0 for one that failed.
 
     One that computes something else than its unscheduled function has failed, too. Of `PASSES` over all the median
@@ -435,7 +436,7 @@ def race(candidates: Sequence[Candidate], hardware: Hardware, threads: int) -> d
     pass is out of it.
     """
     passes: dict[str, list[float]] = {candidate.key: [] for candidate in candidates}
-    start = functools.partial(LocalRunner, hardware, threads, cache_state=CACHE_STATE)
+    start = functools.partial(LocalRunner, target, threads, cache_state=CACHE_STATE)
     with start() as ours, start(space_entry="benchmarks.live:traced_space") as theirs:
         parts = [
             (ours, [candidate for candidate in candidates if candidate.template != TRACED]),

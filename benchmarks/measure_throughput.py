@@ -30,9 +30,10 @@ from benchmarks import output, suite
 from calumma import tvm_compat
 from calumma.core.errors import EnvironmentFault
 from calumma.core.rng import generator
-from calumma.core.values import Candidate, Hardware, MeasureResult, Status, Task
+from calumma.core.values import Candidate, MeasureResult, Status, Task
 from calumma.measure import LocalRunner
 from calumma.prior.learning import correlation
+from calumma.target import Target
 
 BATCH = 32
 REMEASURED = 32
@@ -49,17 +50,17 @@ class Batch:
     modules: tuple[Any, ...]
 
 
-def batches(hardware: Hardware, threads: int, n: int, seed: int) -> list[Batch]:
+def batches(target: Target, threads: int, n: int, seed: int) -> list[Batch]:
     """Draw batches from `n` of ResNet-50's convolutions, those with the most work first."""
     from calumma.operators import design_space
     from calumma.pipeline.extraction import extract_tasks
 
-    found = extract_tasks(suite.path("resnet50"), hardware.lanes).parts
+    found = extract_tasks(suite.path("resnet50"), target).parts
     convolutions = [task for task in found.tasks if task.anchor.startswith("conv2d")]
     convolutions.sort(key=lambda task: task.weight * task.flops, reverse=True)
     drawn = []
     for task in convolutions[:n]:
-        space = design_space(found.functions[task.workload.hash], hardware, threads)
+        space = design_space(found.functions[task.workload.hash], target, threads)
         rows = space.sample(generator(seed, "measure_throughput", task.workload.hash), BATCH)
         configs = [space.decode(row) for row in rows]
         candidates = tuple(Candidate(task.workload, space.template, space.version, config) for config in configs)
@@ -81,7 +82,7 @@ class MetaSchedule:
     slower on pages of 4 KB. Their threads are bound to cores, as TVM binds them by itself.
     """
 
-    def __init__(self, hardware: Hardware, threads: int) -> None:
+    def __init__(self, target: Target, threads: int) -> None:
         from tvm.s_tir.meta_schedule.builder import LocalBuilder
         from tvm.s_tir.meta_schedule.runner import EvaluatorConfig
         from tvm.s_tir.meta_schedule.runner import LocalRunner as TheirRunner
@@ -91,7 +92,7 @@ class MetaSchedule:
         self._builder = LocalBuilder(max_workers=_WORKERS, timeout_sec=120)
         # Where caches stay hot, the settings are its own.
         self._runners = {"cold": TheirRunner(evaluator_config=cold), "hot": TheirRunner()}
-        self._target = tvm_compat.target(hardware, threads)
+        self._target = tvm_compat.tvm_target(target, threads)
         # Its processes start when they are first used; ours, which run already, leave their threads to the system.
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.environ["TVM_BIND_THREADS"] = "1"
@@ -134,12 +135,12 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     arguments = options.parse_args()
     threads = tvm_compat.set_threads(arguments.threads)
-    hardware = tvm_compat.hardware_for()
+    target = tvm_compat.target_for()
 
-    with LocalRunner(hardware, threads, workers=_WORKERS) as runner:
-        drawn = batches(hardware, threads, 1 if arguments.quick else arguments.batches, arguments.seed)
+    with LocalRunner(target, threads, workers=_WORKERS) as runner:
+        drawn = batches(target, threads, 1 if arguments.quick else arguments.batches, arguments.seed)
         runner.measure(drawn[0].candidates[:_WORKERS])  # the start of the workers is not a matter of throughput
-        theirs = MetaSchedule(hardware, threads)
+        theirs = MetaSchedule(target, threads)
         rows = []
         measured: list[tuple[Candidate, MeasureResult]] = []
         for batch in drawn:

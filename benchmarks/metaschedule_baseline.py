@@ -54,7 +54,7 @@ def tune(request: Mapping[str, Any]) -> dict[str, Any]:
 
     from calumma.space.generated import plain
 
-    hardware = tvm_compat.hardware_for()
+    target = tvm_compat.target_for()
     func = tvm.ir.load_json(request["workload"])
     for attribute in dict(func.attrs or {}):
         if str(attribute).startswith("calumma."):
@@ -77,12 +77,12 @@ def tune(request: Mapping[str, Any]) -> dict[str, Any]:
 
     space: Any = "post-order-apply"
     if request["space"] == "ours":
-        space = _pool(request, hardware, threads)
+        space = _pool(request, target, threads)
     with tempfile.TemporaryDirectory(prefix="calumma-metaschedule-") as folder, ms.Profiler() as profiler:
         start = time.perf_counter()
         ms.tune_tir(
             tvm.IRModule({"main": func}),
-            tvm_compat.target(hardware, threads),
+            tvm_compat.tvm_target(target, threads),
             folder,
             max_trials_global=int(request["trials"]),
             num_trials_per_iter=int(request["batch"]),
@@ -116,7 +116,7 @@ def phases(spent: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _pool(request: Mapping[str, Any], hardware: Any, threads: int) -> Any:
+def _pool(request: Mapping[str, Any], target: Any, threads: int) -> Any:
     """A space generator whose design spaces are schedules drawn from our own space, the default among them."""
     tvm = tvm_compat.load()
     from tvm.s_tir import meta_schedule as ms
@@ -124,7 +124,7 @@ def _pool(request: Mapping[str, Any], hardware: Any, threads: int) -> Any:
     from calumma.operators import design_space
 
     def schedules(untouched: Any) -> list[Any]:
-        space = design_space(tvm.ir.load_json(request["workload"]), hardware, threads)
+        space = design_space(tvm.ir.load_json(request["workload"]), target, threads)
         rng = generator(int(request["seed"]), "metaschedule", "pool")
         made = [space.schedule(space.decode(space.default()))]
         made += [space.schedule(space.decode(row)) for row in space.sample(rng, POOL - 1)]

@@ -78,17 +78,17 @@ def _tasks(n: int, threads: int) -> list[tuple[DesignSpace, Score]]:
     Raises:
         InputError: nothing is shipped for this machine and number of threads.
     """
-    hardware = tvm_compat.hardware_for()
-    prior, reason = library.choose(hardware, threads)
-    data = library.data_for("shipped", hardware, tvm_compat.toolchain())
+    target = tvm_compat.target_for()
+    prior, reason = library.choose(target.hardware, threads)
+    data = library.data_for("shipped", target.hardware, tvm_compat.toolchain())
     if prior is None or data is None:
         raise InputError(f"no prior to walk on: {reason or 'no data set is shipped for this machine'}")
     groups = [group for group in data.groups if group.template in _TEMPLATES and group.threads == threads]
     found: list[tuple[DesignSpace, Score]] = []
     for i in generator(0, "workloads").permutation(len(groups))[:n]:
         group = groups[i]
-        space = group.space(hardware)
-        task = Predictor(prior, hardware, threads, group.cache_state).task(group.func, space)
+        space = group.space(target)
+        task = Predictor(prior, target, threads, group.cache_state).task(group.func, space)
         if task is not None:
             found.append((space, task.scores))
     return found

@@ -136,7 +136,7 @@ def _prior(name: str) -> tuple[Prior, Path]:
         return prior, next((e.path for e in library.entries() if e.name == name), Path(name))
     from calumma import tvm_compat
 
-    fingerprint = tvm_compat.hardware_for().fingerprint
+    fingerprint = tvm_compat.target_for().hardware.fingerprint
     for path in sorted(library.SHIPPED.glob(f"*{weights.SUFFIX}")):
         prior = weights.load(path)
         if prior.hardware.fingerprint == fingerprint:
@@ -297,7 +297,7 @@ def _autotvm(model: Path, prior: Path, options: argparse.Namespace) -> Document:
     chosen = {} if predictor is None else zero_shot.choices(prepared, predictor)
     tasks = [task for task in prepared.tasks if prepared.spaces[task.workload.hash].template in _TEMPLATES]
     seconds, trials, reached = 0.0, 0, 0
-    with LocalRunner(prepared.hardware, threads, cache_state=prepared.cache_state) as runner:
+    with LocalRunner(prepared.target, threads, cache_state=prepared.cache_state) as runner:
         for number, task in enumerate(tasks):
             space = prepared.spaces[task.workload.hash]
             candidate = functools.partial(Candidate, task.workload, space.template, space.version)

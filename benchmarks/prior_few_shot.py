@@ -181,7 +181,7 @@ def opened(prior: Prior, path: Path, folder: Path, say: Callable[[str], None], s
         if corpus.source.space != "template" or prior.mismatch(corpus.hardware, corpus.threads):
             continue
         space = corpus.space()
-        predictor = Predictor(prior, corpus.hardware, corpus.threads, corpus.cache_state)
+        predictor = Predictor(prior, tvm_compat.target_of(corpus.hardware), corpus.threads, corpus.cache_state)
         task = predictor.task(tvm.ir.load_json(corpus.workload.text), space.whole)
         if task is None:
             continue

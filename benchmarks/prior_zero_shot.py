@@ -90,7 +90,7 @@ class NetworkTask:
 
 def recorded_tasks(folder: Path, least: int = LEAST) -> Dataset:
     """Tasks of the held-out networks that the recordings in a folder know completely."""
-    hardware, toolchain = tvm_compat.hardware_for(), tvm_compat.toolchain()
+    hardware, toolchain = tvm_compat.target_for().hardware, tvm_compat.toolchain()
     names = {hash_ for hashes in held_out.known().values() for hash_ in hashes}
     records: list[MeasureRecord] = []
     for name in corpora.names(folder):
@@ -145,9 +145,9 @@ def live(
     for network in networks:
         say(f"{network}: importing")
         model = prepare(str(suite.path(network)), CompileOptions(threads=threads))
-        predictor = Predictor(prior, model.hardware, threads, model.cache_state)
+        predictor = Predictor(prior, model.target, threads, model.cache_state)
         records = _records(databases, model)
-        with LocalRunner(model.hardware, threads, cache_state=model.cache_state) as runner:
+        with LocalRunner(model.target, threads, cache_state=model.cache_state) as runner:
             weighty = _weighty(model, runner)
             for number, task in enumerate(weighty, start=1):
                 key = (task.workload.hash, threads, model.cache_state)
@@ -320,5 +320,6 @@ def _row(kind: str, network: str, workload: str, template: str, cache_state: str
 def _predictor(prior: Prior, group: Group, tasks: Dataset) -> TaskPredictor | None:
     if prior.mismatch(tasks.hardware, group.threads):
         return None
-    space = group.space(tasks.hardware)
-    return Predictor(prior, tasks.hardware, group.threads, group.cache_state).task(group.func, space)
+    target = tvm_compat.target_of(tasks.hardware)
+    space = group.space(target)
+    return Predictor(prior, target, group.threads, group.cache_state).task(group.func, space)

@@ -138,12 +138,12 @@ def _record(options: argparse.Namespace) -> int:
     from calumma.measure import LocalRunner
 
     threads = tvm_compat.set_threads(options.threads)
-    hardware = tvm_compat.hardware_for()
+    target = tvm_compat.target_for()
     wanted = options.record or [name for name in corpora.SOURCES if name not in corpora.names(options.corpora)]
     parts = {}
     for name in wanted:
         try:
-            parts[name] = corpora.part(name, hardware, threads)
+            parts[name] = corpora.part(name, target, threads)
         except InputError as error:
             if options.record:
                 raise
@@ -156,9 +156,9 @@ def _record(options: argparse.Namespace) -> int:
         for name, (workload, space) in parts.items():
             entry = corpora.entry_of(corpora.SOURCES[name])
             settings: dict[str, Any] = {"cache_state": corpora.CACHE_STATE, "build_timeout_s": 30.0}
-            with LocalRunner(hardware, threads, space_entry=entry, **settings) as runner:
+            with LocalRunner(target, threads, space_entry=entry, **settings) as runner:
                 corpus = corpora.record(
-                    name, workload, space, runner, store, hardware, limit=options.limit, say=_progress
+                    name, workload, space, runner, store, target, limit=options.limit, say=_progress
                 )
             print(file=sys.stderr)
             if corpus is None:

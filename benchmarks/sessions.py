@@ -33,6 +33,7 @@ from calumma.prior.weights import Prior
 from calumma.search import make_strategy
 from calumma.search.views import View
 from calumma.space import KnobSpace
+from calumma.target import Target
 
 BATCH = 8
 """Candidates asked for at once: few, so that every strategy decides itself when to learn and to plan anew. AutoTVM
@@ -221,7 +222,9 @@ def replay(
     runner = ReplayRunner(records)
     known = None
     if strategy.endswith(INFORMED):
-        task = predictor_of(recording.workload, space.whole, recording.hardware, recording.threads)
+        task = predictor_of(
+            recording.workload, space.whole, tvm_compat.target_of(recording.hardware), recording.threads
+        )
         known = None if task is None else Part(task, space)
 
     def candidate(config: Mapping[str, KnobValue]) -> Candidate:
@@ -267,17 +270,17 @@ class Part:
         return self._task.table(self._space.outside(indices))
 
 
-def predictor_of(workload: Workload, space: KnobSpace, hardware: Hardware, threads: int) -> TaskPredictor | None:
+def predictor_of(workload: Workload, space: KnobSpace, target: Target, threads: int) -> TaskPredictor | None:
     """What the newest prior for this machine knows of a task, as `tune` asks it; None where it knows no such template.
 
     The shipped one is learnt from measurements of drawn workloads (docs/prior.md), and none of them is of the suite's
     networks, from which all recordings and live tasks are taken.
     """
-    prior = _prior(hardware, threads)
+    prior = _prior(target.hardware, threads)
     if prior is None:
         return None
     func = tvm_compat.load().ir.load_json(workload.text)
-    return Predictor(prior, hardware, threads, corpora.CACHE_STATE).task(func, space)
+    return Predictor(prior, target, threads, corpora.CACHE_STATE).task(func, space)
 
 
 @functools.lru_cache(maxsize=2)

@@ -18,13 +18,13 @@ def compiled(imported: ImportedModel, mcpu: str | None = None) -> Artifact:
     from calumma.operators import design_space
     from calumma.pipeline.extraction import extract_tasks
 
-    hardware = tvm_compat.hardware_for()
-    lowered = extract_tasks(imported, hardware.lanes).graph
+    target = tvm_compat.target_for()
+    lowered = extract_tasks(imported, target).graph
     mod = lowered.mod
     repacking = {}
     for variable, function in list(mod.functions_items()):
         if isinstance(function, tvm.tirx.PrimFunc):
-            space = design_space(function, hardware, THREADS)
+            space = design_space(function, target, THREADS)
             config = space.decode(space.default())
             scheduled = space.schedule(config).mod["main"]
             repacking[variable.name_hint] = space.repacking(config)
@@ -33,4 +33,4 @@ def compiled(imported: ImportedModel, mcpu: str | None = None) -> Artifact:
         tuple(TensorSpec(s.name, s.shape, s.dtype) for s in specs) for specs in (lowered.inputs, lowered.outputs)
     )
     model = repack(LoweredModel(mod, lowered.params, inputs, outputs), repacking)
-    return Artifact.from_executable(build(model, hardware, THREADS), model.params, {})
+    return Artifact.from_executable(build(model, target, THREADS), model.params, {})

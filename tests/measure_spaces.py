@@ -16,7 +16,8 @@ import tvm
 from tvm import te
 from tvm.script import tirx as T
 
-from calumma.core.values import Candidate, Hardware, KnobValue, Workload
+from calumma.core.values import Candidate, KnobValue, Workload
+from calumma.target import Target
 
 SPACE_ENTRY = "tests.measure_spaces:design_space"
 TEMPLATE, VERSION = "toy", 1
@@ -87,8 +88,8 @@ class ToySpace:
         return {}
 
 
-def design_space(function: Any, hardware: Hardware, threads: int) -> ToySpace:
-    assert threads >= 1 and hardware.lanes >= 4
+def design_space(function: Any, target: Target, threads: int) -> ToySpace:
+    assert threads >= 1 and target.lanes >= 4
     return ToySpace(function)
 
 

@@ -13,7 +13,7 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
 from calumma import tvm_compat
-from calumma.core.values import Hardware
+from calumma.target import Target
 from tests.prim_funcs import tirx, tvm
 
 THREADS = 2
@@ -22,7 +22,7 @@ THREADS = 2
 def tune(
     func: tirx.PrimFunc,
     folder: Path,
-    hardware: Hardware,
+    target: Target,
     strategy: Any,
     trials: int,
     *,
@@ -33,15 +33,15 @@ def tune(
 
     Args:
         folder: where MetaSchedule keeps its database.
-        hardware: one without tensor intrinsics, as x86-64-v3.
+        target: one without tensor intrinsics, as x86-64-v3.
 
     Returns:
         The database, and the number of candidates in each batch that was measured.
     """
     # Importing the intrinsics of all targets takes a quarter of a minute; plain AVX2 has rules that use none.
     sys.modules.setdefault("tvm.s_tir.tensor_intrin", types.ModuleType("tvm.s_tir.tensor_intrin"))
-    target = tvm_compat.target(hardware, THREADS)
-    expected = _outputs(tvm.compile(func, target).jit(), func)
+    tvm_target = tvm_compat.tvm_target(target, THREADS)
+    expected = _outputs(tvm.compile(func, tvm_target).jit(), func)
     built: dict[str, Any] = {}
     batches: list[int] = []
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calumma import tvm_compat
-from calumma.core.values import Hardware
 from calumma.space.base import KnobSpace
+from calumma.target import Target
 
 tvm_compat.set_threads(2)
 tvm = tvm_compat.load()
@@ -30,9 +30,9 @@ def prim_func(operator: Callable[..., te.Tensor], *shapes: Sequence[int], dtypes
     return te.create_prim_func([*inputs, operator(*inputs)]).with_attr("global_symbol", "main")
 
 
-def run(scheduled: tvm.IRModule, inputs: Arrays, shape: Sequence[int], hardware: Hardware) -> NDArray:
-    """Build for `hardware`, run once, return the output: float32, NaN before the run so that a hole in it shows."""
-    return call(codegen.build(scheduled, tvm_compat.target(hardware, 2)), inputs, shape)
+def run(scheduled: tvm.IRModule, inputs: Arrays, shape: Sequence[int], target: Target) -> NDArray:
+    """Build for `target`, run once, return the output: float32, NaN before the run so that a hole in it shows."""
+    return call(codegen.build(scheduled, tvm_compat.tvm_target(target, 2)), inputs, shape)
 
 
 def call(library: Any, inputs: Arrays, shape: Sequence[int]) -> NDArray:
@@ -47,28 +47,28 @@ def apply(operator: Callable[..., te.Tensor], *inputs: NDArray) -> NDArray:
     """The operator's result on arrays, unscheduled."""
     func = prim_func(operator, *(i.shape for i in inputs), dtypes=[str(i.dtype) for i in inputs])
     shape = operator(*(te.placeholder(i.shape, str(i.dtype)) for i in inputs)).shape
-    return run(tvm.IRModule({"main": func}), list(inputs), [int(s) for s in shape], tvm_compat.hardware_for())
+    return run(tvm.IRModule({"main": func}), list(inputs), [int(s) for s in shape], tvm_compat.target_for())
 
 
 def check_space(
-    make: Callable[[tirx.PrimFunc, Hardware, int], KnobSpace],
+    make: Callable[[tirx.PrimFunc, Target, int], KnobSpace],
     func: tirx.PrimFunc,
     inputs: Arrays,
     expected: NDArray,
-    hardware: Hardware,
+    target: Target,
     n: int,
     tolerance: float = 2e-5,
 ) -> None:
     """The defaults and `n` random configurations compute `expected`; encoding, features and names agree."""
-    space = make(func, hardware, 2)
+    space = make(func, target, 2)
     rng = np.random.default_rng(0)
     defaults = np.unique([space.default(), space.default_in_model()], axis=0)
     drawn = np.concatenate([defaults, space.sample(rng, n)])
     assert space.valid(drawn).all()
     configs = [space.decode(indices) for indices in drawn]
-    target = tvm_compat.target(hardware, 2)
+    built_for = tvm_compat.tvm_target(target, 2)
     with ThreadPoolExecutor(2) as builders:
-        libraries = list(builders.map(lambda config: codegen.build(space.schedule(config).mod, target), configs))
+        libraries = list(builders.map(lambda config: codegen.build(space.schedule(config).mod, built_for), configs))
     for indices, config, library in zip(drawn, configs, libraries, strict=True):
         assert np.array_equal(space.encode(config), indices)
         repacking = space.repacking(config)

@@ -29,7 +29,7 @@ QUICK = TrainingSettings(members=3, trees=30)
 @functools.cache
 def workloads(count: int = WORKLOADS) -> tuple[TrainingWorkload, ...]:
     """Matrix products of different shapes."""
-    drawn = drawn_workloads(tvm_compat.hardware_for().lanes, families=("dense",))
+    drawn = drawn_workloads(tvm_compat.target_for(), families=("dense",))
     return tuple(next(drawn) for _ in range(count))
 
 
@@ -42,10 +42,10 @@ def cost_of(space: KnobSpace, indices: Indices) -> NDArray[np.float64]:
 @functools.cache
 def records() -> tuple[MeasureRecord, ...]:
     """Measurements of all workloads: large register tiles are fast, unrolling is not, the order of loops is nothing."""
-    hardware = tvm_compat.hardware_for()
+    target = tvm_compat.target_for()
     found = []
     for number, workload in enumerate(workloads()):
-        space = kept_space(workload.function, hardware, THREADS)
+        space = kept_space(workload.function, target, THREADS)
         drawn = space.sample(np.random.default_rng(number), CONFIGS - 1)
         indices = np.unique(np.concatenate([space.default()[None, :], drawn]), axis=0)
         for place, (row, cost) in enumerate(zip(indices, cost_of(space, indices), strict=True)):
@@ -55,7 +55,7 @@ def records() -> tuple[MeasureRecord, ...]:
                 result = MeasureResult(Status.RUN_ERROR, reason="a worker said so")
             candidate = Candidate(workload.task.workload, space.template, space.version, space.decode(row))
             found.append(
-                MeasureRecord(candidate, result, hardware, THREADS, "cold", tvm_compat.toolchain(), session="s")
+                MeasureRecord(candidate, result, target.hardware, THREADS, "cold", tvm_compat.toolchain(), session="s")
             )
     return tuple(found)
 
@@ -63,4 +63,4 @@ def records() -> tuple[MeasureRecord, ...]:
 @functools.cache
 def small_dataset() -> Dataset:
     """The records as a data set."""
-    return dataset.from_records(records(), hardware=tvm_compat.hardware_for(), toolchain=tvm_compat.toolchain())
+    return dataset.from_records(records(), hardware=tvm_compat.target_for().hardware, toolchain=tvm_compat.toolchain())

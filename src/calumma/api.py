@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calumma import tvm_compat
-from calumma.artifact import InferenceSession, cpu, load
+from calumma.artifact import InferenceSession, load
 from calumma.core import archives, durations
+from calumma.core.contraction import FLOAT32
 from calumma.core.errors import InputError
 from calumma.core.outputs import FileKind, check_output
 from calumma.core.rng import check_seed
-from calumma.core.values import COLLECTION, PRECISIONS, Budget, KnobValue
+from calumma.core.values import COLLECTION, Budget, KnobValue
 from calumma.pipeline import CompiledModel, CompileOptions
 from calumma.pipeline.compiled import compile_model
 from calumma.pipeline.destination import check_destination
@@ -168,7 +169,7 @@ def compile(
     database: str | PathLike[str] | Store | None = None,
     prior: str = "auto",
     tolerance: float | None = None,
-    precision: str = PRECISIONS[0],
+    precision: str = FLOAT32.name,
     on_event: Listener | None = None,
 ) -> CompileResult:
     """Compile a model without measuring anything.
@@ -258,7 +259,7 @@ def tune(
     mcpu: str | None = None,
     prior: str = "auto",
     tolerance: float | None = None,
-    precision: str = PRECISIONS[0],
+    precision: str = FLOAT32.name,
     on_event: Listener | None = None,
 ) -> TuneResult:
     """Tune a model by measurement within a budget, and compile it with the best schedules found.
@@ -305,16 +306,13 @@ def tune(
     count = options.set_threads()
     on_phase = _phase_listener(on_event)
     on_phase("load")
-    hardware = options.hardware()
-    needed, present = (
-        cpu.required_flags(tvm_compat.target_features(name)) for name in (hardware.mcpu, tvm_compat.host_mcpu())
-    )
-    missing = sorted(set(needed) - set(present))
+    target = options.target()
+    missing = sorted(set(target.flags) - set(tvm_compat.target_for().flags))
     if missing:
         raise InputError(
             f"mcpu={mcpu!r}: this machine lacks {', '.join(missing)}, so nothing can be measured here; use compile"
         )
-    with _store(database) as store, closing(LocalRunner(hardware, count)) as runner:
+    with _store(database) as store, closing(LocalRunner(target, count)) as runner:
         prepared = _prepare(model, options, on_phase)
         runner.cache_state = prepared.cache_state
         contest = Contest(prepared)
@@ -327,7 +325,7 @@ def tune(
             runner,
             store,
             budget,
-            hardware=hardware,
+            hardware=target.hardware,
             toolchain=tvm_compat.toolchain(),
             bounds=prepared.bounds,
             strategy=strategy,
@@ -340,7 +338,7 @@ def tune(
                 "budget_s": budget.seconds,
                 "trials": budget.trials,
                 "threads": count,
-                "mcpu": hardware.mcpu,
+                "mcpu": target.mcpu,
                 "tolerance": tolerance,
                 "precision": precision,
                 "prior": None if predictor is None else predictor.prior.name,
@@ -384,7 +382,7 @@ def tasks(
     shapes: Shapes | None = None,
     threads: int | None = None,
     mcpu: str | None = None,
-    precision: str = PRECISIONS[0],
+    precision: str = FLOAT32.name,
 ) -> TaskListing:
     """List what would be tuned, without building or measuring anything.
 
@@ -446,7 +444,7 @@ def collect(
     """
     limits = _budget(budget)
     count = tvm_compat.set_threads(threads)
-    hardware = tvm_compat.hardware_for(None)
+    target = tvm_compat.target_for()
     from calumma.measure import LocalRunner
     from calumma.prior import collect as collecting
     from calumma.prior import workloads
@@ -456,12 +454,12 @@ def collect(
     settings = collecting.CollectSettings() if configs is None else collecting.CollectSettings(configs=configs)
     if models and (families or exclude):
         raise InputError("families and excluded networks belong to drawn workloads: leave them out, or the models")
-    held_out = [w.task.workload.hash for w in workloads.model_workloads(exclude_models, hardware.lanes)]
+    held_out = [w.task.workload.hash for w in workloads.model_workloads(exclude_models, target)]
     if models:
-        stream = workloads.model_workloads(models, hardware.lanes, exclude_hashes=held_out)
+        stream = workloads.model_workloads(models, target, exclude_hashes=held_out)
     else:
         stream = workloads.drawn_workloads(
-            hardware.lanes,
+            target,
             seed=seed,
             families=tuple(families) or tuple(SHARES),
             exclude=exclude,
@@ -471,7 +469,7 @@ def collect(
         _store(database) as store,
         closing(
             LocalRunner(
-                hardware,
+                target,
                 count,
                 cache_state=cache_state,
                 run_timeout_s=collecting.RUN_TIMEOUT_S,
@@ -484,7 +482,7 @@ def collect(
             runner,
             store,
             limits,
-            hardware=hardware,
+            target=target,
             toolchain=tvm_compat.toolchain(),
             settings=settings,
             seed=seed,
@@ -498,7 +496,7 @@ def collect(
                 "trials": limits.trials,
                 "threads": count,
                 "cache_state": cache_state,
-                "mcpu": hardware.mcpu,
+                "mcpu": target.mcpu,
             },
             progress=on_progress,
         )
@@ -540,7 +538,7 @@ def learn(
         check_output(path, FileKind("a prior", weights.is_prior))
     if save_data is not None:
         check_output(Path(save_data), FileKind("a data set of calumma", archives.is_archive))
-    hardware, toolchain = tvm_compat.hardware_for(), tvm_compat.toolchain()
+    hardware, toolchain = tvm_compat.target_for().hardware, tvm_compat.toolchain()
     left_out = learning.excluded(Path(exclude)) if exclude is not None else frozenset()
     learnt = dataset.Dataset(hardware, toolchain, (), {})
     for database in databases or (None,):
@@ -628,7 +626,7 @@ def _tuned_lost(prepared: PreparedModel, store: Store) -> bool:
             options.get("threads"),
             options.get("mcpu"),
             options.get("tolerance"),
-            options.get("precision", PRECISIONS[0]),
+            options.get("precision", FLOAT32.name),
         ) == (prepared.threads, prepared.hardware.mcpu, prepared.tolerance, prepared.precision)
         if session.model_hash == prepared.model_hash and same and summary.get("contest") is not None:
             return not ModelContest(**summary["contest"]).tuned_wins

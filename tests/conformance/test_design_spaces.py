@@ -92,7 +92,7 @@ CASES = [(template, i) for template, functions in FUNCTIONS.items() for i in ran
 
 
 def _space(func: tirx.PrimFunc, mcpu: str | None, threads: int = 2):
-    return design_space(func, tvm_compat.hardware_for(mcpu), threads)
+    return design_space(func, tvm_compat.target_for(mcpu), threads)
 
 
 @pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])

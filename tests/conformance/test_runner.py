@@ -29,12 +29,12 @@ WRONG = spaces.candidate(spaces.scale(), fault="wrong")
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalRunner]:
-    with LocalRunner(tvm_compat.hardware_for(), THREADS, space_entry=spaces.SPACE_ENTRY) as runner:
+    with LocalRunner(tvm_compat.target_for(), THREADS, space_entry=spaces.SPACE_ENTRY) as runner:
         yield runner
 
 
 def record(candidate: Candidate, result: MeasureResult) -> MeasureRecord:
-    return MeasureRecord(candidate, result, tvm_compat.hardware_for(), THREADS, "cold", tvm_compat.toolchain())
+    return MeasureRecord(candidate, result, tvm_compat.target_for().hardware, THREADS, "cold", tvm_compat.toolchain())
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_verify_reports_how_a_candidate_failed(runner: Runner) -> None:
 @pytest.mark.parametrize("kind", ["local", "replay"])
 def test_close_is_idempotent(kind: str, records: list[MeasureRecord]) -> None:
     if kind == "local":
-        runner: Runner = LocalRunner(tvm_compat.hardware_for(), THREADS, space_entry=spaces.SPACE_ENTRY)
+        runner: Runner = LocalRunner(tvm_compat.target_for(), THREADS, space_entry=spaces.SPACE_ENTRY)
     else:
         runner = ReplayRunner(records)
     runner.close()

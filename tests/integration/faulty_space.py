@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calumma.core.protocols import Indices
-from calumma.core.values import Hardware, KnobValue
+from calumma.core.values import KnobValue
 from calumma.space.base import Knob, KnobSpace
+from calumma.target import Target
 from tests import measure_spaces
 
 SPACE_ENTRY = "tests.integration.faulty_space:design_space"
@@ -40,5 +41,5 @@ class FaultySpace(KnobSpace):
         return self._schedules.schedule(config)
 
 
-def design_space(function: Any, hardware: Hardware, threads: int) -> FaultySpace:
+def design_space(function: Any, target: Target, threads: int) -> FaultySpace:
     return FaultySpace(function)

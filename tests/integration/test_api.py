@@ -373,7 +373,7 @@ def test_a_tolerance_holds_for_defaults_trials_and_records():
 def test_records_of_schedules_that_lost_as_a_model_are_left_alone():
     store = MemoryStore()
     prepared = SimpleNamespace(
-        model_hash="m", threads=2, hardware=SimpleNamespace(mcpu="znver5"), tolerance=None, precision="fp32"
+        model_hash="m", threads=2, target=SimpleNamespace(mcpu="znver5"), tolerance=None, precision="fp32"
     )
 
     def tuned(ratio, model_hash="m", threads=2, **options):

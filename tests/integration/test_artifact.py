@@ -121,7 +121,7 @@ def model() -> LoweredModel:
 
 @pytest.fixture(scope="module")
 def executable(model: LoweredModel) -> Executable:
-    return build(model, tvm_compat.hardware_for(), THREADS)
+    return build(model, tvm_compat.target_for(), THREADS)
 
 
 @pytest.fixture(scope="module")
@@ -220,14 +220,14 @@ def test_replaced_file_loads_the_new_code(path: Path, model: LoweredModel, tmp_p
     copy.write_bytes(path.read_bytes())
     old = load(copy, THREADS)
     other = lowered_model(scale=3.0)
-    save(build(other, tvm_compat.hardware_for(), THREADS), other.params, other.metadata, copy)
+    save(build(other, tvm_compat.target_for(), THREADS), other.params, other.metadata, copy)
     new = load(copy, THREADS)
     check(new(inputs()), expected(other, inputs()))
     check(old(inputs()), expected(model, inputs()))
 
 
 def test_built_for_a_smaller_cpu(model: LoweredModel, tmp_path: Path) -> None:
-    executable = build(model, tvm_compat.hardware_for("x86-64-v3"), THREADS)
+    executable = build(model, tvm_compat.target_for("x86-64-v3"), THREADS)
     assert "avx2" in executable.flags
     assert not any(flag.startswith("avx512") for flag in executable.flags)
     save(executable, model.params, model.metadata, tmp_path / "model.so")
@@ -497,11 +497,11 @@ def model_of(body: Callable) -> LoweredModel:
 
 def test_foreign_operators_are_refused() -> None:
     tvm = tvm_compat.load()
-    hardware = tvm_compat.hardware_for()
+    target = tvm_compat.target_for()
     with pytest.raises(InternalError, match=r"main contains relax\.nn\.relu, expected call_tir"):
-        build(model_of(lambda builder, x: tvm.relax.op.nn.relu(x)), hardware, THREADS)
+        build(model_of(lambda builder, x: tvm.relax.op.nn.relu(x)), target, THREADS)
     with pytest.raises(InternalError, match="main calls no kernel"):
-        build(model_of(lambda builder, x: x), hardware, THREADS)
+        build(model_of(lambda builder, x: x), target, THREADS)
 
 
 def test_kernel_that_cannot_be_built_is_named() -> None:
@@ -524,4 +524,4 @@ def test_kernel_that_cannot_be_built_is_named() -> None:
         return x
 
     with pytest.raises(InternalError, match=r"kernel bad cannot be built: .+"):
-        build(model_of(body), tvm_compat.hardware_for(), THREADS)
+        build(model_of(body), tvm_compat.target_for(), THREADS)

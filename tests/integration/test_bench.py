@@ -140,7 +140,7 @@ def _product(folder: Path, error: float = 0.0) -> tuple[Path, Path]:
     lowered = artifact.LoweredModel(
         builder.get(), params, (spec("x", (8, 16), "float32"),), (spec("y", (8, 32), "float32"),), {}
     )
-    artifact.save(artifact.build(lowered, tvm_compat.hardware_for(), 1), params, {}, folder / "product.so")
+    artifact.save(artifact.build(lowered, tvm_compat.target_for(), 1), params, {}, folder / "product.so")
     return folder / "product.onnx", folder / "product.so"
 
 

@@ -50,6 +50,6 @@ def test_a_weight_that_only_a_reshape_reads_survives_repacked_convolutions() -> 
         winograd[key] = next(c for c in map(space.decode, rows) if c.get("algorithm") == "winograd4")
     assert winograd
     lowered = prepared.lowered(winograd)
-    artifact = Artifact.from_executable(build(lowered, prepared.hardware, 2), lowered.params, {})
+    artifact = Artifact.from_executable(build(lowered, prepared.target, 2), lowered.params, {})
     feeds = model.feeds()
     onnx_models.assert_close(artifact.run(feeds), onnx_models.reference(source, feeds), tolerance=1e-3)

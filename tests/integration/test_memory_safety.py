@@ -107,13 +107,13 @@ def main(mcpu: str) -> None:
     from calumma.tvm_compat import codegen
     from tests.prim_funcs import prim_func, tvm
 
-    hardware = tvm_compat.hardware_for(mcpu or None)
+    target = tvm_compat.target_for(mcpu or None)
     for name, operator, inputs in _cases():
         func = prim_func(operator, *(i.shape for i in inputs), dtypes=[str(i.dtype) for i in inputs])
-        space = design_space(func, hardware, 2)
+        space = design_space(func, target, 2)
         shape = [int(d) for d in func.params[-1].ty.shape]
         for indices in [space.default(), *space.sample(np.random.default_rng(0), 2)]:
-            library = codegen.build(space.schedule(space.decode(indices)).mod, tvm_compat.target(hardware, 2))
+            library = codegen.build(space.schedule(space.decode(indices)).mod, tvm_compat.tvm_target(target, 2))
             repacking = space.repacking(space.decode(indices))
             packed = [repacking[i].apply(array) if i in repacking else array for i, array in enumerate(inputs)]
             arguments = [tvm.runtime.from_dlpack(_guarded(array)) for array in packed]

@@ -29,7 +29,7 @@ from calumma.space.generated import GeneratedSpace
 from tests.metaschedule_tuning import THREADS, tune
 from tests.prim_funcs import prim_func, tvm
 
-HARDWARE = tvm_compat.hardware_for()
+TARGET = tvm_compat.target_for()
 
 
 def _model(path: Path) -> Path:
@@ -75,7 +75,7 @@ def _record(workload: Workload, space, config, latency_s: float | None) -> Measu
         else MeasureResult(Status.OK, (latency_s,))
     )
     candidate = Candidate(workload, space.template, space.version, config)
-    return MeasureRecord(candidate, result, HARDWARE, THREADS, "cold", tvm_compat.toolchain())
+    return MeasureRecord(candidate, result, TARGET.hardware, THREADS, "cold", tvm_compat.toolchain())
 
 
 def _measured(model: PreparedModel) -> list[MeasureRecord]:
@@ -101,9 +101,9 @@ def contraction():
 
 def test_our_records_come_back(model, tmp_path):
     records = _measured(model)
-    exported = export_database(records, model.parts.functions, HARDWARE, THREADS, tmp_path / "db")
+    exported = export_database(records, model.parts.functions, TARGET, THREADS, tmp_path / "db")
     assert (exported.count, exported.skipped) == (len(records), {})
-    back = import_database(tmp_path / "db", model.parts.functions, HARDWARE, THREADS)
+    back = import_database(tmp_path / "db", model.parts.functions, TARGET, THREADS)
     assert (back.skipped, back.damaged) == ({}, ())
     assert [(r.candidate, r.result, r.cache_state) for r in back.records] == [
         (r.candidate, r.result, r.cache_state) for r in records
@@ -117,16 +117,16 @@ def test_what_wants_other_weights_is_left_out(model, tmp_path):
     space = model.spaces[task.workload.hash]
     rows = [row for row in space.sample(np.random.default_rng(0), 32) if space.repacking(space.decode(row))]
     record = _record(task.workload, space, space.decode(rows[0]), 1e-3)
-    exported = export_database([record], model.parts.functions, HARDWARE, THREADS, tmp_path / "db")
+    exported = export_database([record], model.parts.functions, TARGET, THREADS, tmp_path / "db")
     assert exported.skipped == {"of an algorithm that takes its weights in another form": 1}
 
 
 def test_tvm_applies_what_we_export(model, tmp_path):
     """MetaScheduleApplyDatabase schedules every kernel of the Relax module, with the fastest record of each."""
     records = _measured(model)
-    export_database(records, model.parts.functions, HARDWARE, THREADS, tmp_path / "db")
+    export_database(records, model.parts.functions, TARGET, THREADS, tmp_path / "db")
     database = ms.database.JSONDatabase(str(tmp_path / "db" / WORKLOAD_FILE), str(tmp_path / "db" / RECORD_FILE))
-    target = tvm_compat.target(HARDWARE, THREADS)
+    target = tvm_compat.tvm_target(TARGET, THREADS)
     fastest = {r.candidate.workload.hash: r for r in sorted(records, key=lambda r: -r.result.latency_s)}
     for task in model.tasks:
         func = model.parts.functions[task.workload.hash]
@@ -155,7 +155,7 @@ def test_tvm_applies_what_we_export(model, tmp_path):
 
 
 def test_export_leaves_out_what_does_not_belong(contraction, tmp_path):
-    space = GeneratedSpace(contraction, HARDWARE, THREADS)
+    space = GeneratedSpace(contraction, TARGET, THREADS)
     config = space.decode(space.default())
     good = _record(_workload(contraction), space, config, 1e-3)
     suspect = replace(good, candidate=replace(good.candidate, config={**config, "sketch": 1}))
@@ -169,41 +169,41 @@ def test_export_leaves_out_what_does_not_belong(contraction, tmp_path):
         suspect,
         replace(suspect, result=MeasureResult(Status.WRONG_OUTPUT, reason="off by one")),
     ]
-    exported = export_database(records, {"feed": contraction}, HARDWARE, THREADS, tmp_path / "db")
+    exported = export_database(records, {"feed": contraction}, TARGET, THREADS, tmp_path / "db")
     assert exported.count == 1
     assert sum(exported.skipped.values()) == len(records) - 1
     assert len(exported.skipped) == len(records) - 1, exported.skipped
     with pytest.raises(InputError, match="exists"):
-        export_database(records, {"feed": contraction}, HARDWARE, THREADS, tmp_path / "db")
+        export_database(records, {"feed": contraction}, TARGET, THREADS, tmp_path / "db")
     assert sorted(path.name for path in (tmp_path / "db").iterdir()) == [RECORD_FILE, WORKLOAD_FILE]
 
 
 def test_only_new_records_are_added(contraction, tmp_path):
-    space = GeneratedSpace(contraction, HARDWARE, THREADS)
+    space = GeneratedSpace(contraction, TARGET, THREADS)
     record = _record(_workload(contraction), space, space.decode(space.default()), 1e-3)
-    export_database([record], {"feed": contraction}, HARDWARE, THREADS, tmp_path / "db")
+    export_database([record], {"feed": contraction}, TARGET, THREADS, tmp_path / "db")
     store = MemoryStore()
     for added in (1, 0):
-        back = import_database(tmp_path / "db", {"feed": contraction}, HARDWARE, THREADS)
+        back = import_database(tmp_path / "db", {"feed": contraction}, TARGET, THREADS)
         assert add_new(store, back.records) == added
 
 
 @pytest.fixture(scope="module")
 def tuned(contraction, tmp_path_factory):
     """A database that MetaSchedule's own tuner wrote, its kernels built and timed in this process."""
-    hardware = tvm_compat.hardware_for("x86-64-v3")
+    target = tvm_compat.target_for("x86-64-v3")
     folder = tmp_path_factory.mktemp("tuned")
-    tune(contraction, folder, hardware, "replay-trace", 6, per_round=6)
-    return folder, hardware
+    tune(contraction, folder, target, "replay-trace", 6, per_round=6)
+    return folder, target
 
 
 def test_what_metaschedule_tuned_is_imported(tuned, contraction):
-    folder, hardware = tuned
-    back = import_database(folder, {"feed": contraction}, hardware, THREADS)
+    folder, target = tuned
+    back = import_database(folder, {"feed": contraction}, target, THREADS)
     lines = (folder / RECORD_FILE).read_text().splitlines()
     assert (len(back.records), back.skipped, back.damaged) == (len(lines), {}, ())
     database = ms.database.JSONDatabase(str(folder / WORKLOAD_FILE), str(folder / RECORD_FILE))
-    space = GeneratedSpace(contraction, hardware, THREADS)
+    space = GeneratedSpace(contraction, target, THREADS)
     theirs = sorted(database.get_all_tuning_records(), key=lambda r: [float(s) for s in r.run_secs])
     ours = sorted(back.records, key=lambda r: r.result.latencies_s)
     for their, our in zip(theirs, ours, strict=True):
@@ -214,12 +214,12 @@ def test_what_metaschedule_tuned_is_imported(tuned, contraction):
 
 
 def test_records_of_another_machine_or_model_are_left_out(tuned, contraction):
-    folder, hardware = tuned
+    folder, target = tuned
     count = len((folder / RECORD_FILE).read_text().splitlines())
     for arguments in (
-        ({"feed": contraction}, replace(hardware, mcpu="skylake"), THREADS),
-        ({"feed": contraction}, hardware, THREADS + 1),
-        ({"beef": prim_func(lambda x: topi.sum(x, axis=0), (8, 8))}, hardware, THREADS),
+        ({"feed": contraction}, replace(target, mcpu="skylake"), THREADS),
+        ({"feed": contraction}, target, THREADS + 1),
+        ({"beef": prim_func(lambda x: topi.sum(x, axis=0), (8, 8))}, target, THREADS),
     ):
         back = import_database(folder, *arguments)
         assert (back.records, sum(back.skipped.values()), back.damaged) == ((), count, ())
@@ -227,7 +227,7 @@ def test_records_of_another_machine_or_model_are_left_out(tuned, contraction):
 
 
 def test_damaged_lines_are_named_and_cost_nothing_else(tuned, contraction, tmp_path):
-    folder, hardware = tuned
+    folder, target = tuned
     good = json.loads((folder / RECORD_FILE).read_text().splitlines()[0])
     (tmp_path / WORKLOAD_FILE).write_bytes((folder / WORKLOAD_FILE).read_bytes() + b'["1", 2]\n')
 
@@ -262,7 +262,7 @@ def test_damaged_lines_are_named_and_cost_nothing_else(tuned, contraction, tmp_p
         altered(lambda r: r.__setitem__(0, 1)),
     ]
     (tmp_path / RECORD_FILE).write_bytes(b"\n".join([*damaged, json.dumps(good).encode(), *skipped]) + b"\n")
-    back = import_database(tmp_path, {"feed": contraction}, hardware, THREADS)
+    back = import_database(tmp_path, {"feed": contraction}, target, THREADS)
     assert len(back.records) == 1
     assert sum(back.skipped.values()) == len(skipped), back.skipped
     assert back.damaged[0].startswith(f"{WORKLOAD_FILE}, line 2: ")
@@ -272,18 +272,18 @@ def test_damaged_lines_are_named_and_cost_nothing_else(tuned, contraction, tmp_p
 
 
 def test_a_module_in_the_file_is_never_decoded(tuned, contraction, tmp_path):
-    folder, hardware = tuned
+    folder, target = tuned
     name, _ = json.loads((folder / WORKLOAD_FILE).read_text())
     hostile = base64.b64encode(b"not a module").decode()
     (tmp_path / WORKLOAD_FILE).write_text(json.dumps([name, hostile]) + "\n")
     (tmp_path / RECORD_FILE).write_bytes((folder / RECORD_FILE).read_bytes())
-    assert len(import_database(tmp_path, {"feed": contraction}, hardware, THREADS).records) > 0
+    assert len(import_database(tmp_path, {"feed": contraction}, target, THREADS).records) > 0
 
 
 def test_an_annotation_is_checked_like_any_claim(contraction, tmp_path):
-    space = design_space(contraction, HARDWARE, THREADS)
+    space = design_space(contraction, TARGET, THREADS)
     record = _record(_workload(contraction), space, space.decode(space.default()), 1e-3)
-    export_database([record], {"feed": contraction}, HARDWARE, THREADS, tmp_path)
+    export_database([record], {"feed": contraction}, TARGET, THREADS, tmp_path)
     path = tmp_path / RECORD_FILE
     line = path.read_text()
     knob = space.knobs[0].name
@@ -293,14 +293,14 @@ def test_an_annotation_is_checked_like_any_claim(contraction, tmp_path):
     ):
         assert old in line
         path.write_text(line.replace(old, new))
-        back = import_database(tmp_path, {"feed": contraction}, HARDWARE, THREADS)
+        back = import_database(tmp_path, {"feed": contraction}, TARGET, THREADS)
         assert (back.records, back.damaged) == ((), ())
         assert reason in next(iter(back.skipped))
 
 
 def test_a_missing_database_is_bad_input(contraction, tmp_path):
     with pytest.raises(InputError, match=WORKLOAD_FILE):
-        import_database(tmp_path, {"feed": contraction}, HARDWARE, THREADS)
+        import_database(tmp_path, {"feed": contraction}, TARGET, THREADS)
 
 
 def test_command_line(model, model_path, tmp_path, capsys):

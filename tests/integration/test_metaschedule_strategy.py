@@ -17,7 +17,7 @@ from calumma.space.generated import GeneratedSpace
 from tests.metaschedule_tuning import THREADS, tune
 from tests.prim_funcs import prim_func
 
-HARDWARE = tvm_compat.hardware_for("x86-64-v3")
+TARGET = tvm_compat.target_for("x86-64-v3")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def contraction():
 
 
 def _tune(contraction, folder: Path, strategy, trials: int, space="post-order-apply"):
-    return tune(contraction, folder, HARDWARE, strategy, trials, space=space)
+    return tune(contraction, folder, TARGET, strategy, trials, space=space)
 
 
 @pytest.mark.parametrize("name", ["random", "evolutionary"])
@@ -51,7 +51,7 @@ def test_its_records_are_those_of_metaschedule(contraction, tmp_path):
     rules, postprocs = ms.ScheduleRule.create("llvm"), [ms.postproc.RewriteParallelVectorizeUnroll()]
     space = ms.space_generator.PostOrderApply(sch_rules=rules, postprocs=postprocs, mutator_probs={})
     _tune(contraction, tmp_path, search_strategy("random"), 4, space)
-    back = import_database(tmp_path, {"feed": contraction}, HARDWARE, THREADS)
+    back = import_database(tmp_path, {"feed": contraction}, TARGET, THREADS)
     assert (len(back.records), back.damaged) == (4, ())
 
 
@@ -78,7 +78,7 @@ class _Scripted:
 
 
 def test_what_cannot_be_scheduled_is_told_as_failed_and_costs_no_trial(contraction, monkeypatch):
-    space = GeneratedSpace(contraction, HARDWARE, THREADS)
+    space = GeneratedSpace(contraction, TARGET, THREADS)
     rows = space.sample(np.random.default_rng(0), 6)
     refused = [tuple(rows[0].tolist()), tuple(rows[2].tolist())]
     schedule = space.schedule
@@ -102,7 +102,7 @@ def test_what_cannot_be_scheduled_is_told_as_failed_and_costs_no_trial(contracti
 
 
 def test_results_of_other_candidates_are_refused(contraction):
-    space = GeneratedSpace(contraction, HARDWARE, THREADS)
+    space = GeneratedSpace(contraction, TARGET, THREADS)
     search = _Search(space, _Scripted([space.default()]), max_trials=1, batch=1)
     search.propose()
     with pytest.raises(InternalError, match="2 results came back for 1 candidates"):

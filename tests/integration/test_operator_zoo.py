@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto
 from tvm import relax
 
+from calumma import tvm_compat
 from calumma.core.errors import ModelError
 from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import lower
@@ -120,4 +121,4 @@ def test_an_operator_without_lowering_is_named() -> None:
             y = builder.emit_output(relax.op.ewise_fma(x, x, x))
         builder.emit_func_output(y)
     with pytest.raises(ModelError, match="operator ewise_fma is not supported; export the model without it"):
-        lower(from_relax(builder.finalize(), ["y"]), lanes=16)
+        lower(from_relax(builder.finalize(), ["y"]), tvm_compat.target_for("x86-64-v4"))

@@ -18,12 +18,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_limits_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    hardware = tvm_compat.hardware_for()
+    target = tvm_compat.target_for()
     for _ in range(roofline._MOST_ATTEMPTS):  # other load may disturb a probe; so often is it repeated at most
-        limits = machine_limits(hardware, 1)
+        limits = machine_limits(target, 1)
     assert not limits.estimated, limits.note
     assert 0.5e9 < limits.clock_hz < 8e9
-    assert limits.flops_per_cycle in {2.0 * hardware.lanes * fmas for fmas in (1, 2, 3, 4)}
+    assert limits.flops_per_cycle in {2.0 * target.lanes * fmas for fmas in (1, 2, 3, 4)}
     assert 0.5 < limits.consistency < 1.15, limits.note
     assert 0.5e9 < limits.dram_bandwidth < limits.l2_bandwidth < 64 * 8 * limits.clock_hz
 
@@ -31,15 +31,15 @@ def test_limits_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a settled probe does not run again")
 
     monkeypatch.setattr(roofline.subprocess, "run", refuse)
-    assert machine_limits(hardware, 1).peak_flops >= limits.peak_flops
+    assert machine_limits(target, 1).peak_flops >= limits.peak_flops
 
 
 def test_multiply_adds_stay_in_registers() -> None:
     """Whatever the compiler does to the peak kernel, its loop holds `chains` multiply-adds and no memory access."""
-    hardware = tvm_compat.hardware_for("x86-64-v3")
+    target = tvm_compat.target_for("x86-64-v3")
     library = roofline.tirx.build(
         roofline.tvm.IRModule({"peak": roofline._fma_kernel("peak", 1, 12, 8, 1000)}),
-        target=tvm_compat.target(hardware, 1),
+        target=tvm_compat.tvm_target(target, 1),
     )
     fused = [line for line in library.inspect_source("asm").splitlines() if "vfmadd" in line and "ymm" in line]
     assert len(fused) >= 12
@@ -47,17 +47,17 @@ def test_multiply_adds_stay_in_registers() -> None:
 
 
 def test_a_baseline_cpu_is_probed_with_its_own_vectors() -> None:
-    hardware = tvm_compat.hardware_for("x86-64-v3")
-    if not roofline._runs_here(hardware):
-        assert machine_limits(hardware, 1).estimated
+    target = tvm_compat.target_for("x86-64-v3")
+    if not roofline._runs_here(target):
+        assert machine_limits(target, 1).estimated
         return
-    limits = machine_limits(hardware, 1)
+    limits = machine_limits(target, 1)
     assert not limits.estimated, limits.note
     assert limits.flops_per_cycle in {16.0, 32.0, 48.0, 64.0}
 
 
 def test_a_failing_child_gives_an_estimate_with_its_message() -> None:
     threads = (os.cpu_count() or 1) + 1
-    limits = machine_limits(tvm_compat.hardware_for(), threads)
+    limits = machine_limits(tvm_compat.target_for(), threads)
     assert limits.estimated
     assert f"threads={threads}" in limits.note

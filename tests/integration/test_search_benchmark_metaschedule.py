@@ -20,7 +20,7 @@ from calumma.space.generated import plain
 from tests.measure_spaces import workload_of
 from tests.prim_funcs import prim_func, tvm
 
-HARDWARE = tvm_compat.hardware_for("x86-64-v3")
+TARGET = tvm_compat.target_for("x86-64-v3")
 
 
 @pytest.mark.parametrize("space", ["own", "ours"])
@@ -70,7 +70,7 @@ def test_its_trials_are_schedules_we_can_measure(space, monkeypatch, tmp_path):
         return tune_tir(*arguments, **{**options, "builder": Builder(), "runner": Runner()})
 
     monkeypatch.setattr(ms, "tune_tir", in_process)
-    monkeypatch.setattr(tvm_compat, "hardware_for", lambda mcpu=None: HARDWARE)
+    monkeypatch.setattr(tvm_compat, "target_for", lambda mcpu=None: TARGET)
     monkeypatch.setattr(metaschedule_baseline, "POOL", 8)
     text = str(tvm.ir.save_json(func.with_attr("calumma.weights", [1])))
     request = {"workload": text, "space": space, "trials": 4, "batch": 4, "seed": 0, "threads": 2}
@@ -83,7 +83,7 @@ def test_its_trials_are_schedules_we_can_measure(space, monkeypatch, tmp_path):
     assert set(answer["phases_s"]) == {"build", "run", "search", "model"}
     assert sum(answer["phases_s"].values()) <= answer["seconds"]
     for module, (_, _, trace) in zip(built, answer["trials"], strict=True):
-        schedule = live.traced_space(func, HARDWARE, 2).schedule({"trace": trace})
+        schedule = live.traced_space(func, TARGET, 2).schedule({"trace": trace})
         assert isinstance(schedule, s_tir.Schedule)
         assert structural_equal(schedule.mod["main"].body, module["main"].body)
 
@@ -92,5 +92,5 @@ def test_its_winners_run_in_the_race():
     func = prim_func(lambda x, y: topi.einsum("ij,jk->ik", x, y), (32, 16), (16, 24)).with_attr("calumma.weights", [1])
     trace = json.dumps(plain(s_tir.Schedule(func).trace.as_json()))
     candidate = Candidate(workload_of(func), live.TRACED, live.TracedSpace.version, {"trace": trace})
-    latencies = live.race([candidate], tvm_compat.hardware_for(), 1)
+    latencies = live.race([candidate], tvm_compat.target_for(), 1)
     assert latencies[candidate.key] > 0

@@ -25,7 +25,7 @@ AFTER = [spaces.candidate(spaces.scale(), parallel=True), spaces.candidate(space
 
 def make_runner(**settings: object) -> LocalRunner:
     defaults = {"space_entry": spaces.SPACE_ENTRY, "memory_bytes": 1 << 30, "build_timeout_s": 5, "run_timeout_s": 3}
-    return LocalRunner(tvm_compat.hardware_for(), 2, **{**defaults, **settings})  # type: ignore[arg-type]
+    return LocalRunner(tvm_compat.target_for(), 2, **{**defaults, **settings})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_workers_end_with_their_runner_even_when_they_hang(tmp_path: Path) -> No
 from calumma import tvm_compat
 from calumma.measure import LocalRunner
 from tests import measure_spaces as spaces
-runner = LocalRunner(tvm_compat.hardware_for(), 2, space_entry=spaces.SPACE_ENTRY, run_timeout_s=600)
+runner = LocalRunner(tvm_compat.target_for(), 2, space_entry=spaces.SPACE_ENTRY, run_timeout_s=600)
 runner.measure([spaces.candidate(spaces.scale())])
 print(runner.server_pid, flush=True)
 runner.measure([spaces.candidate(spaces.scale(), fault="run_hang")])

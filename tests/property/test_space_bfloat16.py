@@ -29,7 +29,7 @@ WINDOWS = {
     "rectangular": Window((1, 5), (1, 2), (1, 1), (0, 2, 0, 2)),
 }
 needs_dot_products = pytest.mark.skipif(
-    not tvm_compat.has_bfloat16(tvm_compat.hardware_for()), reason="this CPU has no AVX512_BF16"
+    tvm_compat.target_for().dot_product("bfloat16") is None, reason="this CPU has no dot product of bfloat16"
 )
 
 
@@ -56,7 +56,7 @@ def test_convolutions(name, channels):
     window = WINDOWS[name]
     data, packed, expected, band = convolution(channels, 48, (7, 9), window)
     func = prim_func(lambda x, w: conv.conv2d(x, w, window, band), data.shape, packed.shape, dtypes=NARROW)
-    check_space(Conv2dSpace, func, [data, packed], expected, tvm_compat.hardware_for(), n=8, tolerance=1e-4)
+    check_space(Conv2dSpace, func, [data, packed], expected, tvm_compat.target_for(), n=8, tolerance=1e-4)
 
 
 @needs_dot_products
@@ -70,7 +70,7 @@ def test_epilogues_read_and_write_bfloat16():
     inputs = [data, packed, residual]
     func = prim_func(layer, *(i.shape for i in inputs), dtypes=(*NARROW, "bfloat16"))
     expected = rounded(np.maximum(product + residual.astype("float32"), 0)).astype("float32")
-    check_space(Conv2dSpace, func, inputs, expected, tvm_compat.hardware_for(), n=6, tolerance=1e-2)
+    check_space(Conv2dSpace, func, inputs, expected, tvm_compat.target_for(), n=6, tolerance=1e-2)
 
 
 @needs_dot_products
@@ -80,10 +80,10 @@ def test_winograd(m, tolerance):
     func = prim_func(lambda x, w: conv.conv2d(x, w, SAME, band), data.shape, packed.shape, dtypes=NARROW)
     assert WinogradSpace.matches(func)
 
-    def make(func, hardware, threads):
-        return WinogradSpace(func, hardware, threads, m)
+    def make(func, target, threads):
+        return WinogradSpace(func, target, threads, m)
 
-    check_space(make, func, [data, packed], expected, tvm_compat.hardware_for(), n=4, tolerance=tolerance)
+    check_space(make, func, [data, packed], expected, tvm_compat.target_for(), n=4, tolerance=tolerance)
 
 
 @needs_dot_products
@@ -93,7 +93,7 @@ def test_dense(rows, k, columns):
     packed = casts.packed(matmul.pack_dense_weight(weight.astype("float32"), 16), BFLOAT16)
     func = prim_func(lambda x, w: matmul.dense(x, w, columns), data.shape, packed.shape, dtypes=NARROW)
     expected = data.astype("float32") @ weight.astype("float32")
-    check_space(MatmulSpace, func, [data, packed], expected, tvm_compat.hardware_for(), n=8, tolerance=1e-4)
+    check_space(MatmulSpace, func, [data, packed], expected, tvm_compat.target_for(), n=8, tolerance=1e-4)
 
 
 def test_rounding_is_to_the_nearest_and_of_two_to_the_even():
@@ -105,7 +105,7 @@ def test_rounding_is_to_the_nearest_and_of_two_to_the_even():
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(apply(lambda x: casts.widen(narrow(x)), values), expected)
     func = prim_func(lambda x: casts.widen(narrow(x)), values.shape)
-    check_space(design_space, func, [values], expected, tvm_compat.hardware_for(), n=4, tolerance=0)
+    check_space(design_space, func, [values], expected, tvm_compat.target_for(), n=4, tolerance=0)
 
 
 def test_what_is_narrow_between_two_operators_of_a_function():
@@ -117,14 +117,14 @@ def test_what_is_narrow_between_two_operators_of_a_function():
 
 
 def test_instructions_are_used():
-    hardware = tvm_compat.hardware_for("znver5")
+    target = tvm_compat.target_for("znver5")
     data, packed, _, band = convolution(32, 32, (4, 4), SAME)
 
     def layer(x, w):
         return narrow(conv.conv2d(x, w, SAME, band))
 
-    space = Conv2dSpace(prim_func(layer, data.shape, packed.shape, dtypes=NARROW), hardware, 2)
-    library = codegen.build(space.schedule(space.decode(space.default())).mod, tvm_compat.target(hardware, 2))
+    space = Conv2dSpace(prim_func(layer, data.shape, packed.shape, dtypes=NARROW), target, 2)
+    library = codegen.build(space.schedule(space.decode(space.default())).mod, tvm_compat.tvm_target(target, 2))
     code = library.inspect_source("asm")
     assert "vdpbf16ps" in code
     assert "vcvtneps2bf16" in code
@@ -133,10 +133,10 @@ def test_instructions_are_used():
 def test_without_the_instructions_the_same_comes_out():
     """The schedule stays right where nothing is put in its place; AVX-512 without bfloat16 rounds by arithmetic."""
     values = reference.random(4, 64)
-    hardware = tvm_compat.hardware_for("skylake-avx512")
+    target = tvm_compat.target_for("skylake-avx512")
     func = prim_func(lambda x: casts.widen(narrow(x)), values.shape)
     expected = rounded(values).astype(np.float32)
-    check_space(design_space, func, [values], expected, hardware, n=2, tolerance=0)
+    check_space(design_space, func, [values], expected, target, n=2, tolerance=0)
 
 
 def test_pairs_lie_side_by_side():

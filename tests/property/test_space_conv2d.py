@@ -52,7 +52,7 @@ CASES = {
 }
 
 
-def _check(case: Case, lanes: int, hardware, n: int) -> None:
+def _check(case: Case, lanes: int, target, n: int) -> None:
     data = reference.random(case.batch, case.channels, *case.size)
     weight = reference.random(case.out_channels, case.channels // case.groups, *case.window.kernel)
     slots, out_slots = (reference.identity_slots(c, lanes) for c in (case.channels, case.out_channels))
@@ -62,17 +62,17 @@ def _check(case: Case, lanes: int, hardware, n: int) -> None:
     # What a hole of the input holds must not matter.
     blocked = reference.block(data, slots, lanes, hole=7.0)
     func = prim_func(lambda x, w: conv.conv2d(x, w, case.window, band), blocked.shape, packed.shape)
-    check_space(Conv2dSpace, func, [blocked, packed], expected, hardware, n)
+    check_space(Conv2dSpace, func, [blocked, packed], expected, target, n)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_configuration_is_right(name):
-    _check(CASES[name], 16, tvm_compat.hardware_for(), n=10)
+    _check(CASES[name], 16, tvm_compat.target_for(), n=10)
 
 
 @pytest.mark.parametrize("name", ["3x3, a width without divisors", "2 groups", "one pixel, a prime number of blocks"])
 def test_narrow_vectors(name):
-    _check(CASES[name], 8, tvm_compat.hardware_for("x86-64-v3"), n=6)
+    _check(CASES[name], 8, tvm_compat.target_for("x86-64-v3"), n=6)
 
 
 GATHERED = {
@@ -108,7 +108,7 @@ def test_gathered_groups(name, lanes, mcpu):
             dtypes=["float32", "float32", "int32"],
         )
         inputs = [blocked, packed, gathering.table]
-        check_space(Conv2dSpace, func, inputs, expected, tvm_compat.hardware_for(mcpu), n=3)
+        check_space(Conv2dSpace, func, inputs, expected, tvm_compat.target_for(mcpu), n=3)
 
 
 @pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
@@ -120,7 +120,7 @@ def test_first_layer(lanes, mcpu, kernel, stride):
     slots = reference.identity_slots(24, lanes)
     expected = reference.block(reference.conv2d(data, weight, window), slots, lanes)
     func = prim_func(lambda x, w: conv.conv2d_plain(x, w, window), data.shape, packed.shape)
-    check_space(Conv2dSpace, func, [data, packed], expected, tvm_compat.hardware_for(mcpu), n=8)
+    check_space(Conv2dSpace, func, [data, packed], expected, tvm_compat.target_for(mcpu), n=8)
 
 
 @pytest.mark.parametrize("width", [6, 17])
@@ -139,7 +139,7 @@ def test_bias_residual_and_relu_are_fused(width):
     inputs = [blocked, packed, bias, residual]
     func = prim_func(layer, *(i.shape for i in inputs))
     expected = np.maximum(product + bias + residual, 0)
-    check_space(Conv2dSpace, func, inputs, expected, tvm_compat.hardware_for(), n=12)
+    check_space(Conv2dSpace, func, inputs, expected, tvm_compat.target_for(), n=12)
 
 
 @pytest.mark.parametrize("changes", [{}, {"order": "ic,kh,lane,kw"}, {"accumulate": "plane"}])
@@ -149,7 +149,7 @@ def test_weights_are_called_for_once_or_more_before_they_are_used(kernel, tile, 
     window = _window(kernel, padding=(kernel // 2,) * 4)
     weight = (6, 4, kernel, kernel, 16, 16)
     func = prim_func(lambda x, w: conv.conv2d(x, w, window, conv.Band(4)), (1, 4, 8, 8, 16), weight)
-    space = Conv2dSpace(func, tvm_compat.hardware_for(), 1)
+    space = Conv2dSpace(func, tvm_compat.target_for(), 1)
     config = space.decode(space.default()) | {
         "oc_tile": 2,
         "oh_tile": tile[0],
@@ -194,7 +194,7 @@ def test_what_is_added_is_called_for_a_tile_ahead():
         return topi.add(topi.add(conv.conv2d(x, w, ONE, conv.Band(2)), bias), shortcut)
 
     func = prim_func(layer, shape, weight, (1, 2, 1, 1, 16), shape)
-    space = Conv2dSpace(func, tvm_compat.hardware_for(), 1)
+    space = Conv2dSpace(func, tvm_compat.target_for(), 1)
     assert space.addends == [3], "neither the input of the same shape, nor the bias"
     config = space.decode(space.default()) | {"oc_tile": 2, "oh_tile": 2, "ow_tile": 4, "ic_chunk": 1}
     called = set()
@@ -211,7 +211,7 @@ def test_what_is_added_is_called_for_a_tile_ahead():
 def test_the_default_fills_the_registers_and_the_threads():
     window, band = SAME, conv.Band(4)
     func = prim_func(lambda x, w: conv.conv2d(x, w, window, band), (1, 4, 56, 56, 16), (4, 4, 3, 3, 16, 16))
-    space = Conv2dSpace(func, tvm_compat.hardware_for(), 2)
+    space = Conv2dSpace(func, tvm_compat.target_for(), 2)
     config = space.decode(space.default())
     accumulators = config["oc_tile"] * config["oh_tile"] * config["ow_tile"]
     assert 10 <= accumulators < space.registers
@@ -224,7 +224,7 @@ def test_in_a_model_threads_share_the_rows_of_a_layer_with_few_weights():
         window = conv.Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
         data, weight = (1, blocks, size, size, 16), (blocks, blocks, 1, 1, 16, 16)
         func = prim_func(lambda x, w: conv.conv2d(x, w, window, conv.Band(blocks)), data, weight)
-        return Conv2dSpace(func, tvm_compat.hardware_for(), threads)
+        return Conv2dSpace(func, tvm_compat.target_for(), threads)
 
     wide, deep = space(8, 28, 2), space(32, 7, 2)
     for some in (wide, deep):

@@ -44,7 +44,7 @@ def _check(name, lanes, mcpu, n, shuffled=False):
 
     func = prim_func(layer, blocked.shape, packed.shape, bias.shape)
     expected = np.maximum(product + bias, 0)
-    check_space(DepthwiseSpace, func, [blocked, packed, bias], expected, tvm_compat.hardware_for(mcpu), n)
+    check_space(DepthwiseSpace, func, [blocked, packed, bias], expected, tvm_compat.target_for(mcpu), n)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -69,14 +69,14 @@ def test_without_an_epilogue():
     expected = reference.block(reference.conv2d(data, weight, window, 16), slots, 16)
     func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), (1, 1, 5, 5, 16), packed.shape)
     inputs = [reference.block(data, slots, 16), packed]
-    check_space(DepthwiseSpace, func, inputs, expected, tvm_compat.hardware_for(), n=8)
+    check_space(DepthwiseSpace, func, inputs, expected, tvm_compat.target_for(), n=8)
 
 
 @pytest.mark.parametrize(("size", "threads", "fused"), [(14, 2, 3), (14, 1, 1), (7, 2, 1)])
 def test_in_a_model_threads_share_rows_where_these_are_equal_shares(size, threads, fused):
     window = _window(3, padding=(1, 1, 1, 1))
     func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), (1, 4, size, size, 16), (4, 3, 3, 16))
-    space = DepthwiseSpace(func, tvm_compat.hardware_for(), threads)
+    space = DepthwiseSpace(func, tvm_compat.target_for(), threads)
     assert space.decode(space.default_in_model())["fused"] == fused
     assert space.decode(space.default())["fused"] == 1
 
@@ -89,11 +89,11 @@ def test_bands_of_rows(size, oh_tile, threads):
     slots = reference.identity_slots(32, 16)
     packed, blocked = conv.pack_depthwise_weight(weight, slots, 16), reference.block(data, slots, 16)
     func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), blocked.shape, packed.shape)
-    space = DepthwiseSpace(func, tvm_compat.hardware_for(), threads)
+    space = DepthwiseSpace(func, tvm_compat.target_for(), threads)
     config = space.decode(space.default()) | {"fused": 3, "oh_tile": oh_tile, "ow_tile": 1, "pad": "inline"}
     expected = reference.block(reference.conv2d(data, weight, window, 32), slots, 16)
     np.testing.assert_allclose(
-        run(space.schedule(config).mod, [blocked, packed], expected.shape, space.hardware),
+        run(space.schedule(config).mod, [blocked, packed], expected.shape, space.target),
         expected,
         rtol=2e-5,
         atol=2e-5,

@@ -24,7 +24,7 @@ CASES = {
 def test_every_configuration_is_right(name):
     func = prim_func(CASES[name], X.shape)
     assert fallback.matches(func)
-    check_space(fallback.FallbackSpace, func, [X], apply(CASES[name], X), tvm_compat.hardware_for(), n=4)
+    check_space(fallback.FallbackSpace, func, [X], apply(CASES[name], X), tvm_compat.target_for(), n=4)
 
 
 def test_a_function_without_blocks_stays_as_it_is():
@@ -38,7 +38,7 @@ def test_a_function_without_blocks_stays_as_it_is():
     )
     expected = X.copy()
     expected[positions, np.arange(3)] = updates
-    check_space(fallback.FallbackSpace, func, [X, positions, updates], expected, tvm_compat.hardware_for(), n=2)
+    check_space(fallback.FallbackSpace, func, [X, positions, updates], expected, tvm_compat.target_for(), n=2)
 
 
 def test_functions_with_opaque_blocks_are_left_to_the_fallback():

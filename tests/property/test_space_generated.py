@@ -35,14 +35,14 @@ CASES = {
 
 def _space(name, mcpu=None):
     operator, inputs = CASES[name]
-    return GeneratedSpace(prim_func(operator, *(i.shape for i in inputs)), tvm_compat.hardware_for(mcpu), 2)
+    return GeneratedSpace(prim_func(operator, *(i.shape for i in inputs)), tvm_compat.target_for(mcpu), 2)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_configuration_is_right(name):
     operator, inputs = CASES[name]
     func = prim_func(operator, *(i.shape for i in inputs))
-    check_space(GeneratedSpace, func, inputs, apply(operator, *inputs), tvm_compat.hardware_for(), n=6)
+    check_space(GeneratedSpace, func, inputs, apply(operator, *inputs), tvm_compat.target_for(), n=6)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -90,10 +90,10 @@ def test_a_foreign_tile_is_refused():
 
 
 def test_dense_reductions_without_a_template_get_it():
-    hardware = tvm_compat.hardware_for()
+    target = tvm_compat.target_for()
 
     def template(operator, *shapes):
-        return design_space(prim_func(operator, *shapes), hardware, 2).template
+        return design_space(prim_func(operator, *shapes), target, 2).template
 
     assert template(CASES["conv3d"][0], (1, 16, 8, 14, 14), (16, 16, 3, 3, 3)) == GeneratedSpace.template
     assert template(lambda x, y: topi.nn.batch_matmul(x, y), (4, 64, 64), (4, 64, 64)) == GeneratedSpace.template

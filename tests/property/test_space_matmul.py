@@ -45,7 +45,7 @@ def _dense(name, lanes, mcpu, n):
 
     func = prim_func(layer, data.shape, packed.shape, bias.shape)
     expected = np.maximum(data.astype("float64") @ weight + bias, 0).astype("float32")
-    check_space(MatmulSpace, func, [data, packed, bias], expected, tvm_compat.hardware_for(mcpu), n)
+    check_space(MatmulSpace, func, [data, packed, bias], expected, tvm_compat.target_for(mcpu), n)
 
 
 def _transposed(array, axes):
@@ -62,7 +62,7 @@ def _batched(name, lanes, mcpu, n):
         return matmul.batch_matmul(x, y, lanes, left_axes, right_axes, out_axes)
 
     func = prim_func(operator, left.shape, right.shape)
-    check_space(MatmulSpace, func, [left, right], expected, tvm_compat.hardware_for(mcpu), n)
+    check_space(MatmulSpace, func, [left, right], expected, tvm_compat.target_for(mcpu), n)
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -94,16 +94,16 @@ def test_scaled_product_with_a_mask():
         mask.shape,
     )
     expected = 0.5 * np.matmul(left, right) + mask
-    check_space(MatmulSpace, func, [left, right, mask], expected, tvm_compat.hardware_for(), n=8)
+    check_space(MatmulSpace, func, [left, right, mask], expected, tvm_compat.target_for(), n=8)
 
 
 @pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
 def test_every_size_has_a_default(lanes, mcpu):
-    hardware = tvm_compat.hardware_for(mcpu)
+    target = tvm_compat.target_for(mcpu)
     for rows in (1, 2, 3, 5, 11, 13, 14):
         for blocks in (1, 2, 5, 11, 13, 22, 26, 33, 39, 62):
             func = prim_func(lambda x, w: matmul.dense(x, w, blocks * lanes), (rows, 8), _packed(8, blocks, lanes))  # noqa: B023
-            space = MatmulSpace(func, hardware, 2)
+            space = MatmulSpace(func, target, 2)
             assert space.valid(space.default()[None])[0]
 
 

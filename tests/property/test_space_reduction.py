@@ -41,10 +41,10 @@ def test_every_configuration_is_right(name):
     assert reduction.matches(func)
     assert not rows.matches(func)
     expected = apply(operator, x) if expected is None else expected
-    check_space(reduction.ReductionSpace, func, [x], expected, tvm_compat.hardware_for(), n=6)
+    check_space(reduction.ReductionSpace, func, [x], expected, tvm_compat.target_for(), n=6)
 
 
 def test_narrow_vectors():
     operator, x, expected = CASES["sum along memory"]
-    hardware = tvm_compat.hardware_for("x86-64-v3")
-    check_space(reduction.ReductionSpace, prim_func(operator, x.shape), [x], expected, hardware, n=4)
+    target = tvm_compat.target_for("x86-64-v3")
+    check_space(reduction.ReductionSpace, prim_func(operator, x.shape), [x], expected, target, n=4)

@@ -56,9 +56,9 @@ def test_every_configuration_is_right(name):
     func = prim_func(operator, *(i.shape for i in inputs))
     assert rows.matches(func)
     expected = apply(operator, *inputs) if expected is None else expected
-    check_space(rows.RowsSpace, func, inputs, expected, tvm_compat.hardware_for(), n=6)
+    check_space(rows.RowsSpace, func, inputs, expected, tvm_compat.target_for(), n=6)
 
 
 def test_narrow_vectors():
     func = prim_func(lambda x: softmax(x, -1, 8), RAGGED.shape)
-    check_space(rows.RowsSpace, func, [RAGGED], _softmax(RAGGED), tvm_compat.hardware_for("x86-64-v3"), n=6)
+    check_space(rows.RowsSpace, func, [RAGGED], _softmax(RAGGED), tvm_compat.target_for("x86-64-v3"), n=6)

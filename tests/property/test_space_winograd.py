@@ -47,7 +47,7 @@ def test_every_configuration_is_right(case, m):
     layer, inputs, expected = _layer(case, 16)
     func = prim_func(layer, *(i.shape for i in inputs))
     space = functools.partial(WinogradSpace, m=m)
-    check_space(space, func, inputs, expected, tvm_compat.hardware_for(), n=5, tolerance=TOLERANCE)
+    check_space(space, func, inputs, expected, tvm_compat.target_for(), n=5, tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("m", [2, 4])
@@ -55,7 +55,7 @@ def test_narrow_vectors(m):
     layer, inputs, expected = _layer("rows and columns left over", 8)
     func = prim_func(layer, *(i.shape for i in inputs))
     space = functools.partial(WinogradSpace, m=m)
-    check_space(space, func, inputs, expected, tvm_compat.hardware_for("x86-64-v3"), n=4, tolerance=TOLERANCE)
+    check_space(space, func, inputs, expected, tvm_compat.target_for("x86-64-v3"), n=4, tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("m", [2, 4])
@@ -66,15 +66,15 @@ def test_bias_residual_and_relu_are_fused(m):
     func = prim_func(lambda x, w, b, r: topi.nn.relu(topi.add(topi.add(layer(x, w), b), r)), *(i.shape for i in inputs))
     expected = np.maximum(product + bias + residual, 0)
     space = functools.partial(WinogradSpace, m=m)
-    check_space(space, func, inputs, expected, tvm_compat.hardware_for(), n=5, tolerance=TOLERANCE)
+    check_space(space, func, inputs, expected, tvm_compat.target_for(), n=5, tolerance=TOLERANCE)
 
 
 def test_all_algorithms_are_one_space():
     layer, inputs, expected = _layer("tiles fit", 16)
     func = prim_func(layer, *(i.shape for i in inputs))
-    hardware = tvm_compat.hardware_for()
-    check_space(design_space, func, inputs, expected, hardware, n=12, tolerance=TOLERANCE)
-    space = design_space(func, hardware, 2)
+    target = tvm_compat.target_for()
+    check_space(design_space, func, inputs, expected, target, n=12, tolerance=TOLERANCE)
+    space = design_space(func, target, 2)
     assert isinstance(space, AlternativesSpace)
     drawn = space.sample(np.random.default_rng(0), 12)
     algorithms = {space.decode(row).get("algorithm", "direct") for row in drawn}
@@ -89,20 +89,20 @@ def test_the_error_that_is_claimed_is_the_error_there_is(m):
     data, weight = reference.random(1, channels, 14, 14), reference.random(32, channels, 3, 3)
     inputs = [reference.block(data, slots, 16), conv.pack_conv_weight(weight, slots, 1, band, 16)]
     expected = reference.block(reference.conv2d(data, weight, window, 1), out_slots, 16)
-    hardware = tvm_compat.hardware_for()
+    target = tvm_compat.target_for()
     space = WinogradSpace(
-        prim_func(lambda x, w: conv.conv2d(x, w, window, band), *(i.shape for i in inputs)), hardware, 2, m
+        prim_func(lambda x, w: conv.conv2d(x, w, window, band), *(i.shape for i in inputs)), target, 2, m
     )
     config = space.decode(space.default())
     inputs[1] = space.repacking(config)[1].apply(inputs[1])
-    actual = run(space.schedule(config).mod, inputs, expected.shape, hardware)
+    actual = run(space.schedule(config).mod, inputs, expected.shape, target)
     error = np.abs(actual.astype("float64") - expected).max() / np.abs(expected).max()
     assert space.error / 8 < error < space.error
 
 
 def test_a_tolerance_leaves_out_what_is_less_exact():
     layer, inputs, _ = _layer("tiles fit", 16)
-    space = design_space(prim_func(layer, *(i.shape for i in inputs)), tvm_compat.hardware_for(), 2)
+    space = design_space(prim_func(layer, *(i.shape for i in inputs)), tvm_compat.target_for(), 2)
 
     def algorithms(tolerance):
         left = space.within(tolerance)
@@ -122,7 +122,7 @@ def test_a_tolerance_leaves_out_what_is_less_exact():
 
 def test_a_configuration_from_before_the_algorithms_is_direct():
     layer, inputs, _ = _layer("tiles fit", 16)
-    space = design_space(prim_func(layer, *(i.shape for i in inputs)), tvm_compat.hardware_for(), 2)
+    space = design_space(prim_func(layer, *(i.shape for i in inputs)), tvm_compat.target_for(), 2)
     old = {"oc_tile": 1, "oh_tile": 2, "ow_tile": 6, "order": "kh,ic,kw"}
     today = space.decode(space.encode(old))
     assert today | old == today

@@ -10,7 +10,7 @@ from calumma import tvm_compat
 from calumma.space import blocks
 from calumma.tvm_compat import codegen
 
-HARDWARE = tvm_compat.hardware_for()
+TARGET = tvm_compat.target_for()
 
 
 def staged_sum(elements: int) -> tuple[str, np.ndarray]:
@@ -22,7 +22,7 @@ def staged_sum(elements: int) -> tuple[str, np.ndarray]:
     inner = sch.get_sblock("stage")
     sch.compute_at(inner, sch.get_loops(sch.get_sblock("y"))[0])
     sch.set_scope(inner, 0, "local")
-    library = codegen.build(sch.mod, tvm_compat.target(HARDWARE, 1))
+    library = codegen.build(sch.mod, tvm_compat.tvm_target(TARGET, 1))
     tvm = tvm_compat.load()
     out = tvm.runtime.tensor(np.zeros((4, elements), np.float32))
     library["main"](tvm.runtime.tensor(np.ones((4, elements), np.float32)), out)

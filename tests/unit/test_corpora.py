@@ -22,7 +22,7 @@ from calumma.space.generated import GeneratedSpace
 from tests.prim_funcs import prim_func, tvm
 from tests.simulated_runner import SimulatedRunner
 
-HARDWARE = tvm_compat.hardware_for("x86-64-v3")
+TARGET = tvm_compat.target_for("x86-64-v3")
 SOURCE = Source("a model", "a task", "generated")
 
 
@@ -69,12 +69,12 @@ def workload(func):
 
 @pytest.fixture(scope="module")
 def part(func):
-    return part_of(GeneratedSpace(func, HARDWARE, 2), np.random.default_rng(0), 80, 120)
+    return part_of(GeneratedSpace(func, TARGET, 2), np.random.default_rng(0), 80, 120)
 
 
 def _record(part, workload, runner=None, store=None, **options):
     options = {"source": SOURCE, "say": lambda line: None, **options}
-    return corpora.record("toy", workload, part, runner or PretendRunner(), store or MemoryStore(), HARDWARE, **options)
+    return corpora.record("toy", workload, part, runner or PretendRunner(), store or MemoryStore(), TARGET, **options)
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +99,14 @@ def test_a_part_has_all_that_is_valid_of_its_grid(part):
 
 
 def test_the_same_rule_and_seed_choose_the_same_part(func, part):
-    again = part_of(GeneratedSpace(func, HARDWARE, 2), np.random.default_rng(0), 80, 120)
+    again = part_of(GeneratedSpace(func, TARGET, 2), np.random.default_rng(0), 80, 120)
     assert again.values == part.values
     np.testing.assert_array_equal(again.members, part.members)
-    assert part_of(GeneratedSpace(func, HARDWARE, 2), np.random.default_rng(1), 80, 120).values != part.values
+    assert part_of(GeneratedSpace(func, TARGET, 2), np.random.default_rng(1), 80, 120).values != part.values
 
 
 def test_a_part_of_chosen_values_starts_from_a_default_of_its_own(func):
-    whole = GeneratedSpace(func, HARDWARE, 2)
+    whole = GeneratedSpace(func, TARGET, 2)
     knob = max(whole.knobs, key=lambda knob: len(knob.values))
     column = whole.knobs.index(knob)
     start = next(row for row in whole.sample(np.random.default_rng(1), 50) if row[column] != whole.default()[column])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tvm
 
+from calumma import tvm_compat
 from calumma.frontend.lowering import LoweredGraph
 from calumma.pipeline.extraction import extract_tasks
 from calumma.tasks import extract
@@ -11,7 +12,7 @@ from tests.onnx_models import Model
 
 
 def _lowered(model: Model, *outputs: str) -> LoweredGraph:
-    return extract_tasks(model.bytes(*outputs), 16).graph
+    return extract_tasks(model.bytes(*outputs), tvm_compat.target_for("x86-64-v4")).graph
 
 
 def _stack(layers: int, seed: int = 0) -> LoweredGraph:

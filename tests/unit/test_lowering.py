@@ -7,6 +7,8 @@ import pytest
 import tvm_ffi
 from tvm import ir, tirx
 
+from calumma import tvm_compat
+from calumma.core.contraction import contraction_named
 from calumma.core.errors import ModelError
 from calumma.frontend.lowering import LoweredGraph, lower
 from calumma.graph.nodes import INPUT, Graph, Node
@@ -15,10 +17,12 @@ from calumma.space.loops import walk
 from tests.onnx_models import Model
 
 LANES = 16
+MCPUS = {8: "x86-64-v3", 16: "x86-64-v4"}
+"""CPUs by lanes; nothing is run here."""
 
 
 def lowered(model: Model, *outputs: str, lanes: int = LANES, precision: str = "fp32") -> LoweredGraph:
-    return extract_tasks(model.bytes(*outputs), lanes, precision).graph
+    return extract_tasks(model.bytes(*outputs), tvm_compat.target_for(MCPUS[lanes]), contraction_named(precision)).graph
 
 
 def kernels(graph: LoweredGraph) -> list[str]:
@@ -167,7 +171,7 @@ def test_an_operator_without_any_lowering_is_named():
     x = Node(INPUT, shape=(2, 3), dtype="float32", name="x")
     unknown = Node("calumma.unknown", args=(x,), shape=(2, 3), dtype="float32", name="odd_one")
     with pytest.raises(ModelError, match=r"odd_one.*calumma\.unknown"):
-        lower(Graph([x], [unknown], ["y"]), LANES)
+        lower(Graph([x], [unknown], ["y"]), tvm_compat.target_for(MCPUS[LANES]))
 
 
 # -- bfloat16 ------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from calumma.prior.collect import (
     FamilyProgress,
 )
 from calumma.prior.workloads import TrainingWorkload, drawn_workloads
-from calumma.tvm_compat import hardware_for
+from calumma.tvm_compat import target_for
 from tests.simulated_runner import SimulatedRunner
 
 FAMILIES = ("pointwise", "depthwise", "dense")
@@ -37,7 +37,7 @@ ONCE = CollectSettings(finalists=0)
 
 @pytest.fixture(scope="module")
 def workloads() -> list[TrainingWorkload]:
-    return list(itertools.islice(drawn_workloads(16, families=FAMILIES), 12))
+    return list(itertools.islice(drawn_workloads(target_for("x86-64-v4"), families=FAMILIES), 12))
 
 
 class KeyedRunner(SimulatedRunner):
@@ -76,7 +76,7 @@ def collect(
         runner,
         store,
         budget or Budget(),
-        hardware=hardware_for(),
+        target=target_for(),
         toolchain="toy",
         clock=runner.clock,
         **options,
@@ -222,7 +222,7 @@ def test_a_hopeless_workload_is_given_up(workloads: list[TrainingWorkload]) -> N
 
 def test_a_small_space_is_measured_whole() -> None:
     store = MemoryStore()
-    (softmax,) = itertools.islice(drawn_workloads(16, families=("rows",)), 1)
+    (softmax,) = itertools.islice(drawn_workloads(target_for("x86-64-v4"), families=("rows",)), 1)
     collect([softmax], store, settings=CollectSettings(configs=1000, finalists=0))
     keys = [record.candidate.key for record in store.records()]
     assert 5 < len(keys) < 100 and len(set(keys)) == len(keys)
@@ -263,11 +263,11 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
 def test_other_hardware_has_its_own_records(workloads: list[TrainingWorkload]) -> None:
     store = MemoryStore()
     collect(workloads[:1], store)
-    host = hardware_for()
+    host = target_for()
     other = Hardware("Another CPU", host.mcpu, 512, host.l1_bytes, host.l2_bytes, host.l3_bytes, host.cores)
     runner = KeyedRunner()
     collection = Collection(
-        iter(workloads[:1]), runner, store, Budget(), hardware=other, toolchain="toy", settings=ONCE, clock=runner.clock
+        iter(workloads[:1]), runner, store, Budget(), target=other, toolchain="toy", settings=ONCE, clock=runner.clock
     )
     collection.run()
     assert sum(map(len, runner.batches)) == 24

@@ -21,7 +21,7 @@ from calumma.prior import dataset  # isort: skip  (after prior_data, which sets 
 
 def made(records: list[MeasureRecord], **options: object) -> dataset.Dataset:
     conditions = {
-        "hardware": tvm_compat.hardware_for(),
+        "hardware": tvm_compat.target_for().hardware,
         "toolchain": tvm_compat.toolchain(),
     }
     return dataset.from_records(records, **{**conditions, **options})
@@ -32,7 +32,7 @@ def test_a_group_per_workload_with_medians_and_failures() -> None:
     assert data.workloads == {workload.task.workload.hash for workload in prior_data.workloads()}
     group = next(g for g in data.groups if g.workload == prior_data.records()[0].candidate.workload.hash)
     expected = {r.candidate.key: r.result.latency_s for r in prior_data.records()}
-    space = group.space(data.hardware)
+    space = group.space(tvm_compat.target_of(data.hardware))
     for row, latency, status in zip(group.encoded(space), group.latency_s, group.status, strict=True):
         record = next(
             r
@@ -72,7 +72,7 @@ def test_what_ever_computed_something_wrong_has_no_latency() -> None:
     data = made([*prior_data.records(), wrong])
     group = next(g for g in data.groups if g.workload == fast.candidate.workload.hash)
     place = group.status.index(Status.WRONG_OUTPUT)
-    space = group.space(data.hardware)
+    space = group.space(tvm_compat.target_of(data.hardware))
     assert space.decode(group.encoded(space)[place]) == fast.candidate.config
     assert group.latency_s[place] == np.inf
 
@@ -95,7 +95,7 @@ def test_the_file_holds_everything(tmp_path: Path) -> None:
     again = dataset.load(path)
     assert again.digest == data.digest
     for old, new in zip(data.groups, again.groups, strict=True):
-        space = new.space(again.hardware)
+        space = new.space(tvm_compat.target_of(again.hardware))
         assert np.array_equal(new.encoded(space), old.encoded(space))
         np.testing.assert_allclose(new.latency_s, old.latency_s, atol=1e-9)
         assert (new.status, new.threads, new.network) == (old.status, old.threads, old.network)
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, cut: float) -> None:
 def test_knobs_that_were_added_since_are_neutral() -> None:
     data = prior_data.small_dataset()
     group = data.groups[0]
-    space = group.space(data.hardware)
+    space = group.space(tvm_compat.target_of(data.hardware))
     names = list(group.values)
     kept = [i for i, name in enumerate(names) if name != "prefetch"]
     older = replace(group, values={names[i]: group.values[names[i]] for i in kept}, indices=group.indices[:, kept])

@@ -32,9 +32,9 @@ def task() -> TaskPredictor:
     """The prior's view of a workload that it has not seen."""
     workload = prior_data.workloads(prior_data.WORKLOADS + 1)[-1]
     assert workload.task.workload.hash not in trained().data["workloads"]
-    hardware = tvm_compat.hardware_for()
-    space = prior_data.kept_space(workload.function, hardware, prior_data.THREADS)
-    found = Predictor(trained(), hardware, prior_data.THREADS).task(workload.function, space)
+    target = tvm_compat.target_for()
+    space = prior_data.kept_space(workload.function, target, prior_data.THREADS)
+    found = Predictor(trained(), target, prior_data.THREADS).task(workload.function, space)
     assert found is not None
     return found
 
@@ -83,7 +83,7 @@ def test_an_unseen_task_is_ranked(task: TaskPredictor) -> None:
 
 def test_a_large_space_is_searched_well() -> None:
     workload = prior_data.workloads()[0]
-    space = prior_data.kept_space(workload.function, tvm_compat.hardware_for(), prior_data.THREADS)
+    space = prior_data.kept_space(workload.function, tvm_compat.target_for(), prior_data.THREADS)
     names = space.feature_names
 
     def score(indices: np.ndarray) -> np.ndarray:
@@ -166,15 +166,13 @@ def test_another_machine_or_thread_count_is_refused() -> None:
 
 
 def test_an_unknown_template_version_is_left_alone(task: TaskPredictor) -> None:
-    hardware = tvm_compat.hardware_for()
+    target = tvm_compat.target_for()
     workload = prior_data.workloads()[0]
-    space = prior_data.kept_space(workload.function, hardware, prior_data.THREADS)
+    space = prior_data.kept_space(workload.function, target, prior_data.THREADS)
     family = trained().families["matmul"]
     newer = replace(trained(), families={"matmul": replace(family, version=family.version + 1)})
-    assert Predictor(newer, hardware, prior_data.THREADS).task(workload.function, space) is None
-    assert (
-        Predictor(replace(trained(), families={}), hardware, prior_data.THREADS).task(workload.function, space) is None
-    )
+    assert Predictor(newer, target, prior_data.THREADS).task(workload.function, space) is None
+    assert Predictor(replace(trained(), families={}), target, prior_data.THREADS).task(workload.function, space) is None
 
 
 def test_without_trust_the_default_stays(task: TaskPredictor) -> None:
@@ -215,21 +213,21 @@ def test_the_newest_prior_that_fits_is_chosen(tmp_path: Path, monkeypatch: pytes
     shipped.mkdir()
     monkeypatch.setattr(library, "user_folder", lambda: own)
     monkeypatch.setattr(library, "SHIPPED", shipped)
-    hardware = tvm_compat.hardware_for()
-    assert library.choose(hardware, 2)[0] is None
+    here = tvm_compat.target_for().hardware
+    assert library.choose(here, 2)[0] is None
     weights.save(replace(trained(), name="shipped"), shipped / "shipped.safetensors")
     weights.save(replace(trained(), name="old"), own / "old.safetensors")
     weights.save(replace(trained(), name="new"), own / "new.safetensors")
     weights.save(
-        replace(trained(), name="other", hardware=replace(hardware, cpu_model="another")), own / "other.safetensors"
+        replace(trained(), name="other", hardware=replace(here, cpu_model="another")), own / "other.safetensors"
     )
     for age, name in enumerate(("other", "new", "old")):
         stamp = 1_000_000_000 - age
         (own / f"{name}.safetensors").touch()
         os.utime(own / f"{name}.safetensors", (stamp, stamp))
-    chosen, note = library.choose(hardware, prior_data.THREADS)
+    chosen, note = library.choose(here, prior_data.THREADS)
     assert chosen is not None and chosen.name == "new" and note == ""
-    nothing, note = library.choose(replace(hardware, cpu_model="a third one"), prior_data.THREADS)
+    nothing, note = library.choose(replace(here, cpu_model="a third one"), prior_data.THREADS)
     assert nothing is None and "calumma tune" in note and "calumma collect" in note and "\n" not in note
     assert library.find("shipped").name == "shipped"
     with pytest.raises(InputError, match="no such prior"):

@@ -14,10 +14,10 @@ from calumma.operators.samples import Layer, LayerWindow
 from calumma.prior.networks import networks, same
 from calumma.prior.sampling import SHARES, LayerSampler, feasible, in_turn
 from calumma.prior.workloads import drawn_workloads, model_workloads, realise
-from calumma.tvm_compat import hardware_for
+from calumma.tvm_compat import target_for
 from tests.onnx_models import Model
 
-LANES = 16
+TARGET = target_for("x86-64-v4")
 
 
 def macs(name: str) -> float:
@@ -154,16 +154,16 @@ def test_families_take_turns_by_their_shares() -> None:
 def test_a_layer_becomes_a_function_of_its_template(family: str, template: str) -> None:
     sampler = LayerSampler()
     for number in range(3):
-        workload = realise(sampler.draw(family, number), LANES)
-        assert design_space(workload.function, hardware_for(), 2).template == template
+        workload = realise(sampler.draw(family, number), TARGET)
+        assert design_space(workload.function, target_for(), 2).template == template
         assert (workload.family, workload.task.weight) == (family, 1)
 
 
 @pytest.mark.parametrize("form", ["max 3x3/2d1p1", "average 3x3/1d1p1", "mean", "lrn"])
 def test_pooling_reads_blocked_data(form: str) -> None:
     layer = Layer("pool", (("form", form), ("size", 14), ("inputs", 64)))
-    shape, _ = realise(layer, LANES).task.arguments[0]
-    assert shape == (1, 4, 14, 14, LANES)
+    shape, _ = realise(layer, TARGET).task.arguments[0]
+    assert shape == (1, 4, 14, 14, TARGET)
 
 
 def test_layers_have_the_workloads_of_a_real_model(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_layers_have_the_workloads_of_a_real_model(tmp_path: Path) -> None:
     out = m.linear(z, (96, 10))
     model = tmp_path / "model.onnx"
     model.write_bytes(m.bytes(out))
-    real = {workload.task.workload.hash for workload in model_workloads([model], LANES)}
+    real = {workload.task.workload.hash for workload in model_workloads([model], TARGET)}
 
     def layer(family: str, **values: int | str) -> Layer:
         return Layer(family, tuple(values.items()))
@@ -196,13 +196,13 @@ def test_layers_have_the_workloads_of_a_real_model(tmp_path: Path) -> None:
         layer("dense", form="vector", rows=1, inputs=96, outputs=10, epilogue="bias"),
     ]
     for one in layers:
-        assert realise(one, LANES).task.workload.hash in real, one
+        assert realise(one, TARGET).task.workload.hash in real, one
     assert len(layers) == len(real)
 
 
 def test_workloads_are_distinct_and_the_same_every_time() -> None:
     def hashes(n: int, **options: object) -> list[str]:
-        stream = drawn_workloads(LANES, families=("rows", "pool"), **options)  # type: ignore[arg-type]
+        stream = drawn_workloads(TARGET, families=("rows", "pool"), **options)  # type: ignore[arg-type]
         return [workload.task.workload.hash for workload in itertools.islice(stream, n)]
 
     first = hashes(12)
@@ -215,7 +215,7 @@ def test_workloads_are_distinct_and_the_same_every_time() -> None:
 
 def test_unknown_families_are_refused() -> None:
     with pytest.raises(InputError, match=r"'convolution'.*conv, pointwise"):
-        drawn_workloads(LANES, families=("convolution",))
+        drawn_workloads(TARGET, families=("convolution",))
 
 
 def test_models_take_turns(tmp_path: Path) -> None:
@@ -225,8 +225,8 @@ def test_models_take_turns(tmp_path: Path) -> None:
         x = m.linear(m.op("Relu", m.linear(m.input(1, width), (width, 48))), (48, 8))
         paths.append(tmp_path / f"{name}.onnx")
         paths[-1].write_bytes(m.bytes(x))
-    workloads = list(model_workloads(paths, LANES))
+    workloads = list(model_workloads(paths, TARGET))
     assert [workload.family for workload in workloads] == ["one", "two", "one"]  # the last layers are one workload
     hashes = [workload.task.workload.hash for workload in workloads]
-    again = model_workloads(paths, LANES, exclude_hashes=hashes[:1])
+    again = model_workloads(paths, TARGET, exclude_hashes=hashes[:1])
     assert {workload.task.workload.hash for workload in again} == set(hashes[1:])

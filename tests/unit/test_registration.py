@@ -24,11 +24,11 @@ def test_a_registered_template_is_chosen_by_the_annotation() -> None:
     def twice(x: te.Tensor) -> te.Tensor:
         return te.compute(x.shape, lambda i: x[i] * 2.0, name="twice", attrs={OPERATOR: "marked"})
 
-    func, hardware = prim_func(twice, (64,)), tvm_compat.hardware_for()
-    assert design_space(func, hardware, 2).template == "injective"
+    func, target = prim_func(twice, (64,)), tvm_compat.target_for()
+    assert design_space(func, target, 2).template == "injective"
     register(Operator("marked", space=Marked))
     try:
-        assert design_space(func, hardware, 2).template == "marked"
+        assert design_space(func, target, 2).template == "marked"
     finally:
         unregister("marked")
 

@@ -10,7 +10,7 @@ import pytest
 
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.values import Hardware
+from calumma.target import Target
 from calumma.tasks import roofline
 from calumma.tasks.roofline import MachineLimits, bound_s, machine_limits
 
@@ -64,7 +64,7 @@ class Probe:
         self.answers = list(answers)
         self.calls = 0
 
-    def __call__(self, hardware: Hardware, threads: int) -> dict[str, float]:
+    def __call__(self, target: Target, threads: int) -> dict[str, float]:
         answer = self.answers[min(self.calls, len(self.answers) - 1)]
         self.calls += 1
         if isinstance(answer, Exception):
@@ -73,10 +73,10 @@ class Probe:
 
 
 @pytest.fixture
-def hardware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hardware:
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
     """The host, with an empty cache directory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tvm_compat.hardware_for()
+    return tvm_compat.target_for()
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *answers: Mapping[str, float] | Exception) -> Probe:
@@ -90,59 +90,59 @@ def cache_file(directory: Path) -> Path:
     return path
 
 
-def test_limits_follow_from_the_numbers(hardware: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
-    per_cycle = 4.0 * hardware.lanes
+def test_limits_follow_from_the_numbers(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    per_cycle = 4.0 * target.lanes
     install(monkeypatch, GOOD | {"core_flops": 0.98 * per_cycle * 4e9, "peak_flops": 0.97 * 2 * per_cycle * 4e9})
-    limits = machine_limits(hardware, 2)
+    limits = machine_limits(target, 2)
     assert limits.flops_per_cycle == per_cycle
     assert limits.consistency == pytest.approx(0.97)
     assert limits.confirmed
     assert not limits.estimated
-    assert limits.l2_bytes == 2 * hardware.l2_bytes
+    assert limits.l2_bytes == 2 * target.l2_bytes
     assert "97%" in limits.note
 
 
-def scaled(numbers: Mapping[str, float], hardware: Hardware) -> dict[str, float]:
+def scaled(numbers: Mapping[str, float], target: Target) -> dict[str, float]:
     """`numbers`, which are of a CPU with 16 lanes, for the host's vectors."""
-    factor = hardware.lanes / 16
+    factor = target.lanes / 16
     return {name: value * factor if name.endswith("flops") else value for name, value in numbers.items()}
 
 
-def test_a_confirmed_probe_is_read_from_the_cache(hardware: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
-    probe = install(monkeypatch, scaled(GOOD, hardware))
-    first = machine_limits(hardware, 2)
-    assert machine_limits(hardware, 2) == first
+def test_a_confirmed_probe_is_read_from_the_cache(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = install(monkeypatch, scaled(GOOD, target))
+    first = machine_limits(target, 2)
+    assert machine_limits(target, 2) == first
     assert probe.calls == 1
-    machine_limits(hardware, 1)
+    machine_limits(target, 1)
     assert probe.calls == 2
 
 
-def test_refresh_keeps_the_better_of_each_number(hardware: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
-    probe = install(monkeypatch, scaled(GOOD, hardware), scaled(DISTURBED, hardware))
-    good = machine_limits(hardware, 2)
-    both = machine_limits(hardware, 2, refresh=True)
+def test_refresh_keeps_the_better_of_each_number(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = install(monkeypatch, scaled(GOOD, target), scaled(DISTURBED, target))
+    good = machine_limits(target, 2)
+    both = machine_limits(target, 2, refresh=True)
     assert probe.calls == 2
     assert both.peak_flops == good.peak_flops
     assert both.l2_bandwidth == 500e9
-    assert machine_limits(hardware, 2) == both
+    assert machine_limits(target, 2) == both
 
 
 def test_a_disturbed_probe_is_used_noted_and_repeated_three_times_at_most(
-    hardware: Hardware, monkeypatch: pytest.MonkeyPatch
+    target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe = install(monkeypatch, scaled(DISTURBED, hardware))
+    probe = install(monkeypatch, scaled(DISTURBED, target))
     for _ in range(5):
-        limits = machine_limits(hardware, 2)
+        limits = machine_limits(target, 2)
         assert not limits.confirmed
         assert "other load" in limits.note
     assert probe.calls == 3
 
 
-def test_a_later_better_probe_replaces_a_disturbed_one(hardware: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
-    probe = install(monkeypatch, scaled(DISTURBED, hardware), scaled(GOOD, hardware))
-    assert not machine_limits(hardware, 2).confirmed
-    assert machine_limits(hardware, 2).confirmed
-    assert machine_limits(hardware, 2).confirmed
+def test_a_later_better_probe_replaces_a_disturbed_one(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = install(monkeypatch, scaled(DISTURBED, target), scaled(GOOD, target))
+    assert not machine_limits(target, 2).confirmed
+    assert machine_limits(target, 2).confirmed
+    assert machine_limits(target, 2).confirmed
     assert probe.calls == 2
 
 
@@ -162,61 +162,60 @@ def test_a_later_better_probe_replaces_a_disturbed_one(hardware: Hardware, monke
         lambda text: "\ufffe",
     ],
 )
-def test_a_bad_cache_is_probed_again(
-    damage, hardware: Hardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    probe = install(monkeypatch, scaled(GOOD, hardware))
-    good = machine_limits(hardware, 2)
+def test_a_bad_cache_is_probed_again(damage, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = install(monkeypatch, scaled(GOOD, target))
+    good = machine_limits(target, 2)
     path = cache_file(tmp_path)
     before = path.read_text()
     path.write_text(damage(before))
     assert path.read_text() != before
-    assert machine_limits(hardware, 2) == good
+    assert machine_limits(target, 2) == good
     assert probe.calls == 2
-    assert machine_limits(hardware, 2) == good
+    assert machine_limits(target, 2) == good
     assert probe.calls == 2
 
 
 def test_bytes_that_are_no_text_are_a_bad_cache(
-    hardware: Hardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe = install(monkeypatch, scaled(GOOD, hardware))
-    machine_limits(hardware, 2)
+    probe = install(monkeypatch, scaled(GOOD, target))
+    machine_limits(target, 2)
     cache_file(tmp_path).write_bytes(b"\xff\xfe\x00")
-    machine_limits(hardware, 2)
+    machine_limits(target, 2)
     assert probe.calls == 2
 
 
 def test_a_cache_that_cannot_be_written_is_noted(
-    hardware: Hardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "calumma").write_text("a file where the directory should be")
-    install(monkeypatch, scaled(GOOD, hardware))
-    limits = machine_limits(hardware, 2)
+    install(monkeypatch, scaled(GOOD, target))
+    limits = machine_limits(target, 2)
     assert limits.confirmed
     assert "not cached" in limits.note
 
 
-def test_writing_is_atomic(hardware: Hardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, scaled(GOOD, hardware), scaled(DISTURBED, hardware))
-    machine_limits(hardware, 2)
+def test_writing_is_atomic(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, scaled(GOOD, target), scaled(DISTURBED, target))
+    machine_limits(target, 2)
     before = cache_file(tmp_path).read_text()
 
     def fail(source: str, target: Path) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(roofline.os, "replace", fail)
-    assert "disk full" in machine_limits(hardware, 2, refresh=True).note
+    assert "disk full" in machine_limits(target, 2, refresh=True).note
     assert cache_file(tmp_path).read_text() == before
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [cache_file(tmp_path)]
 
 
 def test_a_cpu_that_is_not_at_hand_is_estimated(
-    hardware: Hardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe = install(monkeypatch, GOOD)
-    monkeypatch.setattr(tvm_compat, "host_mcpu", lambda: "x86-64")
-    limits = machine_limits(Hardware("other", "skylake-avx512", 512, 32 << 10, 1 << 20, 32 << 20, 4), 4)
+    other, host = tvm_compat.target_for("skylake-avx512"), tvm_compat.target_for("x86-64")
+    monkeypatch.setattr(tvm_compat, "target_for", lambda: host)
+    limits = machine_limits(other, 4)
     assert limits.estimated
     assert not limits.confirmed
     assert "skylake-avx512" in limits.note
@@ -227,24 +226,24 @@ def test_a_cpu_that_is_not_at_hand_is_estimated(
 
 
 def test_a_failed_probe_gives_an_estimate_that_says_why(
-    hardware: Hardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, roofline._ProbeFailed("the probe ended with status -4: illegal instruction"))
-    limits = machine_limits(hardware, 2)
+    limits = machine_limits(target, 2)
     assert limits.estimated
     assert "illegal instruction" in limits.note
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_failed_repetition_keeps_what_is_known(hardware: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, scaled(GOOD, hardware), roofline._ProbeFailed("out of memory"))
-    good = machine_limits(hardware, 2)
-    again = machine_limits(hardware, 2, refresh=True)
+def test_a_failed_repetition_keeps_what_is_known(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, scaled(GOOD, target), roofline._ProbeFailed("out of memory"))
+    good = machine_limits(target, 2)
+    again = machine_limits(target, 2, refresh=True)
     assert again.peak_flops == good.peak_flops
     assert not again.estimated
     assert "out of memory" in again.note
 
 
-def test_no_threads_is_refused(hardware: Hardware) -> None:
+def test_no_threads_is_refused(target: Target) -> None:
     with pytest.raises(InputError, match="0 threads"):
-        machine_limits(hardware, 0)
+        machine_limits(target, 0)

@@ -155,13 +155,13 @@ class _Bowl(SimulatedRunner):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    hardware = tvm_compat.hardware_for("x86-64-v3")
+    target = tvm_compat.target_for("x86-64-v3")
     func = prim_func(lambda x, y: topi.einsum("bij,blj->bil", x, y), (2, 16, 24), (2, 12, 24))
-    part = part_of(GeneratedSpace(func, hardware, 2), np.random.default_rng(0), 150, 220)
+    part = part_of(GeneratedSpace(func, target, 2), np.random.default_rng(0), 150, 220)
     workload = Workload("feed", str(tvm.ir.save_json(func)))
     source = Source("a model", "a task", "generated")
     recorded = corpora.record(
-        "toy", workload, part, _Bowl(), MemoryStore(), hardware, source=source, say=lambda line: None
+        "toy", workload, part, _Bowl(), MemoryStore(), target, source=source, say=lambda line: None
     )
     path = tmp_path_factory.mktemp("corpora")
     corpora.save(recorded, path)
@@ -487,7 +487,7 @@ def test_a_stopped_live_session_goes_on_with_the_first_missing_run(tmp_path, mon
     task = live.Task("net/conv2d", Workload("feed", "{}"), None)
     made, races = [], []
 
-    def ours(task, start, strategy, seed, options, store, hardware, threads):
+    def ours(task, start, strategy, seed, options, store, target, threads):
         if len(made) == stop_after:
             raise KeyboardInterrupt
         made.append((strategy, seed))
@@ -496,11 +496,11 @@ def test_a_stopped_live_session_goes_on_with_the_first_missing_run(tmp_path, mon
         finished = run(strategy, found, workload=task.name, seed=seed, budget=8, start=start)
         return finished, [Candidate(task.workload, "toy", 1, {"who": strategy, "seed": seed})]
 
-    def race(candidates, hardware, threads):
+    def race(candidates, target, threads):
         races.append(len(candidates))
         return {c.key: 0.01 if c.config["who"] == "random" else 0.008 for c in candidates}
 
-    monkeypatch.setattr(live, "tasks", lambda hardware, threads: [task])
+    monkeypatch.setattr(live, "tasks", lambda target, threads: [task])
     monkeypatch.setattr(live, "_ours", ours)
     monkeypatch.setattr(live, "race", race)
     arguments = ["--live", "--strategies", "random,evolutionary", "--seeds", "2", "--trials", "8", "--threads", "2"]

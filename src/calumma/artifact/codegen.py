@@ -22,13 +22,13 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from calumma import tvm_compat
-from calumma.artifact import cpu, file_format
+from calumma.artifact import file_format
 from calumma.artifact.artifact import header
 from calumma.artifact.lowered import LoweredModel, read_plan
 from calumma.artifact.plan import Plan
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, EnvironmentFault, InternalError
-from calumma.core.values import Hardware
+from calumma.target import Target
 
 # A compilation unit costs 10 ms beside its kernels; more units than workers even out kernels of unequal size.
 _UNITS_PER_WORKER = 4
@@ -77,12 +77,12 @@ class Executable:
         return self.module
 
 
-def build(lowered: LoweredModel, hardware: Hardware, threads: int) -> Executable:
+def build(lowered: LoweredModel, target: Target, threads: int) -> Executable:
     """Plan the memory of a model and generate code for its kernels, on all cores.
 
     Args:
         lowered: The model; its schedules are taken as they are.
-        hardware: CPU to generate code for.
+        target: CPU to generate code for.
         threads: Threads the schedules were chosen for.
 
     Raises:
@@ -92,17 +92,17 @@ def build(lowered: LoweredModel, hardware: Hardware, threads: int) -> Executable
     if not plan.steps:
         raise InternalError("main calls no kernel: there is nothing to build")
     kernels = {name: lowered.mod[name] for name in dict.fromkeys(step.kernel for step in plan.steps)}
-    target = tvm_compat.target(hardware, threads)
+    tvm_target = tvm_compat.tvm_target(target, threads)
     names = list(kernels)
     units = min(len(names), _UNITS_PER_WORKER * host.physical_cores())
     chunks = [names[i::units] for i in range(units)]
-    libraries = _parallel(lambda chunk: _compile({name: kernels[name] for name in chunk}, target), chunks)
+    libraries = _parallel(lambda chunk: _compile({name: kernels[name] for name in chunk}, tvm_target), chunks)
     executable = Executable(
         plan=plan,
-        mcpu=hardware.mcpu,
-        flags=cpu.required_flags(tvm_compat.target_features(hardware.mcpu)),
+        mcpu=target.mcpu,
+        flags=target.flags,
         threads=threads,
-        module=_link_program(plan, libraries, target),
+        module=_link_program(plan, libraries, tvm_target),
         libraries=tuple(libraries),
         entries=tuple(chunk[0] for chunk in chunks),
     )

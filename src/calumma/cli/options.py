@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import click
 
 from calumma.cli.output import STDOUT, Output
+from calumma.core.contraction import FLOAT32, contraction_names
 from calumma.core.durations import seconds
 from calumma.core.errors import InputError
 from calumma.core.outputs import FileKind, begins_with, check_output, special_file
-from calumma.core.values import PRECISIONS
 
 Shapes = dict[str, tuple[int, ...]]
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -148,10 +148,11 @@ def model_options(command: Command) -> Command:
     for option in (
         click.option(
             "--precision",
-            type=click.Choice(PRECISIONS),
-            default=PRECISIONS[0],
+            metavar="NAME",
+            default=FLOAT32.name,
             show_default=True,
-            help="What convolutions and matrix products read; bf16 needs a CPU with AVX512_BF16.",
+            help=f"What convolutions and matrix products read: {', '.join(contraction_names())}. "
+            "bf16 needs a CPU with AVX512_BF16.",
         ),
         click.option("--mcpu", metavar="CPU", help="CPU to generate code for, by LLVM's name. [this machine's]"),
         click.option(

@@ -29,7 +29,7 @@ def list_priors(out: Output) -> None:
     from calumma.core import hardware as host
     from calumma.prior import library, weights
 
-    here = tvm_compat.hardware_for()
+    here = tvm_compat.target_for().hardware
     rows: list[dict[str, Any]] = []
     for entry in library.entries():
         row = {"name": entry.name, "origin": "shipped" if entry.shipped else "own", "path": entry.path}

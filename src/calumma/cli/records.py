@@ -141,21 +141,21 @@ def _exchange(
     from calumma.pipeline.preparation import prepare
 
     prepared = prepare(model, options)
-    functions, hardware = prepared.parts.functions, prepared.hardware
+    functions, target = prepared.parts.functions, prepared.target
     if to is not None:
         found = store.records(
             workloads=functions,
-            hardware=hardware.fingerprint,
+            hardware=target.hardware.fingerprint,
             threads=count,
             cache_state=prepared.cache_state,
             toolchain=tvm_compat.toolchain(),
         )
-        exported = metaschedule.export_database(found, functions, hardware, count, to)
+        exported = metaschedule.export_database(found, functions, target, count, to)
         out.line(f"{exported.count} records from {store.path} in {to}")
         skipped, damaged = exported.skipped, tuple[str, ...]()
         out.document({"exported": exported.count, "skipped": skipped, "database": store.path})
     elif source is not None:
-        imported = metaschedule.import_database(source, functions, hardware, count)
+        imported = metaschedule.import_database(source, functions, target, count)
         new = metaschedule.add_new(store, imported.records)
         out.line(f"{new} new records from {source} in {store.path}")
         skipped, damaged = imported.skipped, imported.damaged

@@ -11,9 +11,9 @@ import click
 
 from calumma.cli.options import EXISTING_FILE, output_options, seed_option
 from calumma.cli.output import Output
+from calumma.core.contraction import FLOAT32
 from calumma.core.errors import InputError
 from calumma.core.outputs import FileKind, begins_with, check_output
-from calumma.core.values import PRECISIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +78,7 @@ def run(
         latencies_s.append(time.perf_counter() - start)
     low, middle, high = (float(q) for q in np.percentile(latencies_s, [25, 50, 75]))
     summary = [_summary(spec.name, array) for spec, array in zip(loaded.outputs, outputs, strict=True)]
-    precision = loaded.metadata.get("precision", PRECISIONS[0])  # older artifacts are float32 without saying so
+    precision = loaded.metadata.get("precision", FLOAT32.name)  # older artifacts are float32 without saying so
     document: dict[str, Any] = {
         "artifact": artifact,
         "precision": precision,

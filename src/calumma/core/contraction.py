@@ -27,9 +27,8 @@ class Contraction:
     """Element type of sums and results, and of everything that does not contract."""
     pack: int = 1
     """Consecutive elements of the reduction that lie side by side in packed weights, for each lane."""
-    dot: str | None = None
-    """Name of the dot product over `pack` elements that the CPU must have (`target.DotProduct`); None for plain
-    multiply-adds, which every CPU has."""
+    needs_dot_product: bool = False
+    """Whether a CPU without a dot product of `pack` elements (`target.DotProduct`) is refused, as too slow for it."""
     tolerance: float = 1e-3
     """Largest difference of two schedules of one kernel, relative to the largest output: sums come in another order."""
 
@@ -50,7 +49,7 @@ class Contraction:
 
 
 FLOAT32 = Contraction("fp32", "float32")
-BFLOAT16 = Contraction("bf16", "bfloat16", pack=2, dot="bfloat16")
+BFLOAT16 = Contraction("bf16", "bfloat16", pack=2, needs_dot_product=True)
 
 _BY_NAME = {contraction.name: contraction for contraction in (FLOAT32, BFLOAT16)}
 
@@ -61,7 +60,9 @@ def contraction_names() -> tuple[str, ...]:
 
 
 def contraction_named(name: str) -> Contraction:
-    """The contraction of a name. Raises InputError where there is none."""
+    """The contraction of a name, an extension's included. Raises InputError where there is none."""
+    if name not in _BY_NAME:
+        extensions.load_installed()
     if name not in _BY_NAME:
         raise InputError(f"precision={name!r}: there is no such precision; one of {', '.join(_BY_NAME)}")
     return _BY_NAME[name]

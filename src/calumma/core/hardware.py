@@ -21,6 +21,12 @@ def cpu_info() -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in lines}
 
 
+def cpu_flags() -> frozenset[str]:
+    """Names of what the first processor can do, as /proc/cpuinfo has them; some kernels call the line "Features"."""
+    info = cpu_info()
+    return frozenset((info.get("flags") or info.get("Features", "")).split())
+
+
 @functools.cache
 def physical_cores() -> int:
     """Physical cores this process may use (hyperthreads counted once)."""

@@ -13,8 +13,6 @@ from typing import Any
 
 KnobValue = int | str | bool
 """A knob's value: a JSON scalar."""
-PRECISIONS = ("fp32", "bf16")
-"""What convolutions and matrix products read: float32 (the default) or bfloat16. They always add up float32."""
 
 
 @dataclass(frozen=True)

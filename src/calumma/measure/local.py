@@ -16,11 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from calumma.core import extensions
 from calumma.core.errors import InputError
-from calumma.core.values import Candidate, Hardware, MeasureResult, Status
+from calumma.core.values import Candidate, MeasureResult, Status
 from calumma.measure import messages
 from calumma.measure.messages import WorkerSettings
 from calumma.measure.server import ForkServer, last_line
+from calumma.target import Target
 
 _START_TIMEOUT_S = 60.0
 CACHE_STATES = ("cold", "warm", "hot")
@@ -82,7 +84,7 @@ class LocalRunner:
 
     def __init__(
         self,
-        hardware: Hardware,
+        target: Target,
         threads: int,
         *,
         workers: int = 2,
@@ -96,7 +98,7 @@ class LocalRunner:
         """Start the workers, without waiting for them.
 
         Args:
-            hardware: what to compile for; this machine must be able to run it.
+            target: what to compile for; this machine must be able to run it.
             threads: size of the thread pool a kernel runs on.
             workers: candidates built at the same time.
             cache_state: before every timed call, "cold": weights are in memory, everything else in L3; "warm":
@@ -105,7 +107,7 @@ class LocalRunner:
             run_timeout_s: for timing, or verifying, one candidate.
             reference_timeout_s: for one run of an unscheduled function.
             memory_bytes: address space a worker may add to what TVM itself takes.
-            space_entry: "module:function" that a worker calls as `function(prim_func, hardware, threads)` for the
+            space_entry: "module:function" that a worker calls as `function(prim_func, target, threads)` for the
                 design space of a candidate.
 
         Raises:
@@ -120,7 +122,9 @@ class LocalRunner:
         self._run_timeout_s = run_timeout_s
         self._reference_timeout_s = reference_timeout_s
         self._directory = tempfile.TemporaryDirectory(prefix="calumma-measure-", ignore_cleanup_errors=True)
-        self._settings = WorkerSettings(hardware, threads, space_entry, memory_bytes, self._directory.name)
+        self._settings = WorkerSettings(
+            target, threads, space_entry, memory_bytes, extensions.extensions(), self._directory.name
+        )
         self._closed = False
         self._spawned = 0
         self._workers: list[_Worker] = []

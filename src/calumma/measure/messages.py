@@ -8,17 +8,20 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from calumma.core.values import Candidate, Hardware, Workload
+from calumma.core.values import Candidate, Workload
+from calumma.target import Target
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
     """Everything a worker is told once, when its fork server starts."""
 
-    hardware: Hardware
+    target: Target
     threads: int
     space_entry: str
     memory_bytes: int
+    extensions: tuple[str, ...]
+    """Modules to import before anything is built: they register what candidates may need."""
     directory: str
     """Where reference outputs and logs are kept while the runner lives."""
 
@@ -28,7 +31,9 @@ class WorkerSettings:
     @classmethod
     def from_text(cls, text: str) -> WorkerSettings:
         fields = json.loads(text)
-        return cls(**{**fields, "hardware": Hardware(**fields["hardware"])})
+        return cls(
+            **{**fields, "target": Target.from_fields(fields["target"]), "extensions": tuple(fields["extensions"])}
+        )
 
 
 def send(connection: Connection, message: Mapping[str, Any]) -> None:

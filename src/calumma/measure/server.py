@@ -22,6 +22,7 @@ import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from calumma.core import extensions
 from calumma.core.errors import EnvironmentFault
 from calumma.measure.messages import WorkerSettings
 
@@ -118,6 +119,7 @@ def serve(control: socket.socket, settings: WorkerSettings) -> None:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     from calumma.measure import worker
 
+    extensions.load(settings.extensions)
     importlib.import_module(settings.space_entry.partition(":")[0])
     wake = worker.build_wake(settings)
     gc.freeze()  # what is loaded by now stays: no worker's collector need look at it

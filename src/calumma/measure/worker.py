@@ -47,7 +47,6 @@ _STREAMING = 4
 """Weights of this many L3 sizes evict themselves while they are read: no flush is needed."""
 _SWEEP = 1.5
 """Rows of this many L2 sizes empty a thread's L2."""
-_LINE_FLOATS = 16
 _TIMING_SEED = 0
 _VERIFY_SEED = 1
 _VERIFY_RUNS = 2
@@ -99,16 +98,18 @@ class Worker:
         limit = _address_space_bytes() + settings.memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         self._settings = settings
-        self._target = tvm_compat.target(settings.hardware, settings.threads)
+        self._target = tvm_compat.tvm_target(settings.target, settings.threads)
         self._space = _resolve(settings.space_entry)
         self._wake = wake
         self._flush = tvm.get_global_func("cache_flush_cpu_non_first_arg")
         self._kernels: dict[int, _Kernel] = {}
         self._workloads: OrderedDict[str, _Known] = OrderedDict()
         self._arguments: OrderedDict[str, list[Any]] = OrderedDict()
-        swept = int(_SWEEP * settings.hardware.l2_bytes) // (4 * _LINE_FLOATS)
+        swept = int(_SWEEP * settings.target.l2_bytes) // settings.target.line_bytes
         self._rows = {
-            sweep: _adjacent([np.zeros((settings.threads, swept if sweep else 1, _LINE_FLOATS), np.float32)])[0]
+            sweep: _adjacent(
+                [np.zeros((settings.threads, swept if sweep else 1, settings.target.line_bytes // 4), np.float32)]
+            )[0]
             for sweep in (False, True)
         }
         self._sweep = False
@@ -147,7 +148,7 @@ class Worker:
 
     def _schedule(self, known: _Known, candidate: Candidate) -> tuple[Any, Mapping[int, Any]]:
         if known.space is None:
-            known.space = self._space(known.function, self._settings.hardware, self._settings.threads)
+            known.space = self._space(known.function, self._settings.target, self._settings.threads)
         space = known.space
         if (space.template, space.version) != (candidate.template, candidate.template_version):
             raise InputError(
@@ -178,7 +179,7 @@ class Worker:
         arguments = self._timing_arguments(kernel, wanted)
         state = request["cache_state"]
         weights = [arguments[i] for i in wanted.weights]
-        streaming = _bytes_of(weights) > _STREAMING * self._settings.hardware.l3_bytes
+        streaming = _bytes_of(weights) > _STREAMING * self._settings.target.l3_bytes
         self._evicted = weights if state == "cold" and not streaming else []
         self._sweep = state != "hot"
 
@@ -298,13 +299,13 @@ def build_wake(settings: WorkerSettings) -> Any:
     LLVM once for all workers.
     """
     lines = te.var("lines", "int64")
-    buffer = te.placeholder((settings.threads, lines, _LINE_FLOATS), name="buffer")
+    buffer = te.placeholder((settings.threads, lines, settings.target.line_bytes // 4), name="buffer")
     result = te.compute(buffer.shape, lambda i, j, k: buffer[i, j, k] + 1.0, name="result")
     schedule = tvm.s_tir.Schedule(te.create_prim_func([buffer, result]))
     thread, _, place = schedule.get_loops(schedule.get_sblock("result"))
     schedule.parallel(thread)
     schedule.vectorize(place)
-    target = tvm_compat.target(settings.hardware, settings.threads)
+    target = tvm_compat.tvm_target(settings.target, settings.threads)
     function = codegen.build(schedule.mod, target)["main"]
     return lambda tensor: function(tensor, tensor)
 

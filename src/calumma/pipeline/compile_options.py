@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calumma import tvm_compat
+from calumma.core import extensions
+from calumma.core.contraction import FLOAT32, Contraction, contraction_named
 from calumma.core.errors import InputError
-from calumma.core.values import PRECISIONS, Hardware
+from calumma.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,8 @@ class CompileOptions:
     tolerance: float | None = None
     """Largest relative error that an algorithm may have by itself to be considered (`KnobSpace.within`); None takes
     all."""
-    precision: str = PRECISIONS[0]
-    """What convolutions and matrix products read, one of `PRECISIONS`."""
+    precision: str = FLOAT32.name
+    """What convolutions and matrix products read, a name of `core.contraction.contraction_names`."""
 
     def __post_init__(self) -> None:
         cores = os.cpu_count() or 1
@@ -45,8 +47,7 @@ class CompileOptions:
                 f"tolerance={self.tolerance!r}: give a relative error of 0 or more, such as 1e-6, or none at all for "
                 "no limit"
             )
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision={self.precision!r}: give one of {', '.join(PRECISIONS)}")
+        contraction_named(self.precision)
 
     def set_threads(self) -> int:
         """Give TVM's pool in this process the model's number of threads, and return it.
@@ -55,15 +56,22 @@ class CompileOptions:
         """
         return tvm_compat.set_threads(self.threads)
 
-    def hardware(self) -> Hardware:
+    @property
+    def contraction(self) -> Contraction:
+        """The value of `precision`."""
+        return contraction_named(self.precision)
+
+    def target(self) -> Target:
         """Describe the CPU to compile for; loads TVM.
 
         Raises:
             InputError: LLVM does not know the CPU, or it lacks what the precision needs.
         """
-        hardware = tvm_compat.hardware_for(self.mcpu)
-        if self.precision != PRECISIONS[0] and not tvm_compat.has_bfloat16(hardware):
+        extensions.load_installed()
+        target, contraction = tvm_compat.target_for(self.mcpu), self.contraction
+        if contraction.needs_dot_product and target.dot_product(contraction.read) is None:
             raise InputError(
-                f"precision={self.precision!r}: {hardware.mcpu} has no AVX512_BF16, which it needs; use fp32"
+                f"precision={self.precision!r}: {target.mcpu} has no {contraction.read} dot product, which it needs; "
+                f"use {FLOAT32.name}"
             )
-        return hardware
+        return target

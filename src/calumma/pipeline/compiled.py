@@ -44,5 +44,5 @@ def compile_model(
     with prepared.phase("schedule"):
         lowered = prepared.lowered(configs, latencies_s)
     with prepared.phase("build"):
-        executable = build(lowered, prepared.hardware, prepared.threads)
+        executable = build(lowered, prepared.target, prepared.threads)
     return CompiledModel(executable=executable, lowered=lowered)

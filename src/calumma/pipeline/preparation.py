@@ -14,12 +14,14 @@ import tvm
 from calumma import tvm_compat
 from calumma.artifact import LoweredModel
 from calumma.artifact.repacking import repack
-from calumma.core.values import PRECISIONS, Hardware, KnobValue, Task
+from calumma.core.contraction import FLOAT32
+from calumma.core.values import Hardware, KnobValue, Task
 from calumma.frontend.lowering import LoweredGraph
 from calumma.operators import design_space
 from calumma.pipeline.compile_options import CompileOptions
 from calumma.pipeline.extraction import extract_tasks
 from calumma.space import KnobSpace
+from calumma.target import Target
 from calumma.tasks import ModelTasks
 from calumma.tasks.roofline import MachineLimits, bound_s, machine_limits
 
@@ -33,7 +35,7 @@ class PreparedModel:
 
     name: str
     model_hash: str
-    hardware: Hardware
+    target: Target
     threads: int
     graph: LoweredGraph
     parts: ModelTasks
@@ -45,12 +47,17 @@ class PreparedModel:
     """Workload hash -> roofline bound of one call in seconds."""
     tolerance: float | None = None
     """Relative error above which an algorithm is not considered; None takes all."""
-    precision: str = PRECISIONS[0]
+    precision: str = FLOAT32.name
     """What contractions read."""
     phases_s: dict[str, float] = field(default_factory=dict)
     """Seconds by phase; later steps add theirs."""
     on_phase: Callable[[str], None] = lambda name: None
     """Called with the name of every phase that begins."""
+
+    @property
+    def hardware(self) -> Hardware:
+        """The identity of the CPU in records."""
+        return self.target.hardware
 
     @property
     def import_s(self) -> float:
@@ -65,7 +72,7 @@ class PreparedModel:
         little is. (Bounds are more careful: only weights larger than L3 are certain to come from memory.)
         """
         weights = sum(param.nbytes for param in self.graph.params)
-        return "warm" if weights <= self.hardware.l3_bytes / 2 else "cold"
+        return "warm" if weights <= self.target.l3_bytes / 2 else "cold"
 
     @functools.cached_property
     def defaults(self) -> Configs:
@@ -156,11 +163,11 @@ def prepare(
         InputError: the model cannot be imported, or not be compiled with these options.
     """
     options = options or CompileOptions()
-    threads, hardware = options.set_threads(), options.hardware()
+    threads, target = options.set_threads(), options.target()
     extracted = extract_tasks(
         model,
-        hardware.lanes,
-        options.precision,
+        target,
+        options.contraction,
         example_inputs=options.example_inputs,
         shapes=options.shapes,
         on_phase=on_phase,
@@ -168,15 +175,15 @@ def prepare(
     graph, parts, phases_s = extracted.graph, extracted.parts, dict(extracted.phases_s)
     start = time.perf_counter()
     on_phase("spaces")
-    spaces = {key: design_space(func, hardware, threads) for key, func in parts.functions.items()}
+    spaces = {key: design_space(func, target, threads) for key, func in parts.functions.items()}
     if options.tolerance is not None:
         spaces = {key: space.within(options.tolerance) for key, space in spaces.items()}
     phases_s["spaces"] = time.perf_counter() - start
     start = time.perf_counter()
     on_phase("roofline")
-    limits = machine_limits(hardware, threads)
+    limits = machine_limits(target, threads)
     # A bound must hold for every run: what might stay in L3 counts as if it did, unlike in `cache_state`.
-    resident = sum(p.nbytes for p in graph.params) <= hardware.l3_bytes
+    resident = sum(p.nbytes for p in graph.params) <= target.l3_bytes
     bounds = {
         task.workload.hash: _bound_s(task, spaces[task.workload.hash], parts, limits, resident) for task in parts.tasks
     }
@@ -184,7 +191,7 @@ def prepare(
     return PreparedModel(
         name=extracted.name,
         model_hash=extracted.model_hash,
-        hardware=hardware,
+        target=target,
         threads=threads,
         graph=graph,
         parts=parts,

@@ -29,10 +29,11 @@ from calumma.core.errors import InputError
 from calumma.core.keys import Key, indices_of, key_of
 from calumma.core.protocols import DesignSpace, Runner, Store
 from calumma.core.rng import generator
-from calumma.core.values import COLLECTION, Budget, Candidate, Hardware, MeasureRecord, MeasureResult, Status
+from calumma.core.values import COLLECTION, Budget, Candidate, MeasureRecord, MeasureResult, Status
 from calumma.cost_model import CostModel, SharedTrees
 from calumma.prior.workloads import TrainingWorkload, kept_space
 from calumma.search import make_strategy, strategy_names
+from calumma.target import Target
 
 SPACE_ENTRY = "calumma.prior.workloads:kept_space"
 """What the workers of a collection's runner call for a design space."""
@@ -258,7 +259,7 @@ class Collection:
         store: Store,
         budget: Budget,
         *,
-        hardware: Hardware,
+        target: Target,
         toolchain: str,
         settings: CollectSettings | None = None,
         seed: int = 0,
@@ -273,7 +274,7 @@ class Collection:
             runner: its threads and cache state go into every record. Not closed here.
             store: where records go, and what is known comes from. Not closed here.
             budget: seconds and trials, whichever comes first; without either it ends with the workloads.
-            hardware: of this machine.
+            target: of this machine.
             toolchain: versions that decide the generated code.
             settings: how much of each workload.
             seed: decides which configurations.
@@ -285,7 +286,7 @@ class Collection:
         self._runner = runner
         self._store = store
         self._budget = budget
-        self._hardware = hardware
+        self._target = target
         self._toolchain = toolchain
         self._settings = settings or CollectSettings()
         self._seed = seed
@@ -349,11 +350,11 @@ class Collection:
 
     def _opened(self, workload: TrainingWorkload) -> _Open:
         """A workload with what is known of it."""
-        space = kept_space(workload.function, self._hardware, self._runner.threads)
+        space = kept_space(workload.function, self._target, self._runner.threads)
         opened = _Open(workload, space, self._settings, self._seed, self._cost_model(space))
         records = self._store.records(
             workloads=[workload.task.workload.hash],
-            hardware=self._hardware.fingerprint,
+            hardware=self._target.hardware.fingerprint,
             threads=self._runner.threads,
             cache_state=self._runner.cache_state,
             toolchain=self._toolchain,
@@ -436,7 +437,7 @@ class Collection:
         return MeasureRecord(
             candidate=candidate,
             result=result,
-            hardware=self._hardware,
+            hardware=self._target.hardware,
             threads=self._runner.threads,
             cache_state=self._runner.cache_state,
             toolchain=self._toolchain,

@@ -31,6 +31,7 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
+from calumma import tvm_compat
 from calumma.core import archives
 from calumma.core.errors import InputError
 from calumma.core.keys import Key, indices_of, key_of, keys_of
@@ -40,6 +41,7 @@ from calumma.database.codec import MalformedError, restore_hardware, restore_wor
 from calumma.measure.timing import given_up
 from calumma.operators import design_space
 from calumma.space import KnobSpace
+from calumma.target import Target
 
 FORMAT = 1
 GroupKey = tuple[str, int, str]
@@ -84,9 +86,9 @@ class Group:
         """The unscheduled function, a `tirx.PrimFunc`."""
         return tvm.ir.load_json(self.text)
 
-    def space(self, hardware: Hardware) -> KnobSpace:
+    def space(self, target: Target) -> KnobSpace:
         """Today's design space of the workload."""
-        return design_space(self.func, hardware, self.threads)
+        return design_space(self.func, target, self.threads)
 
     def encoded(self, space: KnobSpace) -> Indices:
         """The configurations (M, D) in a design space, which may have gained knobs and values since.
@@ -202,7 +204,7 @@ def from_records(
             found.setdefault((candidate.workload.hash, record.threads, record.cache_state), []).append(record)
     groups = []
     for _, members in sorted(found.items()):
-        group = _group(members, hardware, networks or {}, left_out)
+        group = _group(members, tvm_compat.target_of(hardware), networks or {}, left_out)
         if group is not None:
             groups.append(group)
     return Dataset(hardware, toolchain, tuple(groups), dict(left_out))
@@ -210,12 +212,12 @@ def from_records(
 
 def _group(
     records: Sequence[MeasureRecord],
-    hardware: Hardware,
+    target: Target,
     networks: Mapping[str, str],
     left_out: Counter[str],
 ) -> Group | None:
     workload, threads = records[0].candidate.workload, records[0].threads
-    space = design_space(tvm.ir.load_json(workload.text), hardware, threads)
+    space = design_space(tvm.ir.load_json(workload.text), target, threads)
     measured: dict[Key, list[MeasureResult]] = {}
     failures: dict[Key, Status] = {}
     for record in records:

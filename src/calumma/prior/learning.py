@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.values import Hardware
 from calumma.cost_model.base import aligned
 from calumma.prior import features, training
 from calumma.prior.dataset import Dataset, Group
@@ -27,6 +27,7 @@ from calumma.prior.forest import Floats
 from calumma.prior.predictor import Gains, gains_over
 from calumma.prior.training import Sample, TrainingSettings
 from calumma.prior.weights import NEVER, Family, Prior
+from calumma.target import Target
 from calumma.tasks.roofline import MachineLimits, machine_limits
 
 _LEAST_GROUPS = 8
@@ -84,17 +85,18 @@ def examples(dataset: Dataset) -> list[Example]:
     Raises:
         InputError: a group does not fit its design space any more.
     """
-    limits = limits_of(dataset.hardware, {group.threads for group in dataset.groups})
-    return [_example(group, dataset.hardware, limits[group.threads]) for group in dataset.groups]
+    target = tvm_compat.target_of(dataset.hardware)
+    limits = limits_of(target, {group.threads for group in dataset.groups})
+    return [_example(group, target, limits[group.threads]) for group in dataset.groups]
 
 
-def limits_of(hardware: Hardware, threads: Sequence[int] | set[int]) -> dict[int, MachineLimits]:
+def limits_of(target: Target, threads: Sequence[int] | set[int]) -> dict[int, MachineLimits]:
     """Threads -> limits of the machine."""
-    return {count: machine_limits(hardware, count) for count in sorted(threads)}
+    return {count: machine_limits(target, count) for count in sorted(threads)}
 
 
-def _example(group: Group, hardware: Hardware, limits: MachineLimits) -> Example:
-    space = group.space(hardware)
+def _example(group: Group, target: Target, limits: MachineLimits) -> Example:
+    space = group.space(target)
     view = features.view(group.func, space, limits, group.cache_state)
     worked = np.isfinite(group.latency_s)
     indices = group.encoded(space)[worked]
@@ -152,7 +154,7 @@ def learn(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         hardware=dataset.hardware,
         toolchain=dataset.toolchain,
-        limits=limits_of(dataset.hardware, {group.threads for group in dataset.groups}),
+        limits=limits_of(tvm_compat.target_of(dataset.hardware), {group.threads for group in dataset.groups}),
         data={
             "digest": dataset.digest,
             "rows": dataset.rows,

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from calumma.core.errors import InputError
 from calumma.core.protocols import Indices
 from calumma.core.rng import generator
-from calumma.core.values import Hardware
 from calumma.cost_model.base import aligned
 from calumma.prior import features, ranking
 from calumma.prior.features import TaskView
 from calumma.prior.forest import Floats
 from calumma.prior.weights import NEVER, Family, Prior
 from calumma.space import KnobSpace
+from calumma.target import Target
 
 KEPT = 64
 """Configurations of a ranking."""
@@ -131,21 +131,19 @@ class TaskPredictor:
 class Predictor:
     """A prior put to use on one machine with one number of threads."""
 
-    def __init__(
-        self, prior: Prior, hardware: Hardware, threads: int, cache_state: str = "cold", seed: int = 0
-    ) -> None:
+    def __init__(self, prior: Prior, target: Target, threads: int, cache_state: str = "cold", seed: int = 0) -> None:
         """Check that the prior fits.
 
         Args:
             prior: what was learnt.
-            hardware, threads: what is compiled for.
+            target, threads: what is compiled for.
             cache_state: "cold" or "warm": where a model's weights are when it runs.
             seed: of the search in spaces too large to be ranked whole.
 
         Raises:
             InputError: it was trained on another machine, or with other numbers of threads.
         """
-        reason = prior.mismatch(hardware, threads)
+        reason = prior.mismatch(target.hardware, threads)
         if reason:
             raise InputError(f"prior {prior.name!r} says nothing here: {reason}; choose another one, or none")
         self.prior = prior

@@ -30,7 +30,7 @@ def predictor_for(model: PreparedModel, name: str) -> tuple[Predictor | None, st
     prior, reason = found
     if prior is None:
         return None, reason
-    return Predictor(prior, model.hardware, model.threads, model.cache_state), reason
+    return Predictor(prior, model.target, model.threads, model.cache_state), reason
 
 
 def choices(model: PreparedModel, predictor: Predictor, known: Collection[str] = ()) -> Configs:

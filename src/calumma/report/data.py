@@ -12,9 +12,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from calumma.core.contraction import FLOAT32
 from calumma.core.errors import InputError
 from calumma.core.protocols import Store
-from calumma.core.values import COLLECTION, PRECISIONS, Hardware, KnobValue, MeasureRecord, Session, Status
+from calumma.core.values import COLLECTION, Hardware, KnobValue, MeasureRecord, Session, Status
 from calumma.report.fields import Fields
 from calumma.report.knobs import KnobEffect, knob_effects
 from calumma.tuner import DEFAULT, REMEASURED
@@ -420,7 +421,7 @@ def _command(session: Session, options: Fields) -> str:
     seconds, trials, threads = options.number("budget_s"), options.count("trials"), options.count("threads")
     strategy, seed, mcpu = options.text("strategy"), options.count("seed"), options.text("mcpu")
     tolerance, precision = options.number("tolerance"), options.text("precision")
-    if precision == PRECISIONS[0]:
+    if precision == FLOAT32.name:
         precision = None
     shapes = {name: options.object("shapes").items(name) for name in options.object("shapes").names}
     if source is None:

@@ -11,18 +11,14 @@ from tvm import s_tir, tirx
 
 from calumma.core.contraction import Contraction, contraction_reading
 from calumma.core.protocols import Indices
-from calumma.core.values import Hardware
 from calumma.space import loops
 from calumma.space.base import Knob, KnobSpace
-from calumma.tvm_compat import bfloat16 as dot
+from calumma.target import Target
+from calumma.target.costs import RegisterTileCosts
+from calumma.tvm_compat import dot_product
 
 OPERATOR = "calumma.operator"
 """Block annotation that names the anchor operator; it survives fusion."""
-TYPICAL_SHARE = 0.88
-"""Share of a core's peak that a well scheduled register tile reaches."""
-LINE = 64
-DRAM_COST = 10.0
-"""Vector multiply-adds that one core does while a cache line comes from memory."""
 
 
 def schedule_of(func: tirx.PrimFunc) -> s_tir.Schedule:
@@ -56,16 +52,17 @@ def contraction_of(sch: s_tir.Schedule) -> Contraction:
     return contraction_reading(str(sch.get(anchor_of(sch)).reads[-1].source.dtype))
 
 
-def vectorize_lanes(sch: s_tir.Schedule, lane: Any, anchor: Any, reduction: Any) -> None:
+def vectorize_lanes(sch: s_tir.Schedule, lane: Any, anchor: Any, reduction: Any, target: Target) -> None:
     """Vectorise the anchor's lanes and split off its initialisation before loop `reduction`.
 
-    Where the only loop below `lane` is over packed elements, both become the CPU's dot product.
+    Where the only loop below `lane` is over packed elements, both become the CPU's dot product, if it has one.
     """
-    packs = contraction_of(sch).dot is not None
+    contraction = contraction_of(sch)
+    dot = target.dot_product(contraction.read) if contraction.pack > 1 else None
     sch.vectorize(lane)
     sch.decompose_reduction(anchor, reduction)
-    if packs:
-        sch.annotate(lane, dot.MARK, 1)
+    if dot is not None:
+        sch.annotate(lane, dot_product.MARK, dot.name)
 
 
 def argument_of(func: tirx.PrimFunc, buffer: Any) -> int:
@@ -110,20 +107,22 @@ def balance(chunks: NDArray[np.float64], threads: int) -> NDArray[np.float64]:
     return chunks / (threads * np.ceil(chunks / threads))
 
 
-def issue_rate(accumulators: NDArray, vectors: NDArray, registers: int, most: int = 1) -> NDArray[np.float64]:
+def issue_rate(accumulators: NDArray, vectors: NDArray, target: Target, most: int = 1) -> NDArray[np.float64]:
     """Share of the peak at which a register tile of `accumulators` issues, with `vectors` of the streamed operand.
 
     A dozen accumulators hide the latency of a multiply-add. LLVM keeps about two vectors in flight per streamed vector,
     and with more than `most` it spills tiles of more than two thirds of the registers: where the loop over vectors is
     around that over the other operand, 2 x 12 ran at a third of the speed of 2 x 6 and 1 x 12; inside, 2 x 13 is fine.
     """
-    spills = (accumulators + 2 * vectors > registers - 2) | ((vectors > most) & (accumulators > 2 * registers // 3))
-    return np.minimum(1.0, accumulators / 12) * np.where(spills, 0.4, 1.0)
+    costs, registers = target.costs.tile, target.registers
+    spills = accumulators + costs.vectors_in_flight * vectors > registers - costs.reserved_registers
+    spills |= (vectors > most) & (accumulators > costs.tile_share * registers)
+    return np.minimum(1.0, accumulators / costs.accumulators) * np.where(spills, costs.spill_rate, 1.0)
 
 
-def overlapped(compute: Any, memory: Any) -> Any:
+def overlapped(compute: Any, memory: Any, costs: RegisterTileCosts) -> Any:
     """Time of computing with weights that are called for ahead: the longer of both, and some of the shorter."""
-    return np.maximum(compute, memory) + 0.2 * np.minimum(compute, memory)
+    return np.maximum(compute, memory) + costs.overlap * np.minimum(compute, memory)
 
 
 class AnchorSpace(KnobSpace):
@@ -136,11 +135,11 @@ class AnchorSpace(KnobSpace):
         step_bytes: of what one multiply-add reads of each operand and lane.
     """
 
-    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int) -> None:
+    def __init__(self, func: tirx.PrimFunc, target: Target, threads: int) -> None:
         self.func = func
-        self.hardware = hardware
+        self.target = target
         self.threads = threads
-        self.registers = 32 if hardware.vector_bits == 512 else 16
+        self.registers = target.registers
         sch = schedule_of(func)
         self.contraction = contraction_of(sch)
         self.packs_elements = self.contraction.pack > 1

@@ -11,9 +11,10 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
-from calumma.core.values import Hardware, KnobValue
+from calumma.core.values import KnobValue
 from calumma.space import loops
 from calumma.space.base import Knob
+from calumma.target import Target
 
 
 def matches(func: tirx.PrimFunc) -> bool:
@@ -27,12 +28,12 @@ class FallbackSpace(loops.LoopSpace):
     template = "fallback"
     version = 1
 
-    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int = 1) -> None:
-        knobs = (Knob("parallel", (0, 1)), Knob("vector", (hardware.lanes, 1)))
-        super().__init__(func, hardware, threads, knobs)
+    def __init__(self, func: tirx.PrimFunc, target: Target, threads: int = 1) -> None:
+        knobs = (Knob("parallel", (0, 1)), Knob("vector", (target.lanes, 1)))
+        super().__init__(func, target, threads, knobs)
 
     def default_config(self) -> dict[str, KnobValue]:
-        return {"parallel": int(self.worth_threads), "vector": self.hardware.lanes}
+        return {"parallel": int(self.worth_threads), "vector": self.target.lanes}
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = s_tir.Schedule(self.func)

@@ -33,21 +33,20 @@ from tvm.s_tir import meta_schedule as ms
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.protocols import Indices
-from calumma.core.values import Hardware, KnobValue
+from calumma.core.values import KnobValue
 from calumma.space import blocks, loops
 from calumma.space.base import Knob, KnobSpace
+from calumma.target import Target
 
 _SEED = 1
 """Of the decisions that generation draws; none of them is kept."""
 _SAMPLING_ROUNDS = 16
 _REDUCTION_PARTS = 2
 """Factors of a reduction loop; a spatial loop has more."""
-_ACCUMULATORS = 8
-_REDUCTION_STEPS = 4
+_OUTER_VECTORS = 2
+"""Vectors of the last spatial loop in a default's tile: the rest of the accumulators is of other loops."""
 _DENSE_OPERATIONS = 16
 """Operations per value read or written, from which tiles matter more than the order of memory."""
-_UNROLLED_STEPS = 64
-"""Reduction steps unrolled in all: with the accumulators they fill the largest unroll limit of the rules."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class GeneratedSpace(KnobSpace):
     def __init__(
         self,
         func: tirx.PrimFunc,
-        hardware: Hardware,
+        target: Target,
         threads: int = 1,
         *,
         traces: Sequence[Any] | None = None,
@@ -88,15 +87,15 @@ class GeneratedSpace(KnobSpace):
 
         Args:
             func: the unscheduled function.
-            hardware, threads: what it is compiled for.
+            target, threads: what it is compiled for.
             traces: sketches that a space generator of MetaSchedule made for `func`; None to generate them.
             postprocs: that generator's postprocessors, initialised; only with `traces`.
         """
         self.func = func
-        self.hardware = hardware
+        self.target = target
         self.threads = threads
         if traces is None:
-            generator = _generator(func, hardware, threads)
+            generator = _generator(func, target, threads)
             traces = [sketch.trace for sketch in generator.generate_design_space(_module(func))]
             postprocs = generator.postprocs
         self._postprocs = tuple(postprocs)
@@ -181,6 +180,7 @@ class GeneratedSpace(KnobSpace):
         """
         sketch = max(range(len(self.sketches)), key=lambda s: (self._is_fused(s), len(self.sketches[s].decisions)))
         config = {knob.name: knob.values[0] for knob in self.knobs} | {"sketch": sketch}
+        costs = self.target.costs.loops
         accumulators, unrolled, vectorised = 1, 1, False
         for name in reversed(self._names[sketch]):
             decision = self._decisions[name]
@@ -190,12 +190,12 @@ class GeneratedSpace(KnobSpace):
                 continue
             extent, parts = math.prod(_factors(decision.values[0])), len(_factors(decision.values[0]))
             if parts == _REDUCTION_PARTS:
-                inner = loops.largest_divisor(extent, min(_REDUCTION_STEPS, _UNROLLED_STEPS // unrolled))
+                inner = loops.largest_divisor(extent, min(costs.generated_steps, costs.generated_unrolled // unrolled))
                 unrolled *= inner
                 factors = [extent // inner, inner]
             else:
-                vector = 1 if vectorised else loops.largest_divisor(extent, self.hardware.lanes)
-                most = _ACCUMULATORS // accumulators if vectorised else 2
+                vector = 1 if vectorised else loops.largest_divisor(extent, self.target.lanes)
+                most = costs.generated_accumulators // accumulators if vectorised else _OUTER_VECTORS
                 more = loops.largest_divisor(extent // vector, most)
                 accumulators *= more
                 vectorised = True
@@ -290,12 +290,12 @@ def _module(func: tirx.PrimFunc) -> tvm.IRModule:
     return tvm.IRModule({"main": func})
 
 
-def _generator(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> Any:
+def _generator(func: tirx.PrimFunc, target: Target, threads: int) -> Any:
     """MetaSchedule's space generator with the rules of plain LLVM targets, set up for a target.
 
-    The rules that x86 adds are for int8 dot products. Of the usual postprocessors RewriteLayout is left out: it repacks
-    operands inside the function. The class `TuneContext` would import every tensor intrinsic of every target, which
-    takes many seconds; the object behind it does not need them.
+    The rules that CPU families add are for int8 dot products. Of the usual postprocessors RewriteLayout is left out: it
+    repacks operands inside the function. The class `TuneContext` would import every tensor intrinsic of every target,
+    which takes many seconds; the object behind it does not need them.
     """
     generator = ms.space_generator.PostOrderApply(
         sch_rules=ms.ScheduleRule.create("llvm"),
@@ -307,8 +307,8 @@ def _generator(func: tirx.PrimFunc, hardware: Hardware, threads: int) -> Any:
         mutator_probs={},
     )
     make = tvm.get_global_func("s_tir.meta_schedule.TuneContext")
-    target = tvm_compat.target(hardware, threads)
-    context = make(_module(func), target, generator, None, "main", 1, _SEED, None)
+    tvm_target = tvm_compat.tvm_target(target, threads)
+    context = make(_module(func), tvm_target, generator, None, "main", 1, _SEED, None)
     tvm.get_global_func("s_tir.meta_schedule.TuneContextInitialize")(context)
     return generator
 

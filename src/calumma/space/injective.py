@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import ir, s_tir, tirx
 
-from calumma.core.values import Hardware, KnobValue
+from calumma.core.values import KnobValue
 from calumma.space import loops
 from calumma.space.base import Knob
+from calumma.target import Target
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,15 @@ class InjectiveSpace(loops.LoopSpace):
     template = "injective"
     version = 1
 
-    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int = 1) -> None:
+    def __init__(self, func: tirx.PrimFunc, target: Target, threads: int = 1) -> None:
         sch = _inlined(func)
         self.nests = [_nest(sch, block) for block in loops.blocks_of(sch)]
-        lanes = hardware.lanes
+        lanes = target.lanes
         depth = max(len(nest.extents) for nest in self.nests)
         tiled = any(nest.across is not None for nest in self.nests)
         super().__init__(
             func,
-            hardware,
+            target,
             threads,
             (
                 Knob("parallel", (0, 1)),
@@ -70,7 +71,8 @@ class InjectiveSpace(loops.LoopSpace):
         )
 
     def default_config(self) -> dict[str, KnobValue]:
-        lanes = self.hardware.lanes
+        lanes, costs = self.target.lanes, self.target.costs.loops
+        flat_vector = costs.flat_vectors * lanes
         nest = max(self.nests, key=lambda n: math.prod(n.extents))
         transposed = nest.across is not None
         flat = len(nest.extents) == 1
@@ -78,8 +80,8 @@ class InjectiveSpace(loops.LoopSpace):
         return {
             "parallel": int(self.worth_threads),
             "fused": max(1, min(depth, int(self.knobs[1].values[-1]))),
-            "vector": 4 * lanes if flat and nest.extents[0] % (4 * lanes) == 0 else lanes,
-            "tile": 16 if transposed else 1,
+            "vector": flat_vector if flat and nest.extents[0] % flat_vector == 0 else lanes,
+            "tile": costs.transpose_tile if transposed else 1,
         }
 
     def derived(self, columns: Mapping[str, NDArray]) -> dict[str, NDArray]:

@@ -21,8 +21,9 @@ from tvm import ir, s_tir, tirx
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 
 from calumma.core.protocols import Indices
-from calumma.core.values import Hardware, KnobValue
+from calumma.core.values import KnobValue
 from calumma.space.base import Knob, KnobSpace
+from calumma.target import Target
 
 STACK_BYTES = 1024
 """TVM keeps a buffer of fewer bytes on the stack, where LLVM can hold it in registers; larger ones are allocated."""
@@ -31,8 +32,8 @@ KEEP = "calumma.keep"
 _MAX_COMPLEXITY = 300
 _BINDING_COMPLEXITY = 10
 """TVM's compile time is exponential in the nesting of bindings (an exp of a tanh of ...): four silu take a second."""
-_SERIAL_BYTES = 1 << 16
-_SERIAL_OPS = 1 << 16
+_MANY_SHARES = 8
+"""Pieces of work per thread from which the last round of them does not matter."""
 _MAX_ACCUMULATORS = 16
 _PARTITION = "pragma_loop_partition_hint"
 """Loop annotation: split off the iterations that a predicate treats differently."""
@@ -261,7 +262,7 @@ def parallel_depth(outer: Sequence[int], threads: int) -> int:
     product = 1
     for depth, extent in enumerate(outer, start=1):
         product *= extent
-        if product % threads == 0 or product >= 8 * threads:
+        if product % threads == 0 or product >= _MANY_SHARES * threads:
             return depth
     return len(outer)
 
@@ -269,10 +270,10 @@ def parallel_depth(outer: Sequence[int], threads: int) -> int:
 class LoopSpace(KnobSpace):
     """A space over one PrimFunc whose default is reasoned from its size; features that all its templates share."""
 
-    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int, knobs: tuple[Knob, ...]) -> None:
+    def __init__(self, func: tirx.PrimFunc, target: Target, threads: int, knobs: tuple[Knob, ...]) -> None:
         super().__init__(knobs)
         self.func = func
-        self.hardware = hardware
+        self.target = target
         self.threads = threads
         sch = s_tir.Schedule(func)
         blocks = blocks_of(sch)
@@ -284,7 +285,8 @@ class LoopSpace(KnobSpace):
     @property
     def worth_threads(self) -> bool:
         """Whether the work outweighs waking the other threads (about two microseconds)."""
-        return self.threads > 1 and (self.size_bytes >= _SERIAL_BYTES or self.flops >= _SERIAL_OPS)
+        costs = self.target.costs.loops
+        return self.threads > 1 and (self.size_bytes >= costs.serial_bytes or self.flops >= costs.serial_flops)
 
     @abstractmethod
     def default_config(self) -> dict[str, KnobValue]:
@@ -314,7 +316,7 @@ class LoopSpace(KnobSpace):
             self.stages,
             self.reductions,
             self.threads,
-            self.hardware.lanes,
+            self.target.lanes,
         )
         constant = np.broadcast_to(np.array(task, dtype=np.float64), (len(indices), len(task)))
         varying = [*(columns[knob.name] for knob in self.knobs), *self.derived(columns).values()]

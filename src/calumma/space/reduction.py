@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
 
-from calumma.core.values import Hardware, KnobValue
+from calumma.core.values import KnobValue
 from calumma.space import loops
 from calumma.space.base import Knob
+from calumma.target import Target
 
 _TILES = (1, 2, 4, 8)
-_UNROLL_LIMIT = 32
-"""Most taps of a tile that the default unrolls."""
 _MOST_UNROLLED = 256
 """Most taps that any configuration unrolls: a mean over 112 x 112, written out, takes more than 10 s to compile."""
 
@@ -48,7 +47,7 @@ class ReductionSpace(loops.LoopSpace):
     template = "reduction"
     version = 1
 
-    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int = 1) -> None:
+    def __init__(self, func: tirx.PrimFunc, target: Target, threads: int = 1) -> None:
         sch, reduction, output = _prepared(func)
         self.outputs = loops.extents(sch, sch.get_loops(output))
         node = sch.get(reduction)
@@ -56,13 +55,13 @@ class ReductionSpace(loops.LoopSpace):
         self.reduced = [int(iv.dom.extent) for iv in axes]
         along = loops.reads_along(sch, reduction, axes[-1].var)
         across = loops.reads_along(sch, reduction, node.writes[0].region[-1].min)
-        self.vector = 1 if along and not across else loops.vector_width(self.outputs[-1], hardware.lanes)
-        narrow = along and self.vector < hardware.lanes // 2
-        partials = loops.lane_factors(self.reduced[-1], hardware.lanes) if narrow else ()
+        self.vector = 1 if along and not across else loops.vector_width(self.outputs[-1], target.lanes)
+        narrow = along and self.vector < target.lanes // 2
+        partials = loops.lane_factors(self.reduced[-1], target.lanes) if narrow else ()
         self.outer = [*self.outputs[:-1], self.outputs[-1] // self.vector]
         super().__init__(
             func,
-            hardware,
+            target,
             threads,
             (
                 Knob("parallel", (0, 1)),
@@ -86,14 +85,15 @@ class ReductionSpace(loops.LoopSpace):
 
     def default_config(self) -> dict[str, KnobValue]:
         tiles = [int(v) for v in self.knobs[2].values]
+        costs = self.target.costs.loops
         outer = list(self.outer)
         partials = int(self.knobs[4].values[-1])
-        if partials > self.hardware.lanes and self.reduced[-1] < 16 * partials:
+        if partials > self.target.lanes and self.reduced[-1] < costs.partial_steps * partials:
             partials = int(self.knobs[4].values[1])
-        tile = 1 if partials > 1 else max(t for t in tiles if t <= 4)
+        tile = 1 if partials > 1 else max(t for t in tiles if t <= costs.reduction_tile)
         outer[self._tile_axis()] //= tile
         unroll = 0
-        while unroll < len(self.reduced) and math.prod(self.reduced[-unroll - 1 :]) * tile <= _UNROLL_LIMIT:
+        while unroll < len(self.reduced) and math.prod(self.reduced[-unroll - 1 :]) * tile <= costs.unrolled_taps:
             unroll += 1
         return {
             "parallel": int(self.worth_threads),
@@ -144,8 +144,8 @@ class ReductionSpace(loops.LoopSpace):
             sch.parallel(sch.fuse(*shared) if len(shared) > 1 else shared[0])
         unroll = int(config["unroll"])
         for block in partial:
-            loops.accumulate(sch, block, self.hardware.lanes, unroll)
-        loops.accumulate(sch, reduction, self.hardware.lanes, 0 if partial else unroll)
+            loops.accumulate(sch, block, self.target.lanes, unroll)
+        loops.accumulate(sch, reduction, self.target.lanes, 0 if partial else unroll)
         return sch
 
 

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -35,7 +35,7 @@ from tvm.tirx.script import builder as T
 from calumma import tvm_compat
 from calumma.core import hardware as host
 from calumma.core.errors import InputError
-from calumma.core.values import Hardware
+from calumma.target import Target
 
 PROBE_VERSION = 1
 """Grows when a probe would measure something else; older caches are then left alone."""
@@ -52,14 +52,6 @@ _MOST_ATTEMPTS = 3
 _UNROLL = 16
 _STREAMS = 8
 _MOST_BYTES = 1 << 30
-_VECTOR_SETS = ("sse", "avx", "fma", "amx", "neon", "sve")
-
-# For a CPU that is not at hand: a common clock, multiply-adds per cycle, bytes per cycle and core, bytes per second.
-_TYPICAL_CLOCK_HZ = 3.0e9
-_TYPICAL_FMAS = 2
-_TYPICAL_L2_BYTES_PER_CYCLE = 32
-_TYPICAL_L3_BYTES_PER_CYCLE = 16
-_TYPICAL_DRAM_BANDWIDTH = 25e9
 
 
 @dataclass(frozen=True)
@@ -126,7 +118,7 @@ def bound_s(
     return max(flops / limits.peak_flops, weight_bytes / weight_bandwidth, total / bandwidth)
 
 
-def machine_limits(hardware: Hardware, threads: int, *, refresh: bool = False) -> MachineLimits:
+def machine_limits(target: Target, threads: int, *, refresh: bool = False) -> MachineLimits:
     """Return the limits of `threads` threads, probed once per machine and then read from the user's cache directory.
 
     A cached probe that other load disturbed is repeated by later calls, three times at most; of two probes the better
@@ -134,7 +126,7 @@ def machine_limits(hardware: Hardware, threads: int, *, refresh: bool = False) -
     `estimated` set and the reason in `note`.
 
     Args:
-        hardware: what code is compiled for; a CPU whose vector instructions this machine lacks is estimated.
+        target: what code is compiled for; a CPU whose vector instructions this machine lacks is estimated.
         threads: 1 or more.
         refresh: probe again, whatever is cached.
 
@@ -143,26 +135,26 @@ def machine_limits(hardware: Hardware, threads: int, *, refresh: bool = False) -
     """
     if threads < 1:
         raise InputError(f"the roofline of {threads} threads does not exist: give 1 or more")
-    cache = _cache_file(hardware, threads)
+    cache = _cache_file(target, threads)
     attempts, best = _read(cache)
     if best and not refresh:
-        limits = _limits(best, hardware, threads)
+        limits = _limits(best, target, threads)
         if limits.confirmed or attempts >= _MOST_ATTEMPTS:
             return limits
-    if not _runs_here(hardware):
-        return _typical(hardware, threads, f"{hardware.mcpu} code cannot run on this machine, nothing was measured")
+    if not _runs_here(target):
+        return _typical(target, threads, f"{target.mcpu} code cannot run on this machine, nothing was measured")
     try:
-        probed = _probe_in_child(hardware, threads)
+        probed = _probe_in_child(target, threads)
     except _ProbeFailed as error:
         if best:
-            return _limits(best, hardware, threads, f"; probing again failed: {error}")
-        return _typical(hardware, threads, str(error))
+            return _limits(best, target, threads, f"; probing again failed: {error}")
+        return _typical(target, threads, str(error))
     best = {name: max(value, best.get(name, 0.0)) for name, value in probed.items()}
-    limits = _limits(best, hardware, threads)
+    limits = _limits(best, target, threads)
     try:
         _write(cache, attempts + 1, best)
     except OSError as error:
-        return _limits(best, hardware, threads, f"; not cached: {error}")
+        return _limits(best, target, threads, f"; not cached: {error}")
     return limits
 
 
@@ -170,9 +162,9 @@ class _ProbeFailed(Exception):
     """The probe gave no numbers; one line that says why."""
 
 
-def _limits(numbers: Mapping[str, float], hardware: Hardware, threads: int, remark: str = "") -> MachineLimits:
+def _limits(numbers: Mapping[str, float], target: Target, threads: int, remark: str = "") -> MachineLimits:
     """Limits from measured numbers, with what they say about each other."""
-    per_fma = 2.0 * hardware.lanes
+    per_fma = 2.0 * target.lanes
     fmas = max(1, round(numbers["core_flops"] / (per_fma * numbers["clock_hz"])))
     limits = MachineLimits(
         threads=threads,
@@ -182,8 +174,8 @@ def _limits(numbers: Mapping[str, float], hardware: Hardware, threads: int, rema
         l2_bandwidth=numbers["l2_bandwidth"],
         flops_per_cycle=fmas * per_fma,
         clock_hz=numbers["clock_hz"],
-        l2_bytes=threads * hardware.l2_bytes,
-        l3_bytes=hardware.l3_bytes,
+        l2_bytes=threads * target.l2_bytes,
+        l3_bytes=target.l3_bytes,
     )
     note = (
         f"peak {limits.peak_flops / 1e9:.0f} GFLOP/s is {limits.consistency:.0%} of threads ({threads}) x "
@@ -194,40 +186,36 @@ def _limits(numbers: Mapping[str, float], hardware: Hardware, threads: int, rema
     return replace(limits, note=note + remark)
 
 
-def _typical(hardware: Hardware, threads: int, reason: str) -> MachineLimits:
-    per_cycle = 2.0 * hardware.lanes * _TYPICAL_FMAS
-    cycles = threads * _TYPICAL_CLOCK_HZ
+def _typical(target: Target, threads: int, reason: str) -> MachineLimits:
+    typical = target.typical
+    per_cycle = 2.0 * target.lanes * typical.fmas_per_cycle
+    cycles = threads * typical.clock_hz
     return MachineLimits(
         threads=threads,
         peak_flops=cycles * per_cycle,
-        dram_bandwidth=_TYPICAL_DRAM_BANDWIDTH,
-        l3_bandwidth=cycles * _TYPICAL_L3_BYTES_PER_CYCLE,
-        l2_bandwidth=cycles * _TYPICAL_L2_BYTES_PER_CYCLE,
+        dram_bandwidth=typical.dram_bandwidth,
+        l3_bandwidth=cycles * typical.l3_bytes_per_cycle,
+        l2_bandwidth=cycles * typical.l2_bytes_per_cycle,
         flops_per_cycle=per_cycle,
-        clock_hz=_TYPICAL_CLOCK_HZ,
-        l2_bytes=threads * hardware.l2_bytes,
-        l3_bytes=hardware.l3_bytes,
+        clock_hz=typical.clock_hz,
+        l2_bytes=threads * target.l2_bytes,
+        l3_bytes=target.l3_bytes,
         estimated=True,
         note=f"estimated: {reason}",
     )
 
 
-def _runs_here(hardware: Hardware) -> bool:
-    """Whether this machine has every vector instruction set of `hardware`: an older or a baseline CPU can be probed."""
-    return _vector_sets(hardware.mcpu) <= _vector_sets(tvm_compat.host_mcpu())
-
-
-def _vector_sets(mcpu: str) -> set[str]:
-    # LLVM's other features are mostly tuning hints ("slow-3ops-lea"), which say nothing about what a CPU can run.
-    return {feature for feature in tvm_compat.target_features(mcpu) if feature.startswith(_VECTOR_SETS)}
+def _runs_here(target: Target) -> bool:
+    """Whether this machine has every vector instruction of `target`: an older or a baseline CPU can be probed."""
+    return set(target.vector_features) <= set(tvm_compat.target_for().vector_features)
 
 
 # -- the cache ------------------------------------------------------------------------------------
 
 
-def _cache_file(hardware: Hardware, threads: int) -> Path:
+def _cache_file(target: Target, threads: int) -> Path:
     directory = platformdirs.user_cache_path("calumma", appauthor=False) / "roofline"
-    return directory / f"{hardware.fingerprint}-{threads}-v{PROBE_VERSION}.json"
+    return directory / f"{target.hardware.fingerprint}-{threads}-v{PROBE_VERSION}.json"
 
 
 def _read(cache: Path) -> tuple[int, dict[str, float]]:
@@ -274,9 +262,9 @@ def _machine() -> str:
 # -- the probe, in a process of its own -----------------------------------------------------------
 
 
-def _probe_in_child(hardware: Hardware, threads: int) -> dict[str, float]:
+def _probe_in_child(target: Target, threads: int) -> dict[str, float]:
     code = "from calumma.tasks.roofline import main; main()"
-    command = [sys.executable, "-c", code, json.dumps(asdict(hardware)), str(threads)]
+    command = [sys.executable, "-c", code, target.to_text(), str(threads)]
     environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
     try:
         done = subprocess.run(
@@ -296,18 +284,17 @@ def _probe_in_child(hardware: Hardware, threads: int) -> dict[str, float]:
     return numbers
 
 
-def probe(hardware: Hardware, threads: int) -> dict[str, float]:
+def probe(target: Target, threads: int) -> dict[str, float]:
     """Measure this machine in this process; returns the best of every number by name.
 
     `core_flops` is the peak of one thread; the other names are those of `MachineLimits`.
     """
     tvm_compat.set_threads(threads)
-    lanes = hardware.lanes
-    # 32 registers with AVX-512, 16 before; enough chains to hide 4 cycles of latency on two units.
-    chains = 24 if hardware.vector_bits == 512 else 12
+    lanes = target.lanes
+    chains = target.probe_chains
     fma_steps = _BURST_CYCLES // chains
     rows = {
-        name: max(1, size // (threads * _STREAMS * lanes * 4)) for name, size in _read_bytes(hardware, threads).items()
+        name: max(1, size // (threads * _STREAMS * lanes * 4)) for name, size in _read_bytes(target, threads).items()
     }
     shape = (threads, max(rows.values()), _STREAMS, lanes)
     # The smaller buffers are read again and again in one burst, to make its start cheap beside it.
@@ -318,7 +305,7 @@ def probe(hardware: Hardware, threads: int) -> dict[str, float]:
         "peak": _fma_kernel("peak", threads, chains, lanes, fma_steps),
         "fill": _fill_kernel("fill", shape),
     } | {name: _read_kernel(name, shape, rows[name], passes[name]) for name in rows}
-    library = tirx.build(tvm.IRModule(functions), target=tvm_compat.target(hardware, threads))
+    library = tirx.build(tvm.IRModule(functions), target=tvm_compat.tvm_target(target, threads))
 
     def zeros(*shape: int, dtype: str = "float32") -> Any:
         return tvm.runtime.tensor(np.zeros(shape, dtype))
@@ -351,16 +338,16 @@ def probe(hardware: Hardware, threads: int) -> dict[str, float]:
     } | {f"{name}_bandwidth": passes[name] * rows[name] * vector_bytes / fastest_s[name] for name in rows}
 
 
-def _read_bytes(hardware: Hardware, threads: int) -> dict[str, int]:
+def _read_bytes(target: Target, threads: int) -> dict[str, int]:
     """Bytes to read in order to see each level: within it, and well beyond the one before.
 
     Behind many cores there is more than one L3, of which `Hardware` knows one: hence DRAM's share per thread.
     """
-    l2 = threads * hardware.l2_bytes
+    l2 = threads * target.l2_bytes
     wanted = {
         "l2": l2 // 2,
-        "l3": max(hardware.l3_bytes // 2, 2 * l2),
-        "dram": max(3 * hardware.l3_bytes, 4 * l2, threads * (16 << 20)),
+        "l3": max(target.l3_bytes // 2, 2 * l2),
+        "dram": max(3 * target.l3_bytes, 4 * l2, threads * (16 << 20)),
     }
     return {name: min(size, _MOST_BYTES) for name, size in wanted.items()}
 
@@ -434,6 +421,6 @@ def _fill_kernel(name: str, shape: tuple[int, int, int, int]) -> tirx.PrimFunc:
 
 
 def main() -> None:
-    """Probe the hardware given as JSON with a number of threads; print the numbers as one line of JSON."""
-    hardware, threads = Hardware(**json.loads(sys.argv[1])), int(sys.argv[2])
-    sys.stdout.write(json.dumps(probe(hardware, threads)) + "\n")
+    """Probe for the target given as JSON with a number of threads; print the numbers as one line of JSON."""
+    target, threads = Target.from_text(sys.argv[1]), int(sys.argv[2])
+    sys.stdout.write(json.dumps(probe(target, threads)) + "\n")

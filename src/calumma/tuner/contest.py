@@ -68,7 +68,7 @@ class Contest:
 
     def _build(self, configs: Configs) -> CompiledModel:
         lowered = self._model.lowered(configs)
-        executable = build(lowered, self._model.hardware, self._model.threads)
+        executable = build(lowered, self._model.target, self._model.threads)
         return CompiledModel(executable=executable, lowered=lowered)
 
 

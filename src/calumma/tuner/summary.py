@@ -8,8 +8,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from calumma._version import __version__
+from calumma.core.contraction import FLOAT32
 from calumma.core.keys import indices_of
-from calumma.core.values import PRECISIONS, Session
+from calumma.core.values import Session
 from calumma.tuner.final_check import Decision
 from calumma.tuner.result import ModelContest, TaskResult, TuningResult
 from calumma.tuner.state import TaskState
@@ -92,7 +93,7 @@ def tuned_lost(sessions: Iterable[Session], model_hash: str, options: Mapping[st
     """
     for session in reversed(list(sessions)):
         contest = (session.summary or {}).get("contest")
-        known = {"precision": PRECISIONS[0], **session.options}
+        known = {"precision": FLOAT32.name, **session.options}
         same = all(known.get(name) == value for name, value in options.items())
         if session.model_hash == model_hash and same and contest is not None:
             return not ModelContest(**contest).tuned_wins

@@ -9,19 +9,16 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+import platform
 import sys
 from typing import Any
 
 from calumma.core import hardware as host
 from calumma.core.errors import EnvironmentFault, InputError
 from calumma.core.values import Hardware
+from calumma.target import DotProduct, Facts, Target, describe, kind_of
 
 PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
-
-BFLOAT16 = "avx512bf16"
-"""LLVM's name of the feature AVX512_BF16."""
-
-_WIDTHS = (("avx512f", 512), ("avx", 256))
 
 
 def check_versions() -> None:
@@ -78,30 +75,40 @@ def toolchain() -> str:
 
 
 @functools.cache
-def hardware_for(mcpu: str | None = None) -> Hardware:
+def target_for(mcpu: str | None = None) -> Target:
     """Describe the CPU to compile for: the host, or `mcpu` (an LLVM name) with the host's caches.
 
     Raises:
         InputError: LLVM does not know `mcpu`.
     """
-    load()
-    from tvm.target import codegen
-
-    name = mcpu or codegen.llvm_get_system_cpu()
+    name = mcpu or host_mcpu()
     if mcpu and mcpu not in _known_cpus():
         raise InputError(f"mcpu={mcpu!r}: LLVM does not know this CPU; leave it out for the host ({host_mcpu()})")
-    features = target_features(name)
-    bits = max((width for feature, width in _WIDTHS if feature in features), default=128)
-    l1, l2, l3 = host.cache_bytes()
-    return Hardware(
-        cpu_model=host.cpu_info().get("model name", "unknown") if mcpu in (None, host_mcpu()) else mcpu or name,
-        mcpu=name,
-        vector_bits=bits,
-        l1_bytes=l1,
-        l2_bytes=l2,
-        l3_bytes=l3,
-        cores=host.physical_cores(),
+    model = host.cpu_info().get("model name", "unknown") if mcpu in (None, host_mcpu()) else name
+    return _described(model, name, *host.cache_bytes(), host.physical_cores())
+
+
+def target_of(hardware: Hardware) -> Target:
+    """Describe the CPU that records were measured on.
+
+    Raises:
+        InputError: LLVM knows another vector width of that CPU: code for it is not what was measured.
+    """
+    found = _described(
+        hardware.cpu_model, hardware.mcpu, hardware.l1_bytes, hardware.l2_bytes, hardware.l3_bytes, hardware.cores
     )
+    if found.vector_bits != hardware.vector_bits:
+        raise InputError(
+            f"records of {hardware.cpu_model} ({hardware.mcpu}) say vectors of {hardware.vector_bits} bits, LLVM says "
+            f"{found.vector_bits}: measure again with this version"
+        )
+    return found
+
+
+@functools.cache
+def _described(cpu_model: str, mcpu: str, l1_bytes: int, l2_bytes: int, l3_bytes: int, cores: int) -> Target:
+    features = target_features(mcpu)
+    return describe(kind_of(platform.machine()), Facts(cpu_model, mcpu, features, l1_bytes, l2_bytes, l3_bytes, cores))
 
 
 def host_mcpu() -> str:
@@ -114,7 +121,7 @@ def host_mcpu() -> str:
 
 @functools.cache
 def target_features(mcpu: str) -> frozenset[str]:
-    """LLVM's features of a CPU ("avx2", "avx512f", ...)."""
+    """LLVM's names of the features of a CPU."""
     tvm = load()
     found = tvm.get_global_func("target.llvm_get_cpu_features")(_target_dict(mcpu))
     return frozenset(str(feature) for feature in found)
@@ -126,17 +133,18 @@ def _known_cpus() -> frozenset[str]:
     return frozenset(str(c) for c in tvm.get_global_func("target.llvm_get_cpu_archlist")(_target_dict(None)))
 
 
-def has_bfloat16(hardware: Hardware) -> bool:
-    """Whether the CPU multiplies vectors of bfloat16 (AVX512_BF16)."""
-    return hardware.vector_bits == 512 and BFLOAT16 in target_features(hardware.mcpu)
-
-
 def _target_dict(mcpu: str | None) -> Any:
     tvm = load()
     return tvm.target.Target({"kind": "llvm", **({"mcpu": mcpu} if mcpu else {})})
 
 
-def target(hardware: Hardware, threads: int | None = None) -> Any:
-    """Return the TVM target for `hardware`; `num-cores` is what MetaSchedule's spaces assume."""
+def tvm_target(target: Target, threads: int | None = None) -> Any:
+    """TVM's own form of a target; `num-cores` is what MetaSchedule's spaces assume."""
     tvm = load()
-    return tvm.target.Target({"kind": "llvm", "mcpu": hardware.mcpu, "num-cores": threads or hardware.cores})
+    return tvm.target.Target({"kind": "llvm", "mcpu": target.mcpu, "num-cores": threads or target.cores})
+
+
+def dot_products_of(target: Any) -> tuple[DotProduct, ...]:
+    """The dot products of the CPU of a target in TVM's form; none where that names no CPU."""
+    mcpu = target.attrs.get("mcpu")
+    return target_for(str(mcpu)).dot_products if mcpu else ()

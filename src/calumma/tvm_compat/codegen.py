@@ -1,4 +1,4 @@
-"""Building PrimFuncs with TVM's own passes, plus three: prefetches (`prefetch`), dot products of bfloat16 (`bfloat16`),
+"""Building PrimFuncs with TVM's own passes, plus three: prefetches (`prefetch`), dot products (`dot_product`),
 and accumulators on the stack.
 
 TVM keeps a local buffer on the stack only if its scope is "global" and it has less than 1,024 bytes; any other costs a
@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.s_tir.pipeline import default_s_tir_pipeline, finalize_host_passes
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
-from calumma.tvm_compat import bfloat16, prefetch
+from calumma.tvm_compat import dot_product, prefetch
 
 _NAME = "calumma"
 _ON_STACK = "disable_lower_builtin"
@@ -30,7 +30,7 @@ _MOST_ELEMENTS = 4096
 def build(mod: Any, target: Any) -> Any:
     """Compile an IRModule or PrimFunc of scheduled functions for `target`; returns TVM's runtime module."""
     module = tvm.IRModule({"main": mod}) if isinstance(mod, tirx.PrimFunc) else mod
-    return tirx.build(bfloat16.insert(prefetch.insert(module)), target=target, pipeline=_NAME)
+    return tirx.build(dot_product.insert(prefetch.insert(module), target), target=target, pipeline=_NAME)
 
 
 def _keep_on_stack(allocation: tirx.AllocBuffer) -> tirx.AllocBuffer:
@@ -44,7 +44,7 @@ def _keep_on_stack(allocation: tirx.AllocBuffer) -> tirx.AllocBuffer:
 @tvm.transform.module_pass(opt_level=0)
 def _finished(mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
     updates = {
-        var: bfloat16.finish(func.with_body(tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, _keep_on_stack))))
+        var: dot_product.finish(func.with_body(tvm_ffi.structural_map(func.body, (tirx.AllocBuffer, _keep_on_stack))))
         for var, func in mod.functions.items()
         if isinstance(func, tirx.PrimFunc)
     }

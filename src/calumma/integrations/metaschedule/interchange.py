@@ -33,12 +33,13 @@ from tvm_ffi import structural_equal, structural_hash
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.protocols import Store
-from calumma.core.values import Candidate, Hardware, MeasureRecord, MeasureResult, Status, Workload
+from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status, Workload
 from calumma.database import codec
 from calumma.database.codec import MalformedError
 from calumma.operators import design_space
 from calumma.space import KnobSpace
 from calumma.space.generated import GeneratedSpace
+from calumma.target import Target
 
 WORKLOAD_FILE = "database_workload.json"
 RECORD_FILE = "database_tuning_record.json"
@@ -80,7 +81,7 @@ class _Skip(Exception):
 def export_database(
     records: Iterable[MeasureRecord],
     functions: Mapping[str, tirx.PrimFunc],
-    hardware: Hardware,
+    target: Target,
     threads: int,
     folder: Path | str,
 ) -> Exported:
@@ -91,7 +92,7 @@ def export_database(
     Args:
         records: of any workload; those that failed, or gave a wrong output at any time, are left out.
         functions: workload hash -> unscheduled function, as `ModelTasks.functions`.
-        hardware, threads: what the records must have been measured on.
+        target, threads: what the records must have been measured on.
         folder: created if missing; must not hold a database yet.
 
     Raises:
@@ -104,8 +105,8 @@ def export_database(
     records = list(records)
     wrong = {record.candidate.key for record in records if record.result.status is Status.WRONG_OUTPUT}
     skipped: Counter[str] = Counter()
-    traces = _Traces(functions, hardware, threads)
-    target = tvm_compat.target(hardware, threads)
+    traces = _Traces(functions, target, threads)
+    tvm_target = tvm_compat.tvm_target(target, threads)
     count = 0
     try:
         target_folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +120,7 @@ def export_database(
                         raise _Skip(f"status {record.result.status}")
                     if candidate.key in wrong:
                         raise _Skip("gave a wrong output at another time")
-                    if (record.hardware.fingerprint, record.threads) != (hardware.fingerprint, threads):
+                    if (record.hardware.fingerprint, record.threads) != (target.hardware.fingerprint, threads):
                         raise _Skip("measured on other hardware or with other threads")
                     module, trace = traces.of(candidate, record.cache_state, record.toolchain)
                 except _Skip as reason:
@@ -128,7 +129,9 @@ def export_database(
                 workload = database.commit_workload(module)
                 arguments = ms.arg_info.ArgInfo.from_prim_func(module["main"])
                 latencies = list(record.result.latencies_s)
-                database.commit_tuning_record(ms.database.TuningRecord(trace, workload, latencies, target, arguments))
+                database.commit_tuning_record(
+                    ms.database.TuningRecord(trace, workload, latencies, tvm_target, arguments)
+                )
                 count += 1
             for path in paths:
                 os.replace(path, target_folder / path.name)
@@ -140,7 +143,7 @@ def export_database(
 def import_database(
     folder: Path | str,
     functions: Mapping[str, tirx.PrimFunc],
-    hardware: Hardware,
+    target: Target,
     threads: int,
     cache_state: str = "hot",
 ) -> Imported:
@@ -149,7 +152,7 @@ def import_database(
     Args:
         folder: what `ms.tune_tir`, `ms.relax_integration` or `export_database` wrote.
         functions: workload hash -> unscheduled function of the caller's own model.
-        hardware: this machine; the database knows its CPU only by LLVM's name, so take no other machine's database.
+        target: this machine; the database knows its CPU only by LLVM's name, so take no other machine's database.
         threads: must be the `num-cores` that the database was made for.
         cache_state: of MetaSchedule's measurements; its runner leaves caches as they are unless told to flush them.
 
@@ -168,7 +171,7 @@ def import_database(
         except MalformedError as error:
             damaged.append(f"{WORKLOAD_FILE}, line {number + 1}: {error}")
     path = Path(folder) / RECORD_FILE
-    reader = _Reader(functions, hardware, threads, cache_state, path)
+    reader = _Reader(functions, target, threads, cache_state, path)
     records: list[MeasureRecord] = []
     skipped: Counter[str] = Counter()
     for number, line in _lines(path):
@@ -211,10 +214,10 @@ def _module_hash(func: tirx.PrimFunc) -> str:
 class _Spaces:
     """The spaces of functions, each made when first asked for."""
 
-    def __init__(self, functions: Mapping[str, tirx.PrimFunc], hardware: Hardware, threads: int) -> None:
+    def __init__(self, functions: Mapping[str, tirx.PrimFunc], target: Target, threads: int) -> None:
         self.functions = functions
-        self.own = functools.cache(lambda key: design_space(functions[key], hardware, threads))
-        self.generated = functools.cache(lambda key: GeneratedSpace(functions[key], hardware, threads))
+        self.own = functools.cache(lambda key: design_space(functions[key], target, threads))
+        self.generated = functools.cache(lambda key: GeneratedSpace(functions[key], target, threads))
 
     def of(self, key: str, template: Any, version: Any) -> KnobSpace:
         """The space of a function that has this template and version. Raises _Skip if there is none."""
@@ -227,8 +230,8 @@ class _Spaces:
 class _Traces:
     """Candidates as traces, checked to give the same code again."""
 
-    def __init__(self, functions: Mapping[str, tirx.PrimFunc], hardware: Hardware, threads: int) -> None:
-        self._spaces = _Spaces(functions, hardware, threads)
+    def __init__(self, functions: Mapping[str, tirx.PrimFunc], target: Target, threads: int) -> None:
+        self._spaces = _Spaces(functions, target, threads)
         self._found: dict[str, tuple[tvm.IRModule, Any]] = {}
 
     def of(self, candidate: Candidate, cache_state: str, toolchain: str) -> tuple[tvm.IRModule, Any]:
@@ -272,13 +275,13 @@ class _Reader:
     def __init__(
         self,
         functions: Mapping[str, tirx.PrimFunc],
-        hardware: Hardware,
+        target: Target,
         threads: int,
         cache_state: str,
         path: Path,
     ) -> None:
-        self._spaces = _Spaces(functions, hardware, threads)
-        self._hardware = hardware
+        self._spaces = _Spaces(functions, target, threads)
+        self._target = target
         self._threads = threads
         self._cache_state = cache_state
         self._time_s = path.stat().st_mtime
@@ -309,7 +312,7 @@ class _Reader:
         return MeasureRecord(
             candidate=Candidate(self._workload(key), space.template, space.version, config),
             result=MeasureResult(Status.OK, latencies_s),
-            hardware=self._hardware,
+            hardware=self._target.hardware,
             threads=self._threads,
             cache_state=note["cache_state"] if note else self._cache_state,
             toolchain=note["toolchain"] if note else tvm_compat.toolchain(),
@@ -319,7 +322,7 @@ class _Reader:
 
     def _check_target(self, target: Mapping[str, Any]) -> None:
         found = tuple(target.get(name) for name in ("kind", "mcpu", "num-cores"))
-        if found != ("llvm", self._hardware.mcpu, self._threads):
+        if found != ("llvm", self._target.mcpu, self._threads):
             described = " ".join(str(part)[:40] for part in found if part is not None)
             raise _Skip(f"for another target ({described} cores)")
 

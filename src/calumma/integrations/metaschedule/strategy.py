@@ -27,9 +27,9 @@ from calumma import tvm_compat
 from calumma.core.errors import InputError, InternalError
 from calumma.core.protocols import Indices, Strategy
 from calumma.core.rng import generator
-from calumma.core.values import Hardware
 from calumma.search import make_strategy, strategy_names
 from calumma.space.generated import GeneratedSpace
+from calumma.target import Target
 
 _REFUSALS = 16
 """Rounds in a row without one configuration that can be scheduled before a search gives up."""
@@ -157,10 +157,10 @@ def _space(context: Any, traces: list[Any]) -> GeneratedSpace:
     (func,) = [f for f in context.mod.functions.values() if isinstance(f, tirx.PrimFunc)]
     threads = int(context.target.attrs.get("num-cores", 1))
     postprocs = context.space_generator.postprocs or ()
-    return GeneratedSpace(func, _hardware(context.target), threads, traces=traces, postprocs=postprocs)
+    return GeneratedSpace(func, _target(context.target), threads, traces=traces, postprocs=postprocs)
 
 
-def _hardware(target: Any) -> Hardware:
+def _target(target: Any) -> Target:
     """The CPU of a target; the host for any other target: only the default configuration depends on it."""
     mcpu = target.attrs.get("mcpu")
-    return tvm_compat.hardware_for(str(mcpu) if str(target.kind) == "llvm" and mcpu else None)
+    return tvm_compat.target_for(str(mcpu) if str(target.kind) == "llvm" and mcpu else None)

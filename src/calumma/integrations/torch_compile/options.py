@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from calumma.core.contraction import FLOAT32
 from calumma.core.durations import seconds
 from calumma.core.errors import InputError
-from calumma.core.values import PRECISIONS
 from calumma.pipeline import CompileOptions
 
 
@@ -31,7 +31,7 @@ class Options:
     """Prior to ask about kernels without records: a name, a file, "none", or "auto" for the newest that fits here."""
     tolerance: float | None = None
     """Largest relative error that an algorithm may have by itself, as in `calumma.compile`; None takes all."""
-    precision: str = PRECISIONS[0]
+    precision: str = FLOAT32.name
     """What regions' convolutions and matrix products read: "fp32" or "bf16", as in `calumma.compile`."""
     threads: int | None = None
     """Threads of a region; None takes as many as torch uses when the region is compiled."""
@@ -52,8 +52,8 @@ class Options:
             options = CompileOptions(
                 **{name: given[name] for name in ("threads", "tolerance", "precision") if name in given}
             )
-            if options.precision != PRECISIONS[0]:
-                options.hardware()  # or all regions would be left to torch
+            if options.precision != FLOAT32.name:
+                options.target()  # or all regions would be left to torch
         except InputError as error:
             raise InputError(f"option {error}") from None
         prior = given.get("prior", "auto")

@@ -22,22 +22,22 @@ from numpy.typing import NDArray
 from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
-from calumma.core.values import Hardware, KnobValue
+from calumma.core.values import KnobValue
 from calumma.space import blocks
 from calumma.space.base import Knob
+from calumma.target import Target
 from calumma.tvm_compat import prefetch
 
 _ORDERS = ("ic,kh,kw", "kh,ic,kw", "kh,kw,ic", "ic,kh,lane,kw")
 _OUTER = ("oc,oh,ow", "oh,oc,ow", "oh,ow,oc")
 _PAD = ("apart", "parallel", "tile")
 _ACCUMULATE = ("tile", "plane")
-_CHUNK_STEPS = 128
-"""Multiply-adds per accumulator that make loading and storing it once per chunk of channels negligible."""
-_TRAFFIC = 6.0
-"""Flops that all cores do while a byte comes from beyond L2."""
-_MOST_PASSES = 4
+_LEAST_ACCUMULATORS = 6
+"""Fewer cannot hide the latency of a multiply-add on any CPU; they are allowed only where nothing larger fits."""
+_MAX_CHANNEL_BLOCKS = 8
 _MAX_ROWS = 8
 _MOST_CHUNK = 32
+"""Limits of a tile's sides and of a chunk: beyond them no shape was ever the fastest, and spaces grow."""
 
 
 class Conv2dSpace(blocks.AnchorSpace):
@@ -46,11 +46,11 @@ class Conv2dSpace(blocks.AnchorSpace):
     template = "conv2d"
     version = 1
 
-    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int) -> None:
-        super().__init__(func, hardware, threads)
+    def __init__(self, func: tirx.PrimFunc, target: Target, threads: int) -> None:
+        super().__init__(func, target, threads)
         oc, oh, ow = np.meshgrid(*(np.array(knob.values) for knob in self.knobs[:3]))
         fitting = (oc * oh * ow)[oc * oh * ow + oc <= self.registers]
-        self._least_accumulators = min(6, int(fitting.max()))
+        self._least_accumulators = min(_LEAST_ACCUMULATORS, int(fitting.max()))
 
     def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
         anchor = blocks.anchor_of(sch)
@@ -75,7 +75,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         if len(reads) > 2:  # gathered by a table: a tile is of blocks that read the same inputs
             alike //= int(reads[1].shape[0])
         return (
-            Knob("oc_tile", blocks.divisors(alike, 8)),
+            Knob("oc_tile", blocks.divisors(alike, _MAX_CHANNEL_BLOCKS)),
             Knob("oh_tile", blocks.divisors(self.out_h, _MAX_ROWS)),
             Knob("ow_tile", blocks.divisors(self.out_w, most)),
             Knob("ic_chunk", blocks.divisors(self.in_blocks, _MOST_CHUNK)),
@@ -93,7 +93,6 @@ class Conv2dSpace(blocks.AnchorSpace):
         accumulators = k["oc_tile"] * k["oh_tile"] * k["ow_tile"]
         fits = accumulators + k["oc_tile"] <= self.registers
         fits &= ~k["prefetch"] | _may_prefetch(k)
-        # A handful of accumulators cannot hide the latency of a multiply-add; allow it only where nothing larger fits.
         return fits & (accumulators >= self._least_accumulators)
 
     # -- knowledge about a configuration ----------------------------------------------------------
@@ -180,7 +179,9 @@ class Conv2dSpace(blocks.AnchorSpace):
         by_rows = (k["outer"] != _OUTER[0]) & (k["oh_tile"] < self.out_h)
         common = np.where(by_rows, self._weight_bytes, self.data_bytes)
         moved = common * (1 - 1 / self.threads) * (self.batch < self.threads)  # else threads have images of their own
-        return self._completed(candidates[int(np.argmin(self._cost(k) + _TRAFFIC * moved))])
+        return self._completed(
+            candidates[int(np.argmin(self._cost(k) + self.target.costs.convolution.traffic * moved))]
+        )
 
     @functools.cached_property
     def _reasoned(self) -> Indices:
@@ -193,10 +194,10 @@ class Conv2dSpace(blocks.AnchorSpace):
         if best["accumulate"] == "plane":
             best["ic_chunk"] = self._least_chunk()
             best["prefetch"] = bool(_may_prefetch(self.columns(self.encode(best)[None, :]))[0])
-        elif not self.plain and self._weight_bytes > self.hardware.l1_bytes and int(best["oc_tile"]) < self.oc_blocks:
+        elif not self.plain and self._weight_bytes > self.target.l1_bytes and int(best["oc_tile"]) < self.oc_blocks:
             # Calling for weights again with every row of tiles costs more than their first time saves.
             passes = 1 if best["outer"] == "oc,oh,ow" else self.out_h // int(best["oh_tile"])
-            best["prefetch"] = passes <= _MOST_PASSES
+            best["prefetch"] = passes <= self.target.costs.convolution.most_passes
         return self.encode(best)
 
     def estimate(self, indices: Indices) -> NDArray[np.float64]:
@@ -215,13 +216,15 @@ class Conv2dSpace(blocks.AnchorSpace):
     def _cost(self, k: dict[str, NDArray]) -> NDArray[np.float64]:
         """Time (N,) in no particular unit, by the model of `default`."""
         d = self._derived(k)
-        compute = blocks.issue_rate(d["accumulators"], k["oc_tile"], self.registers, most=1 if self.plain else 2)
-        compute /= 1 + 0.2 * np.maximum(0, d["loads"] - 0.65)
+        costs, tile = self.target.costs.convolution, self.target.costs.tile
+        compute = blocks.issue_rate(d["accumulators"], k["oc_tile"], self.target, most=1 if self.plain else 2)
+        compute /= 1 + tile.load_penalty * np.maximum(0, d["loads"] - tile.free_loads)
         # Weights that do not stay in L1 come from L2 for every tile: few pixels use them too seldom.
         pixels = k["oh_tile"] * k["ow_tile"]
-        compute /= 1 + 0.08 * np.maximum(0, 6 - pixels) * (d["weight_tile"] > self.hardware.l1_bytes)
+        missing = np.maximum(0, costs.enough_pixels - pixels)
+        compute /= 1 + costs.pixel_penalty * missing * (d["weight_tile"] > self.target.l1_bytes)
         # Traffic from beyond L2, in vector loads per multiply-add, for the operand that the loop order streams.
-        l2 = 0.75 * self.hardware.l2_bytes
+        l2 = costs.l2_share * self.target.l2_bytes
         flops = 2.0 * self.batch * self.oc_blocks * self.out_h * self.out_w * self.lanes
         flops *= self.in_blocks * self.in_lanes * self.kernel_h * self.kernel_w
         weights = self._weight_bytes
@@ -234,22 +237,28 @@ class Conv2dSpace(blocks.AnchorSpace):
         weight_passes = np.where(oc_first & ((d["weight_tile"] <= l2) | sheltered), 1, rows)
         weight_passes = np.where(weights <= l2, 1, weight_passes)
         traffic = self.data_bytes * input_passes + weights * weight_passes
-        seconds = flops / (compute * d["balance"]) + _TRAFFIC * traffic
-        seconds *= 1 + 0.02 * (k["pad"] == "tile") + 0.005 * (k["pad"] == "parallel")
-        seconds *= 1 + 0.01 * k["unroll"] + 0.03 * ((k["ow_tile"] < 4) & (k["oh_tile"] > 1))
-        seconds *= 1 + 0.01 * (k["order"] != "ic,kh,kw") + 0.05 * (k["order"] == "ic,kh,lane,kw")
+        seconds = flops / (compute * d["balance"]) + costs.traffic * traffic
+        in_tile, in_parallel = k["pad"] == "tile", k["pad"] == "parallel"
+        seconds *= 1 + costs.pad_tile_penalty * in_tile + costs.pad_parallel_penalty * in_parallel
+        narrow = (k["ow_tile"] < costs.narrow_columns) & (k["oh_tile"] > 1)
+        seconds *= 1 + costs.unroll_penalty * k["unroll"] + costs.narrow_penalty * narrow
+        other, lane = k["order"] != "ic,kh,kw", k["order"] == "ic,kh,lane,kw"
+        seconds *= 1 + costs.order_penalty * other + costs.lane_order_penalty * lane
         # Weights that fill most of L2 are better read once per chunk; a plane beyond L2 costs more than that saves.
-        seconds *= 1 + 0.04 * (~sheltered & (d["weight_tile"] > 0.5 * self.hardware.l2_bytes))
+        large = d["weight_tile"] > costs.large_weights_share * self.target.l2_bytes
+        seconds *= 1 + costs.large_weights_penalty * (~sheltered & large)
         plane_bytes = self.sum_bytes * k["oc_tile"] * self.lanes * self.out_h * self.out_w
-        return seconds * (1 + plane * (0.01 + 0.1 * (plane_bytes > 0.5 * l2)) + 0.2 * (plane & ~sheltered))
+        in_memory = costs.plane_penalty + costs.large_plane_penalty * (plane_bytes > costs.plane_share * l2)
+        return seconds * (1 + plane * in_memory + costs.open_plane_penalty * (plane & ~sheltered))
 
     def best_case(self) -> float:
         """Estimated time of a good schedule, in vector multiply-adds that one core does meanwhile."""
         work = float(self.batch * self.oc_blocks * self.out_h * self.out_w * self.in_blocks * self.in_lanes)
         kernel = self.kernel_h * self.kernel_w
         weight = self.step_bytes * self.oc_blocks * self.lanes * self.in_blocks * self.in_lanes * kernel
-        products = work * kernel / (blocks.TYPICAL_SHARE * self.threads)
-        return float(blocks.overlapped(products, blocks.DRAM_COST * weight / blocks.LINE))
+        costs = self.target.costs.tile
+        products = work * kernel / (costs.typical_share * self.threads)
+        return float(blocks.overlapped(products, costs.dram_line * weight / self.target.line_bytes, costs))
 
     def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
         return ((flops - (self.contraction.pack - 1) * self.products, weight_bytes),)
@@ -263,8 +272,9 @@ class Conv2dSpace(blocks.AnchorSpace):
     def _least_chunk(self) -> int:
         """The smallest chunk of input channels after which storing the accumulators costs little."""
         steps = self.in_lanes * self.kernel_h * self.kernel_w
+        least = self.target.costs.convolution.chunk_steps
         chunks = blocks.divisors(self.in_blocks, _MOST_CHUNK)
-        return next((chunk for chunk in chunks if chunk * steps >= _CHUNK_STEPS), chunks[-1])
+        return next((chunk for chunk in chunks if chunk * steps >= least), chunks[-1])
 
     # -- applying a configuration -----------------------------------------------------------------
 
@@ -306,7 +316,7 @@ class Conv2dSpace(blocks.AnchorSpace):
             sch.unroll(loop)
         if config["unroll"]:
             sch.unroll(order[-1] if config["order"] == "ic,kh,lane,kw" else kw)
-        blocks.vectorize_lanes(sch, lane, anchor, ic_o if plane else order[0])
+        blocks.vectorize_lanes(sch, lane, anchor, ic_o if plane else order[0], self.target)
         sch.vectorize(sch.get_loops(out)[-1])
         marks: dict[int, list[prefetch.Ahead]] = {}
         if self.addends and order[0] is ic_o:

@@ -32,10 +32,11 @@ from numpy.typing import NDArray
 from tvm import ir, s_tir, tirx
 
 from calumma.core.protocols import Indices
-from calumma.core.values import Hardware, KnobValue
+from calumma.core.values import KnobValue
 from calumma.operators import casts
 from calumma.space import blocks
 from calumma.space.base import Knob, Repacking
+from calumma.target import Target
 from calumma.tvm_compat import prefetch
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -73,6 +74,10 @@ _KERNEL = 3
 _PARALLEL = ("blocks", "stages")
 _ORDERS = ("oc,t", "t,oc")
 _BLOCKS = (7, 12, 14, 16, 24, 28, 32, 48, 49, 56, 64, 98, 112, 128, 196)
+_LEAST_ACCUMULATORS = 4
+"""Fewer cannot hide the latency of a multiply-add on any CPU."""
+_MAX_CHANNEL_BLOCKS = 8
+"""Of a tile: beyond it no shape was ever the fastest, and spaces grow."""
 _T_TILES = (1, 2, 4, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28)
 
 
@@ -94,9 +99,9 @@ class WinogradSpace(blocks.AnchorSpace):
     version = 1
     """Not in any record: as an algorithm of the convolutions' space it goes under that one's version."""
 
-    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int, m: int) -> None:
+    def __init__(self, func: tirx.PrimFunc, target: Target, threads: int, m: int) -> None:
         self.m = m
-        super().__init__(func, hardware, threads)
+        super().__init__(func, target, threads)
 
     @staticmethod
     def matches(func: tirx.PrimFunc) -> bool:
@@ -129,7 +134,7 @@ class WinogradSpace(blocks.AnchorSpace):
         t_tiles = tuple(t for t in _T_TILES if t <= min(most, self.tiles + 1))
         block = [t for t in _BLOCKS if t < self.tiles]
         return (
-            Knob("oc_tile", blocks.divisors(self.oc_blocks, 8)),
+            Knob("oc_tile", blocks.divisors(self.oc_blocks, _MAX_CHANNEL_BLOCKS)),
             Knob("t_tile", t_tiles),
             Knob("tiles", tuple(block) or (self.tiles,)),
             Knob("parallel", _PARALLEL),
@@ -147,7 +152,7 @@ class WinogradSpace(blocks.AnchorSpace):
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:
         k = self.columns(indices)
         accumulators = k["oc_tile"] * k["t_tile"]
-        fits = (accumulators + k["oc_tile"] <= self.registers) & (accumulators >= min(4, self.tiles))
+        fits = (accumulators + k["oc_tile"] <= self.registers) & (accumulators >= min(_LEAST_ACCUMULATORS, self.tiles))
         staged = k["parallel"] == "stages"
         idle_at_rest = (self.canonical(indices) == indices).all(axis=1)
         whole = k["tiles"] % k["t_tile"] == 0  # a block is a whole number of register tiles
@@ -196,20 +201,22 @@ class WinogradSpace(blocks.AnchorSpace):
         d = self._derived(k)
         staged = k["parallel"] == "stages"
         accumulators = k["oc_tile"] * k["t_tile"]
-        compute = blocks.TYPICAL_SHARE * blocks.issue_rate(accumulators, k["oc_tile"], self.registers)
-        compute /= 1 + 0.2 * np.maximum(0, d["loads"] - 0.65)
+        costs, tile, line = self.target.costs.winograd, self.target.costs.tile, self.target.line_bytes
+        compute = tile.typical_share * blocks.issue_rate(accumulators, k["oc_tile"], self.target)
+        compute /= 1 + tile.load_penalty * np.maximum(0, d["loads"] - tile.free_loads)
         products = self.points * d["computed"] * self.oc_blocks * self.in_blocks * self.lanes / compute
         scratch = self.points * d["computed"] * (self.in_blocks + self.oc_blocks)  # vectors written, then read
         share = d["scratch"] / np.where(staged, self.threads, 1)
-        scratch = scratch * np.where(share > 0.8 * self.hardware.l2_bytes, 10.0, 5.0)
+        far = share > costs.l2_share * self.target.l2_bytes
+        scratch = scratch * np.where(far, costs.far_scratch_vector, costs.scratch_vector)
         passes = np.where(staged, 1, np.ceil(self.tiles / d["block"]))
-        reread = 4.0 * d["weight"] / blocks.LINE * (passes - 1)
+        reread = costs.reread_line * d["weight"] / line * (passes - 1)
         concurrency = self.threads * d["balance"]
         products = (products + reread) / concurrency
-        memory = blocks.DRAM_COST * d["weight"] / blocks.LINE * (1 + 0.1 * (k["oc_tile"] - 1))  # one stream is best
+        memory = tile.dram_line * d["weight"] / line * (1 + costs.stream_penalty * (k["oc_tile"] - 1))
         # Weights that are called for ahead come while the products of others are computed.
-        both = np.where(k["prefetch"], blocks.overlapped(products, memory), products + memory)
-        return both + scratch / concurrency + np.where(staged, 30_000.0, 10_000.0)
+        both = np.where(k["prefetch"], blocks.overlapped(products, memory, tile), products + memory)
+        return both + scratch / concurrency + np.where(staged, costs.staged_start, costs.blocked_start)
 
     def default(self) -> Indices:
         candidates = self.grid()

@@ -20,6 +20,8 @@ from calumma.space import blocks
 from calumma.space.base import Knob
 
 _PAD = ("channel", "tile", "inline")
+_MAX_ROWS = 8
+"""Of a tile: beyond it no shape was ever the fastest, and the unrolled code grows."""
 
 
 class DepthwiseSpace(blocks.AnchorSpace):
@@ -33,7 +35,7 @@ class DepthwiseSpace(blocks.AnchorSpace):
         self.batch, self.channel_blocks, self.out_h, self.out_w, self.lanes, self.kernel_h, self.kernel_w = extents
         self.has_pad = blocks.has_block(sch, "data_pad")
         return (
-            Knob("oh_tile", blocks.divisors(self.out_h, 8)),
+            Knob("oh_tile", blocks.divisors(self.out_h, _MAX_ROWS)),
             Knob("ow_tile", blocks.divisors(self.out_w, self.registers - 4)),
             Knob("fused", (1, 2, 3)),
             Knob("unroll", ("both", "width", "none")),
@@ -88,9 +90,12 @@ class DepthwiseSpace(blocks.AnchorSpace):
     def estimate(self, indices: Indices) -> NDArray[np.float64]:
         k = self.columns(indices)
         accumulators = k["oh_tile"] * k["ow_tile"]
-        cost = 1 / (np.minimum(1.0, accumulators / 10) * blocks.balance(self._chunks(k), self.threads))
-        cost *= 1 + 0.01 * k["oh_tile"] + 0.5 * (k["pad"] != "inline") + 0.05 * (k["pad"] == "tile")
-        return cost * (1 + 0.1 * (k["unroll"] == "none") + 0.02 * (k["unroll"] == "width"))
+        costs = self.target.costs.depthwise
+        cost = 1 / (np.minimum(1.0, accumulators / costs.accumulators) * blocks.balance(self._chunks(k), self.threads))
+        copied, in_tile = k["pad"] != "inline", k["pad"] == "tile"
+        cost *= 1 + costs.row_penalty * k["oh_tile"] + costs.padding_penalty * copied + costs.pad_tile_penalty * in_tile
+        rolled, width = k["unroll"] == "none", k["unroll"] == "width"
+        return cost * (1 + costs.rolled_penalty * rolled + costs.width_penalty * width)
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = blocks.schedule_of(self.func)

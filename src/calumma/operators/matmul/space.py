@@ -18,20 +18,18 @@ from numpy.typing import NDArray
 from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices
-from calumma.core.values import Hardware, KnobValue
+from calumma.core.values import KnobValue
 from calumma.space import blocks
 from calumma.space.base import Knob
+from calumma.target import Target
 from calumma.tvm_compat import prefetch
 
+_LEAST_ACCUMULATORS = 4
+"""Fewer cannot hide the latency of a multiply-add on any CPU; they are allowed only where nothing larger fits."""
 _MAX_M_TILE = 16
 _MAX_N_TILE = 8
-
-_L1_WAY = 4096
-"""Bytes of one way of an L1 data cache: 64 sets of 64 bytes on every x86 CPU of the last years."""
-_OTHER_STREAMS = 3
-"""Lines of a set of L1 that are left to weights, outputs and what is prefetched."""
-_ROW_STREAMS = 9
-"""Rows up to which the compiler keeps all addresses in registers: with eleven, a tile takes 1.1 to 2 times as long."""
+_MAX_N_GROUP = 64
+"""Limits of a tile's sides and of a column group: beyond them no shape was ever the fastest, and spaces grow."""
 
 
 class MatmulSpace(blocks.AnchorSpace):
@@ -40,11 +38,11 @@ class MatmulSpace(blocks.AnchorSpace):
     template = "matmul"
     version = 1
 
-    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int) -> None:
-        super().__init__(func, hardware, threads)
+    def __init__(self, func: tirx.PrimFunc, target: Target, threads: int) -> None:
+        super().__init__(func, target, threads)
         m_tiles, n_tiles = np.meshgrid(*(np.array(knob.values) for knob in self.knobs[:2]))
         fitting = (m_tiles * n_tiles)[m_tiles * n_tiles + n_tiles <= self.registers]
-        self._least_accumulators = min(4, int(fitting.max()))
+        self._least_accumulators = min(_LEAST_ACCUMULATORS, int(fitting.max()))
 
     def _knobs(self, sch: s_tir.Schedule) -> tuple[Knob, ...]:
         extents = blocks.anchor_extents(sch)
@@ -56,7 +54,7 @@ class MatmulSpace(blocks.AnchorSpace):
         return (
             Knob("m_tile", blocks.divisors(self.rows, _MAX_M_TILE)),
             Knob("n_tile", blocks.divisors(self.col_blocks, _MAX_N_TILE)),
-            Knob("n_group", blocks.divisors(self.col_blocks, 64)),
+            Knob("n_group", blocks.divisors(self.col_blocks, _MAX_N_GROUP)),
             Knob("outer", outer),
             Knob("fused", (1, 2, 3) if self.batch_axes else (1, 2)),
             Knob("k_unroll", tuple(u for u in (1, 2, 4, 8) if self.depth % u == 0)),
@@ -112,32 +110,38 @@ class MatmulSpace(blocks.AnchorSpace):
         return grid[int(np.argmin(self.estimate(grid)))]
 
     def estimate(self, indices: Indices) -> NDArray[np.float64]:
+        costs = self.target.costs.matmul
         k = self.columns(indices)
         accumulators = k["m_tile"] * k["n_tile"]
         loads = (k["m_tile"] + k["n_tile"]) / accumulators
-        compute = np.minimum(1.0, accumulators / 12) / (1 + 0.5 * np.maximum(0, loads - 0.3))
-        compute *= np.where(accumulators + k["n_tile"] > self.registers - 1, 0.85, 1.0)
+        compute = np.minimum(1.0, accumulators / self.target.costs.tile.accumulators)
+        compute /= 1 + costs.load_penalty * np.maximum(0, loads - costs.free_loads)
+        compute *= np.where(accumulators + k["n_tile"] > self.registers - 1, costs.full_registers_rate, 1.0)
         group = self.step_bytes * k["n_group"] * self.lanes * self.depth
         rows_group = self.step_bytes * k["m_tile"] * self.depth
-        spills = (group > 0.6 * self.hardware.l2_bytes) & (k["outer"] == "n,m") & (self.rows > k["m_tile"])
-        spills |= (k["outer"] == "m,n") & (
-            self.step_bytes * self.col_blocks * self.lanes * self.depth > 0.5 * self.hardware.l2_bytes
-        )
+        n_first, m_first = k["outer"] == "n,m", k["outer"] == "m,n"
+        spills = (group > costs.group_l2_share * self.target.l2_bytes) & n_first & (self.rows > k["m_tile"])
+        matrix = self.step_bytes * self.col_blocks * self.lanes * self.depth
+        spills |= m_first & (matrix > costs.matrix_l2_share * self.target.l2_bytes)
         cost = 1 / (compute * blocks.balance(self._chunks(k), self.threads))
-        cost *= np.where(spills & (self.rows > k["m_tile"]), 1.3, 1.0)
-        cost *= 1 + 0.02 * (rows_group > 0.5 * self.hardware.l1_bytes)
-        # Rows that start a multiple of 4 KB apart share a set of L1, which holds eight to twelve lines.
-        places = _L1_WAY // math.gcd(int(self.step_bytes) * self.depth, _L1_WAY)
-        lines = self.hardware.l1_bytes // _L1_WAY - _OTHER_STREAMS
-        cost *= np.where(k["m_tile"] > max(lines, 1) * places, 1.3, 1.0)
-        cost *= np.where(k["m_tile"] > _ROW_STREAMS, 1.15, 1.0)
+        cost *= np.where(spills & (self.rows > k["m_tile"]), costs.spill_factor, 1.0)
+        cost *= 1 + costs.rows_penalty * (rows_group > costs.rows_l1_share * self.target.l1_bytes)
+        # Rows that start a multiple of a way apart share a set of L1, which holds as many lines as there are ways.
+        way = self.target.l1_way_bytes
+        places = way // math.gcd(int(self.step_bytes) * self.depth, way)
+        lines = self.target.l1_bytes // way - costs.other_streams
+        cost *= np.where(k["m_tile"] > max(lines, 1) * places, costs.conflict_factor, 1.0)
+        cost *= np.where(k["m_tile"] > costs.row_streams, costs.row_streams_factor, 1.0)
         ahead = k["prefetch"].astype(bool)
-        unrolled = np.where(ahead | (self.rows == 1), 2, 0)
-        cost *= 1 + 0.01 * np.abs(np.log2(k["k_unroll"]) - unrolled) + 0.001 * np.log2(k["n_group"])
+        unrolled = np.where(ahead | (self.rows == 1), costs.unroll_log2, 0)
+        steps = np.abs(np.log2(k["k_unroll"]) - unrolled)
+        cost *= 1 + costs.unroll_penalty * steps + costs.group_penalty * np.log2(k["n_group"])
         # Calls come k_unroll at a time; more often, or for many columns at once, they cost more than they save.
-        spread = (k["n_tile"] <= 2) & (k["k_unroll"] >= 4) & (self.rows >= 4 * k["m_tile"]) & (k["outer"] == "n,m")
-        cost *= np.where(ahead, np.where(spread, 0.84, 1.2), 1.0)
-        return cost * (1 + 0.02 * (k["outer"] == "m,n"))
+        spread = (k["n_tile"] <= costs.prefetch_columns) & (k["k_unroll"] >= costs.prefetch_unroll) & n_first
+        spread &= self.rows >= costs.prefetch_row_tiles * k["m_tile"]
+        called = np.where(spread, costs.prefetch_factor, costs.hasty_prefetch_factor)
+        cost *= np.where(ahead, called, 1.0)
+        return cost * (1 + costs.rows_outside_penalty * m_first)
 
     def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
         products = 2.0 * self.batch * self.rows * self.col_blocks * self.lanes * self.depth
@@ -167,7 +171,7 @@ class MatmulSpace(blocks.AnchorSpace):
         sch.set_scope(anchor, 0, "local")
         for loop in (k_i, n_i, m_i):
             sch.unroll(loop)
-        blocks.vectorize_lanes(sch, lane, anchor, k_o)
+        blocks.vectorize_lanes(sch, lane, anchor, k_o, self.target)
         self._vectorize_out(sch, out)
         if config["prefetch"]:
             argument = blocks.argument_of(self.func, weight)

@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
 
-from calumma.core.values import Hardware, KnobValue
+from calumma.core.values import KnobValue
 from calumma.space import loops
 from calumma.space.base import Knob
+from calumma.target import Target
 
 _CHEAP_OPERATIONS = 4
-_LONG_ROW = 16
-"""Vectors. Rows this long that single vectors do not divide are faster by two at a time: 2.8 to 9 times over 722, 778,
-1242 and 1560 elements, since TVM guards the elements of single vectors one by one; over 67 to 197 they were not."""
+"""Operations of a stage that is computed again by each of its readers rather than stored."""
 
 
 def matches(func: tirx.PrimFunc) -> bool:
@@ -47,14 +46,14 @@ class RowsSpace(loops.LoopSpace):
     template = "rows"
     version = 1
 
-    def __init__(self, func: tirx.PrimFunc, hardware: Hardware, threads: int = 1) -> None:
-        self.lanes = hardware.lanes
+    def __init__(self, func: tirx.PrimFunc, target: Target, threads: int = 1) -> None:
+        self.lanes = target.lanes
         sch = _prepared(func, self.lanes)
         self.outputs = loops.extents(sch, sch.get_loops(loops.blocks_of(sch)[-1]))
         self.row = _deepest_row(func, self.lanes)
         super().__init__(
             func,
-            hardware,
+            target,
             threads,
             (
                 Knob("parallel", (0, 1)),
@@ -65,7 +64,8 @@ class RowsSpace(loops.LoopSpace):
 
     def default_config(self) -> dict[str, KnobValue]:
         rows = math.prod(self.outputs[: self.row])
-        ragged_and_long = self.outputs[-1] % self.lanes > 0 and self.outputs[-1] >= _LONG_ROW * self.lanes
+        long_row = self.target.costs.loops.long_row * self.lanes
+        ragged_and_long = self.outputs[-1] % self.lanes > 0 and self.outputs[-1] >= long_row
         return {
             "parallel": int(self.worth_threads and (rows > 1 or not self.row)),
             "vector": 2 * self.lanes if ragged_and_long else self.lanes,

@@ -1,0 +1,68 @@
+"""Targets: what CPUs are, as plain data, one module per architecture. Imports neither TVM nor torch.
+
+describe("x86-64", Facts(...))     the target of a CPU
+register_target("riscv64", family)    another architecture, described outside of this package
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from calumma.core.errors import InputError
+from calumma.target import aarch64, x86
+from calumma.target.costs import CostConstants
+from calumma.target.target import DotProduct, Facts, Target, TypicalRates
+
+__all__ = ["CostConstants", "DotProduct", "Facts", "Target", "TypicalRates", "describe", "kind_of", "register_target"]
+
+Family = Callable[[Facts], Target]
+
+GENERIC = "generic"
+_FAMILIES: dict[str, Family] = {x86.KIND: x86.describe, aarch64.KIND: aarch64.describe}
+
+
+def kind_of(machine: str) -> str:
+    """The kind of target of a machine, by the name that the system gives it ("x86_64" is "x86-64")."""
+    return machine.replace("_", "-")
+
+
+def describe(kind: str, facts: Facts) -> Target:
+    """The target of a CPU; of an architecture that no family describes, one that assumes little."""
+    return _FAMILIES.get(kind, _generic)(facts)
+
+
+def register_target(kind: str, family: Callable[[Facts], Target]) -> None:
+    """Let `describe` call `family` for an architecture, in this process.
+
+    Workers of a runner describe nothing: they are told the target as it is.
+
+    Raises:
+        InputError: the architecture has a family already.
+    """
+    if kind in _FAMILIES:
+        raise InputError(f"targets of kind {kind!r} are described already: choose another kind")
+    _FAMILIES[kind] = family
+
+
+def _generic(facts: Facts) -> Target:
+    """16 registers of 128 bits, and nothing that a check of the CPU could compare."""
+    return Target(
+        kind=GENERIC,
+        cpu_model=facts.cpu_model,
+        mcpu=facts.mcpu,
+        features=tuple(sorted(facts.features)),
+        vector_features=tuple(sorted(facts.features)),
+        flags=(),
+        vector_bits=128,
+        registers=16,
+        line_bytes=64,
+        l1_bytes=facts.l1_bytes,
+        l1_way_bytes=4096,
+        l2_bytes=facts.l2_bytes,
+        l3_bytes=facts.l3_bytes,
+        cores=facts.cores,
+        dot_products=(),
+        probe_chains=12,
+        typical=TypicalRates(),
+        costs=CostConstants(),
+    )
