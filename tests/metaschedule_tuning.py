@@ -79,7 +79,7 @@ def tune(
     _forget_logging()
     database = ms.tune_tir(
         func,
-        target,
+        tvm_target,
         str(folder),
         max_trials_global=trials,
         num_trials_per_iter=per_round,

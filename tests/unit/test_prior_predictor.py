@@ -158,7 +158,7 @@ def family_entry() -> dict[str, object]:
 
 
 def test_another_machine_or_thread_count_is_refused() -> None:
-    here = trained().hardware
+    here = tvm_compat.target_of(trained().hardware)
     with pytest.raises(InputError, match="trained on"):
         Predictor(trained(), replace(here, cpu_model="another"), prior_data.THREADS)
     with pytest.raises(InputError, match="2 threads, not with 7"):

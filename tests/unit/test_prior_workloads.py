@@ -163,7 +163,7 @@ def test_a_layer_becomes_a_function_of_its_template(family: str, template: str) 
 def test_pooling_reads_blocked_data(form: str) -> None:
     layer = Layer("pool", (("form", form), ("size", 14), ("inputs", 64)))
     shape, _ = realise(layer, TARGET).task.arguments[0]
-    assert shape == (1, 4, 14, 14, TARGET)
+    assert shape == (1, 4, 14, 14, TARGET.lanes)
 
 
 def test_layers_have_the_workloads_of_a_real_model(tmp_path: Path) -> None:
