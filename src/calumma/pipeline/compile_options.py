@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calumma import tvm_compat
+from calumma.artifact import cpu
 from calumma.core.errors import InputError
 from calumma.core.values import PRECISIONS, Hardware
 
@@ -65,5 +66,23 @@ class CompileOptions:
         if self.precision != PRECISIONS[0] and not tvm_compat.has_bfloat16(hardware):
             raise InputError(
                 f"precision={self.precision!r}: {hardware.mcpu} has no AVX512_BF16, which it needs; use fp32"
+            )
+        return hardware
+
+    def measurable_hardware(self) -> Hardware:
+        """Describe the CPU to compile for, which has to be one whose code runs on this machine; loads TVM.
+
+        Raises:
+            InputError: as for `hardware`, or this machine lacks some of its instructions.
+        """
+        hardware = self.hardware()
+        needed, present = (
+            cpu.required_flags(tvm_compat.target_features(name)) for name in (hardware.mcpu, tvm_compat.host_mcpu())
+        )
+        missing = sorted(set(needed) - set(present))
+        if missing:
+            raise InputError(
+                f"mcpu={self.mcpu!r}: this machine lacks {', '.join(missing)}, so nothing can be measured here; use "
+                "compile"
             )
         return hardware
