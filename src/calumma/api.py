@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,11 +237,7 @@ def tune(
         result = session.run()
     configs = {task.workload: task.config for task in result.tasks}
     latencies_s = {task.workload: task.latency_s for task in result.tasks if task.latency_s is not None}
-    if result.contest is not None and contest.winner is not None:
-        lowered = replace(contest.winner.lowered, metadata=prepared.metadata(configs, latencies_s))
-        compiled = replace(contest.winner, lowered=lowered)
-    else:
-        compiled = compile_model(prepared, configs, latencies_s)
+    compiled = contest.compiled(configs, latencies_s, decided=result.contest is not None)
     if destination is not None:
         with prepared.phase("save"):
             compiled.save(destination)
