@@ -6,11 +6,9 @@ Latencies and durations are in seconds wherever a name ends in `_s`. Everything 
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,22 +20,22 @@ from calumma.core.contraction import FLOAT32
 from calumma.core.errors import InputError
 from calumma.core.outputs import FileKind, check_output
 from calumma.core.rng import check_seed
-from calumma.core.values import COLLECTION, Budget, KnobValue
-from calumma.pipeline import CompiledModel, CompileOptions
+from calumma.core.values import Budget
+from calumma.pipeline import CompileOptions
 from calumma.pipeline.compiled import compile_model
 from calumma.pipeline.destination import check_destination
+from calumma.results import CompileResult, LearnResult, TaskListing, TaskRow, TuneResult, task_rows
 
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
-    from calumma.pipeline.preparation import PreparedModel
+    from calumma.pipeline.preparation import Configs, PreparedModel
     from calumma.prior.collect import CollectProgress, CollectResult
-    from calumma.prior.weights import Prior
-    from calumma.tuner import ModelContest, TaskResult
     from calumma.tuner.events import Listener
 
 __all__ = [
     "CompileResult",
     "InferenceSession",
+    "LearnResult",
     "TaskListing",
     "TaskRow",
     "TuneResult",
@@ -56,105 +54,6 @@ DEFAULT_COLLECTION = Budget(seconds=600.0)
 CACHE_STATE = "cold"
 """In which workloads are measured that belong to no model: weights have usually left the caches when a kernel's turn
 comes again."""
-
-
-@dataclass(frozen=True)
-class TaskRow:
-    """One task of a model, before anything is measured."""
-
-    name: str
-    workload: str
-    anchor: str
-    """Template of its design space."""
-    arguments: tuple[tuple[tuple[int, ...], str], ...]
-    """Shape and dtype of every argument, outputs last."""
-    weight: int
-    """Calls per run of the model."""
-    gflop: float
-    """Of one call."""
-    megabytes: float
-    """Inputs and outputs of one call, each counted once."""
-    intensity: float
-    """flops per byte."""
-    bound_ms: float
-    """Roofline bound of one call."""
-    space_size: int
-    knobs: Mapping[str, int]
-    """Knob -> number of its values."""
-    default: Mapping[str, KnobValue]
-
-
-@dataclass(frozen=True)
-class TaskListing:
-    """What would be tuned."""
-
-    rows: tuple[TaskRow, ...]
-    layout_transforms: int
-    """Kernels left that only change the layout of an activation."""
-    peak_gflop_per_s: float
-    machine: str
-    """How the probed peak agrees with flops per cycle x clock, one line."""
-    import_s: float
-    phases_s: Mapping[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Built(CompiledModel):
-    """A model that has become an artifact."""
-
-    path: Path | None
-    """Where the artifact was saved."""
-    phases_s: Mapping[str, float]
-    """Seconds by what they were spent on, tuning included."""
-    import_s: float
-    """Seconds from the model file to fused tasks, without imports."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompileResult(_Built):
-    """A compiled model."""
-
-    tasks: tuple[TaskRow, ...]
-    recorded: int
-    """Tasks whose schedule comes from the database."""
-    prior: str | None = None
-    """Name of the prior that was asked about the others; None if there was none."""
-    predicted: int = 0
-    """Tasks whose schedule comes from the prior instead of the defaults."""
-    note: str = ""
-    """Why no prior was asked, one line; empty if one was, or none was wanted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneResult(_Built):
-    """A tuned and compiled model."""
-
-    session: str
-    """Id of the tuning session in the database."""
-    tasks: tuple[TaskResult, ...]
-    contest: ModelContest | None
-    """How the tuned model did against the default one; the faster one is the result."""
-    interrupted: bool
-    """Ctrl-C ended the session; the artifact holds the best so far."""
-    prior: str | None = None
-    """Name of the prior whose best predictions were tried first; None if there was none."""
-    note: str = ""
-    """Why there was none, one line; empty if there was one, or none was wanted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnResult:
-    """A prior and what it was learnt from."""
-
-    prior: Prior = field(repr=False)
-    path: Path
-    """Where it was saved."""
-    rows: int
-    """Configurations learnt from."""
-    workloads: int
-    left_out: Mapping[str, int]
-    """Reason -> records that were not learnt from."""
-    seconds: float
 
 
 def compile(
@@ -212,31 +111,24 @@ def compile(
     on_phase("load")
     with _store(database) as store:
         prepared = _prepare(model, options, on_phase)
-        from calumma.pipeline.recorded import recorded_configs
         from calumma.prior import zero_shot
 
         with prepared.phase("records"):
-            records = store.records(
-                workloads=[task.workload.hash for task in prepared.tasks],
-                hardware=prepared.hardware.fingerprint,
-                threads=prepared.threads,
-                cache_state=prepared.cache_state,
-                toolchain=tvm_compat.toolchain(),
-            )
-            defaults_won = _tuned_lost(prepared, store)
-            recorded = {} if defaults_won else recorded_configs(prepared, records)
+            recorded, measured, defaults_won = _recorded(prepared, store)
     with prepared.phase("prior"):
         predictor, note = zero_shot.predictor_for(prepared, prior)
-        measured = {record.candidate.workload.hash for record in records}
         predicted = {} if predictor is None or defaults_won else zero_shot.choices(prepared, predictor, measured)
-    compiled = _saved(prepared, compile_model(prepared, {**predicted, **recorded}), destination)
+    compiled = compile_model(prepared, {**predicted, **recorded})
+    if destination is not None:
+        with prepared.phase("save"):
+            compiled.save(destination)
     return CompileResult(
         path=destination,
         phases_s=dict(prepared.phases_s),
         import_s=prepared.import_s,
         executable=compiled.executable,
         lowered=compiled.lowered,
-        tasks=_rows(prepared),
+        tasks=task_rows(prepared),
         recorded=len(recorded),
         prior=None if predictor is None else predictor.prior.name,
         predicted=len(predicted),
@@ -294,7 +186,7 @@ def tune(
         raise InputError(f"strategy={strategy!r}: there is no such strategy; one of {', '.join(strategy_names())}")
     check_seed(seed)
     destination = check_destination(output, model, overwrite)
-    budget = _budget(budget)
+    budget = durations.budget(budget)
     options = CompileOptions(
         example_inputs=example_inputs,
         shapes=shapes,
@@ -306,12 +198,7 @@ def tune(
     count = options.set_threads()
     on_phase = _phase_listener(on_event)
     on_phase("load")
-    target = options.target()
-    missing = sorted(set(target.flags) - set(tvm_compat.target_for().flags))
-    if missing:
-        raise InputError(
-            f"mcpu={mcpu!r}: this machine lacks {', '.join(missing)}, so nothing can be measured here; use compile"
-        )
+    target = options.measurable_target()
     with _store(database) as store, closing(LocalRunner(target, count)) as runner:
         prepared = _prepare(model, options, on_phase)
         runner.cache_state = prepared.cache_state
@@ -351,12 +238,10 @@ def tune(
         result = session.run()
     configs = {task.workload: task.config for task in result.tasks}
     latencies_s = {task.workload: task.latency_s for task in result.tasks if task.latency_s is not None}
-    if result.contest is not None and contest.winner is not None:
-        lowered = replace(contest.winner.lowered, metadata=prepared.metadata(configs, latencies_s))
-        compiled = replace(contest.winner, lowered=lowered)
-    else:
-        compiled = compile_model(prepared, configs, latencies_s)
-    _saved(prepared, compiled, destination)
+    compiled = contest.compiled(configs, latencies_s, decided=result.contest is not None)
+    if destination is not None:
+        with prepared.phase("save"):
+            compiled.save(destination)
     phases = dict(prepared.phases_s)
     for name, seconds in result.phases_s.items():
         phases[f"tune.{name}"] = seconds
@@ -397,7 +282,7 @@ def tasks(
         CompileOptions(example_inputs=example_inputs, shapes=shapes, threads=threads, mcpu=mcpu, precision=precision),
     )
     return TaskListing(
-        _rows(prepared),
+        task_rows(prepared),
         prepared.graph.layout_transforms,
         prepared.limits.peak_flops / 1e9,
         prepared.limits.note,
@@ -442,7 +327,7 @@ def collect(
     Raises:
         InputError: a setting, a model or the database cannot be used; says what to do.
     """
-    limits = _budget(budget)
+    limits = durations.budget(budget)
     count = tvm_compat.set_threads(threads)
     target = tvm_compat.target_for()
     from calumma.measure import LocalRunner
@@ -540,22 +425,13 @@ def learn(
         check_output(Path(save_data), FileKind("a data set of calumma", archives.is_archive))
     hardware, toolchain = tvm_compat.target_for().hardware, tvm_compat.toolchain()
     left_out = learning.excluded(Path(exclude)) if exclude is not None else frozenset()
-    learnt = dataset.Dataset(hardware, toolchain, (), {})
-    for database in databases or (None,):
-        with _store(database, create=False) as store:
-            found = dataset.from_records(
-                store.records(),
-                hardware=hardware,
-                toolchain=toolchain,
-                networks={s.id: s.model for s in store.sessions() if s.options.get("kind") != COLLECTION},
-                exclude=left_out,
-            )
-        say(f"{found.rows} configurations of {len(found.workloads)} workloads in {database or 'your own database'}")
-        learnt = learnt.merged(found)
-    known = library.data_for(data, hardware, toolchain)
-    if known is not None:
-        say(f"{known.rows} configurations of {len(known.workloads)} workloads in the data set {data}")
-        learnt = learnt.merged(known.without(left_out))
+
+    def stores() -> Iterator[tuple[str, Store]]:
+        for database in databases or (None,):
+            with _store(database, create=False) as store:
+                yield str(database or "your own database"), store
+
+    learnt = learning.gather(stores(), data, hardware, toolchain, exclude=left_out, say=say)
     prior = learning.learn(learnt, library.name_of(path), seed=seed, say=say)
     path.parent.mkdir(parents=True, exist_ok=True)
     if save_data is not None:
@@ -585,61 +461,28 @@ def _phase_listener(on_event: Listener | None) -> Callable[[str], None]:
     return lambda name: None if on_event is None else on_event(PhaseStarted(name))
 
 
-def _saved(prepared: PreparedModel, compiled: CompiledModel, destination: Path | None) -> CompiledModel:
-    """The model, saved where it is wanted as a file."""
-    if destination is not None:
-        with prepared.phase("save"):
-            compiled.save(destination)
-    return compiled
+def _recorded(prepared: PreparedModel, store: Store) -> tuple[Configs, Collection[str], bool]:
+    """What the records say of a model's tasks: the schedules to use, which workloads were measured at all, and whether
+    the model as a whole was better off with the defaults, so that there are none to use."""
+    from calumma.pipeline.recorded import recorded_configs
+    from calumma.tuner.summary import tuned_lost
 
-
-def _rows(prepared: PreparedModel) -> tuple[TaskRow, ...]:
-    rows = []
-    for task in prepared.tasks:
-        space = prepared.spaces[task.workload.hash]
-        rows.append(
-            TaskRow(
-                name=task.name,
-                workload=task.workload.hash,
-                anchor=task.anchor,
-                arguments=task.arguments,
-                weight=task.weight,
-                gflop=task.flops / 1e9,
-                megabytes=task.size_bytes / 1e6,
-                intensity=task.intensity,
-                bound_ms=prepared.bounds[task.workload.hash] * 1e3,
-                space_size=space.size,
-                knobs={knob.name: len(knob.values) for knob in space.knobs},
-                default=prepared.defaults[task.workload.hash],
-            )
-        )
-    return tuple(rows)
-
-
-def _tuned_lost(prepared: PreparedModel, store: Store) -> bool:
-    """Whether the tuned model lost against the default one when it was last tuned in the same way on this CPU."""
-    from calumma.tuner import ModelContest
-
-    for session in reversed(store.sessions()):
-        summary, options = session.summary or {}, session.options
-        same = (
-            options.get("threads"),
-            options.get("mcpu"),
-            options.get("tolerance"),
-            options.get("precision", FLOAT32.name),
-        ) == (prepared.threads, prepared.hardware.mcpu, prepared.tolerance, prepared.precision)
-        if session.model_hash == prepared.model_hash and same and summary.get("contest") is not None:
-            return not ModelContest(**summary["contest"]).tuned_wins
-    return False
-
-
-def _budget(budget: Budget | float | str) -> Budget:
-    """The budget as limits that make sense."""
-    limits = budget if isinstance(budget, Budget) else Budget(seconds=durations.seconds(budget))
-    for name, limit in (("seconds", limits.seconds), ("trials", limits.trials)):
-        if limit is not None and not 0 < limit < math.inf:
-            raise InputError(f"budget: {name} is {limit!r}; give more than 0, or a Budget without that limit")
-    return limits
+    records = store.records(
+        workloads=[task.workload.hash for task in prepared.tasks],
+        hardware=prepared.hardware.fingerprint,
+        threads=prepared.threads,
+        cache_state=prepared.cache_state,
+        toolchain=tvm_compat.toolchain(),
+    )
+    same = {
+        "threads": prepared.threads,
+        "mcpu": prepared.hardware.mcpu,
+        "tolerance": prepared.tolerance,
+        "precision": prepared.precision,
+    }
+    defaults_won = tuned_lost(store.sessions(), prepared.model_hash, same)
+    measured = {record.candidate.workload.hash for record in records}
+    return {} if defaults_won else recorded_configs(prepared, records), measured, defaults_won
 
 
 def _store(database: str | PathLike[str] | Store | None, create: bool = True) -> AbstractContextManager[Store]:

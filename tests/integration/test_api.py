@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -25,6 +24,7 @@ from calumma.core.values import Budget, Status
 from calumma.database import MemoryStore, SqlStore
 from calumma.tuner import ModelContest
 from calumma.tuner.events import PhaseStarted, SessionFinished, SessionStarted, TrialsDone
+from calumma.tuner.summary import tuned_lost
 from calumma.tuner.trial_runner import REMEASURED
 from tests.onnx_models import Model, assert_close, reference
 
@@ -372,25 +372,26 @@ def test_a_tolerance_holds_for_defaults_trials_and_records():
 
 def test_records_of_schedules_that_lost_as_a_model_are_left_alone():
     store = MemoryStore()
-    prepared = SimpleNamespace(
-        model_hash="m", threads=2, target=SimpleNamespace(mcpu="znver5"), tolerance=None, precision="fp32"
-    )
+    same = {"threads": 2, "mcpu": "znver5", "tolerance": None, "precision": "fp32"}
+
+    def lost():
+        return tuned_lost(store.sessions(), "m", same)
 
     def tuned(ratio, model_hash="m", threads=2, **options):
         session = store.start_session("network", model_hash, {"threads": threads, "mcpu": "znver5", **options})
         contest = None if ratio is None else asdict(ModelContest(tuned_s=ratio, default_s=1.0, ratio=ratio, rounds=5))
         store.finish_session(session, {"contest": contest})
 
-    assert not api._tuned_lost(prepared, store)
+    assert not lost()
     tuned(1.1)
-    assert api._tuned_lost(prepared, store)
+    assert lost()
     tuned(None)
     tuned(0.9, threads=4)
     tuned(0.9, model_hash="another")
     tuned(0.9, precision="bf16")
-    assert api._tuned_lost(prepared, store)
+    assert lost()
     tuned(0.9)
-    assert not api._tuned_lost(prepared, store)
+    assert not lost()
 
 
 def test_what_a_listener_raises_ends_the_session_and_keeps_its_records(tmp_path):

@@ -54,7 +54,9 @@ def test_no_room_for_temporary_files(model: Path, place: Path, tmp_path: Path) -
     out = tmp_path / "out.so"
     out.write_bytes(b"the artifact of yesterday")
     disk = small_disk(place, 16)
-    done = calumma("compile", model, "-o", out, "--db", tmp_path / "db.sqlite", prefix=disk, TMPDIR=str(place))
+    done = calumma(
+        "compile", model, "-o", out, "--force", "--db", tmp_path / "db.sqlite", prefix=disk, TMPDIR=str(place)
+    )
     assert_refused(done, "cannot link the artifact")
     assert out.read_bytes() == b"the artifact of yesterday"
 

@@ -75,3 +75,18 @@ class CompileOptions:
                 f"use {FLOAT32.name}"
             )
         return target
+
+    def measurable_target(self) -> Target:
+        """Describe the CPU to compile for, which has to be one whose code runs on this machine; loads TVM.
+
+        Raises:
+            InputError: as for `target`, or this machine lacks some of its instructions.
+        """
+        target = self.target()
+        missing = sorted(set(target.flags) - set(tvm_compat.target_for().flags))
+        if missing:
+            raise InputError(
+                f"mcpu={self.mcpu!r}: this machine lacks {', '.join(missing)}, so nothing can be measured here; use "
+                "compile"
+            )
+        return target

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from calumma import tvm_compat
 from calumma.core.errors import InputError
+from calumma.core.protocols import Store
+from calumma.core.values import COLLECTION, Hardware
 from calumma.cost_model.base import aligned
-from calumma.prior import features, training
-from calumma.prior.dataset import Dataset, Group
+from calumma.prior import features, library, training
+from calumma.prior.dataset import Dataset, Group, from_records
 from calumma.prior.forest import Floats
 from calumma.prior.predictor import Gains, gains_over
 from calumma.prior.training import Sample, TrainingSettings
@@ -77,6 +79,45 @@ class Judgement:
     """The same for the template's default; None if it was not measured."""
     correlation: float
     """Spearman's, of predicted and true latencies."""
+
+
+def gather(
+    stores: Iterable[tuple[str, Store]],
+    data: str,
+    hardware: Hardware,
+    toolchain: str,
+    *,
+    exclude: Collection[str] = frozenset(),
+    say: Callable[[str], None] = lambda line: None,
+) -> Dataset:
+    """Take together what can be learnt for a machine.
+
+    Args:
+        stores: records, and what to call where they come from.
+        data: a data set to add, as in `library.data_for`.
+        hardware, toolchain: of the machine.
+        exclude: hashes of workloads to leave out.
+        say: called with a line about every part.
+
+    Raises:
+        InputError: the data set cannot be used.
+    """
+    gathered = Dataset(hardware, toolchain, (), {})
+    for name, store in stores:
+        found = from_records(
+            store.records(),
+            hardware=hardware,
+            toolchain=toolchain,
+            networks={s.id: s.model for s in store.sessions() if s.options.get("kind") != COLLECTION},
+            exclude=exclude,
+        )
+        say(f"{found.rows} configurations of {len(found.workloads)} workloads in {name}")
+        gathered = gathered.merged(found)
+    known = library.data_for(data, hardware, toolchain)
+    if known is not None:
+        say(f"{known.rows} configurations of {len(known.workloads)} workloads in the data set {data}")
+        gathered = gathered.merged(known.without(exclude))
+    return gathered
 
 
 def examples(dataset: Dataset) -> list[Example]:

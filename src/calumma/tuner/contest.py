@@ -7,11 +7,14 @@ A set of schedules that wins task by task and loses as a model is not worth havi
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from statistics import median
 
 from calumma.artifact import Artifact, build
 from calumma.measure import verification
 from calumma.pipeline import CompiledModel
+from calumma.pipeline.compiled import compile_model
 from calumma.pipeline.preparation import Configs, PreparedModel
 from calumma.tuner.result import ModelContest
 
@@ -65,6 +68,18 @@ class Contest:
         )
         self.winner = built[0 if outcome.tuned_wins else 1]
         return outcome
+
+    def compiled(self, configs: Configs, latencies_s: Mapping[str, float], *, decided: bool) -> CompiledModel:
+        """The model to keep.
+
+        Args:
+            configs, latencies_s: what the session decided, for the model's metadata.
+            decided: whether the contest came to its end; otherwise the model is built from `configs`.
+        """
+        if self.winner is None or not decided:
+            return compile_model(self._model, configs, latencies_s)
+        lowered = replace(self.winner.lowered, metadata=self._model.metadata(configs, latencies_s))
+        return replace(self.winner, lowered=lowered)
 
     def _build(self, configs: Configs) -> CompiledModel:
         lowered = self._model.lowered(configs)

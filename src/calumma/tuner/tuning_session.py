@@ -97,6 +97,7 @@ class TuningSession:
         if repeated:
             raise InputError(f"workload {repeated[0]} was given twice: merge equal tasks and add their weights")
         self._store = store
+        self._strategy = strategy
         self._seed = seed
         self._model, self._model_hash = model, model_hash
         self._options = {"strategy": strategy, "seed": seed, **(options or {})}
@@ -108,20 +109,7 @@ class TuningSession:
         self._spending = Spending(budget, self._settings, self._phases, contest=contest is not None)
         self._trials = TrialRunner(runner, store, self._phases, hardware=hardware, toolchain=toolchain, seed=seed)
         self._verifier = Verifier(self._trials, self._settings.min_gain)
-        guides = self._guides(tasks, known or {})
-        self._states = [
-            TaskState(
-                task,
-                space,
-                make_strategy(
-                    strategy, seen, generator(seed, "search", task.workload.hash), model=ChargedModel(m, self._phases)
-                ),
-                bounds.get(task.workload.hash),
-            )
-            for (task, space), (seen, m) in zip(tasks, guides, strict=True)
-        ]
-        for state in self._states:
-            state.first = [key_of(state.space.encode(config)) for config in (first or {}).get(state.hash, ())]
+        self._states = self._task_states(tasks, bounds, first or {}, known or {})
         self._by_hash = {state.hash: state for state in self._states}
         self._allocator = Allocator(self._states, self._settings.near_bound)
         self._final_check = FinalCheck(
@@ -169,6 +157,25 @@ class TuningSession:
         return result
 
     # Beginning
+
+    def _task_states(
+        self,
+        tasks: Sequence[tuple[Task, DesignSpace]],
+        bounds: Mapping[str, float],
+        first: Mapping[str, Sequence[Mapping[str, KnobValue]]],
+        known: Mapping[str, TaskPredictor],
+    ) -> list[TaskState]:
+        """Every task with a strategy of its own; arguments as for the session."""
+        states = []
+        for (task, space), (seen, model) in zip(tasks, self._guides(tasks, known), strict=True):
+            key = task.workload.hash
+            strategy = make_strategy(
+                self._strategy, seen, generator(self._seed, "search", key), model=ChargedModel(model, self._phases)
+            )
+            state = TaskState(task, space, strategy, bounds.get(key))
+            state.first = [key_of(space.encode(config)) for config in first.get(key, ())]
+            states.append(state)
+        return states
 
     def _guides(
         self, tasks: Sequence[tuple[Task, DesignSpace]], known: Mapping[str, TaskPredictor]
