@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from calumma.core.errors import InputError
-from calumma.prior.networks import Layer, Window, networks, same
+from calumma.prior.networks import Layer, Window, networks
 from calumma.prior.sampling import SHARES, LayerSampler, feasible, in_turn
 from calumma.prior.workloads import drawn_workloads, model_workloads, realise
 from calumma.space import design_space
@@ -68,7 +68,9 @@ def test_every_layer_of_every_network_has_its_familys_attributes() -> None:
     assert all(len(forms) == 1 for forms in attributes.values())
 
 
-@pytest.mark.parametrize("window", [Window((3, 3), 2, 1, (1, 1)), Window((1, 7), 1, 1, (0, 3)), same(3, 1, 6)])
+@pytest.mark.parametrize(
+    "window", [Window((3, 3), 2, 1, (1, 1)), Window((1, 7), 1, 1, (0, 3)), Window((3, 3), 1, 6, (6, 6))]
+)
 def test_a_window_is_read_as_it_is_written(window: Window) -> None:
     assert Window.parse(str(window)) == window
 
@@ -181,14 +183,14 @@ def test_layers_have_the_workloads_of_a_real_model(tmp_path: Path) -> None:
     def layer(family: str, **values: int | str) -> Layer:
         return Layer(family, tuple(values.items()))
 
-    relu, plane = "bias,relu", str(same(3))
+    relu, plane = "bias,relu", "3x3/1d1p1"
     layers = [
-        layer("first", window=str(same(3, 2)), size=32, inputs=3, outputs=32, epilogue=relu),
+        layer("first", window="3x3/2d1p1", size=32, inputs=3, outputs=32, epilogue=relu),
         layer("pool", form="max 3x3/2d1p1", size=16, inputs=32),
         layer("conv", window=plane, size=8, inputs=32, outputs=32, epilogue=relu),
         layer("conv", window=plane, size=8, inputs=32, outputs=32, epilogue="bias,add,relu"),
-        layer("pointwise", window=str(same(1)), size=8, inputs=32, outputs=96, epilogue=relu),
-        layer("depthwise", window=str(same(3, 2)), size=8, inputs=96, epilogue=relu),
+        layer("pointwise", window="1x1/1d1p0", size=8, inputs=32, outputs=96, epilogue=relu),
+        layer("depthwise", window="3x3/2d1p1", size=8, inputs=96, epilogue=relu),
         layer("pool", form="mean", size=4, inputs=96),
         layer("dense", form="vector", rows=1, inputs=96, outputs=10, epilogue="bias"),
     ]
