@@ -26,7 +26,8 @@ from calumma.core.protocols import DesignSpace
 from calumma.core.rng import generator
 from calumma.prior import library
 from calumma.prior.predictor import Predictor
-from calumma.search.ppo import PpoSettings, save_policy, train_policy
+from calumma.search.policies import save_policy
+from calumma.search.ppo import PpoSettings, train_policy
 from calumma.search.strategy import Score
 
 _TEMPLATES = ("conv2d", "depthwise_conv2d", "matmul")

@@ -15,22 +15,17 @@ from calumma.core.errors import InputError
 from calumma.core.protocols import Indices
 from calumma.core.rng import generator
 from calumma.search import History, SearchStats, make_strategy
+from calumma.search.policies import Observer, Policy, SharedPolicy, SpacePolicy, load_policy, save_policy
 from calumma.search.ppo import (
     Learner,
-    Observer,
-    Policy,
     PolicyExplorer,
     PpoSettings,
     Rollout,
-    SharedPolicy,
-    SpacePolicy,
     _Adam,
     advantages,
     clipped_loss,
     entropy_per_knob,
-    load_policy,
     masked_log_softmax,
-    save_policy,
     train_policy,
 )
 from tests.conformance.test_design_space_contract import ToySpace
@@ -340,7 +335,8 @@ def test_without_torch_only_the_learning_strategies_are_refused(monkeypatch: pyt
     import sys
 
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "calumma.search.ppo")
+    for module in ("policies", "ppo"):
+        monkeypatch.delitem(sys.modules, f"calumma.search.{module}")
     with pytest.raises(InputError, match=r"'rl\+as' learns with torch.*calumma\[torch\]"):
         make_strategy("rl+as", SPACE, generator(0, "test"))
     assert len(make_strategy("sa+as", SPACE, generator(0, "test")).ask(4)) == 4

@@ -11,7 +11,7 @@ import pytest
 from calumma.core.errors import InputError
 from calumma.operators import design_space
 from calumma.operators.samples import Layer, LayerWindow
-from calumma.prior.networks import networks, same
+from calumma.prior.networks import networks
 from calumma.prior.sampling import SHARES, LayerSampler, feasible, in_turn
 from calumma.prior.workloads import drawn_workloads, model_workloads, realise
 from calumma.tvm_compat import target_for
@@ -70,7 +70,7 @@ def test_every_layer_of_every_network_has_its_familys_attributes() -> None:
 
 
 @pytest.mark.parametrize(
-    "window", [LayerWindow((3, 3), 2, 1, (1, 1)), LayerWindow((1, 7), 1, 1, (0, 3)), same(3, 1, 6)]
+    "window", [LayerWindow((3, 3), 2, 1, (1, 1)), LayerWindow((1, 7), 1, 1, (0, 3)), LayerWindow((3, 3), 1, 6, (6, 6))]
 )
 def test_a_window_is_read_as_it_is_written(window: LayerWindow) -> None:
     assert LayerWindow.parse(str(window)) == window
@@ -184,14 +184,14 @@ def test_layers_have_the_workloads_of_a_real_model(tmp_path: Path) -> None:
     def layer(family: str, **values: int | str) -> Layer:
         return Layer(family, tuple(values.items()))
 
-    relu, plane = "bias,relu", str(same(3))
+    relu, plane = "bias,relu", "3x3/1d1p1"
     layers = [
-        layer("first", window=str(same(3, 2)), size=32, inputs=3, outputs=32, epilogue=relu),
+        layer("first", window="3x3/2d1p1", size=32, inputs=3, outputs=32, epilogue=relu),
         layer("pool", form="max 3x3/2d1p1", size=16, inputs=32),
         layer("conv", window=plane, size=8, inputs=32, outputs=32, epilogue=relu),
         layer("conv", window=plane, size=8, inputs=32, outputs=32, epilogue="bias,add,relu"),
-        layer("pointwise", window=str(same(1)), size=8, inputs=32, outputs=96, epilogue=relu),
-        layer("depthwise", window=str(same(3, 2)), size=8, inputs=96, epilogue=relu),
+        layer("pointwise", window="1x1/1d1p0", size=8, inputs=32, outputs=96, epilogue=relu),
+        layer("depthwise", window="3x3/2d1p1", size=8, inputs=96, epilogue=relu),
         layer("pool", form="mean", size=4, inputs=96),
         layer("dense", form="vector", rows=1, inputs=96, outputs=10, epilogue="bias"),
     ]

@@ -149,7 +149,8 @@ def _adaptive(parts: _Parts, **settings: Any) -> Sampler:
 
 def _learnt(parts: _Parts, **settings: Any) -> Explorer:
     try:
-        from calumma.search.ppo import PolicyExplorer, PpoSettings, load_policy
+        from calumma.search.policies import load_policy
+        from calumma.search.ppo import PolicyExplorer, PpoSettings
     except ModuleNotFoundError as missing:
         raise InputError(
             f"strategy {parts.name!r} learns with torch, and {missing.name} is not installed: "
