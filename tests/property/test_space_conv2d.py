@@ -12,7 +12,7 @@ from calumma.frontend.operators import conv
 from calumma.frontend.operators.conv import Window
 from calumma.space.conv2d import Conv2dSpace
 from calumma.tvm_compat import prefetch
-from tests import reference
+from tests import isas, reference
 from tests.prim_funcs import check_space, prim_func
 
 
@@ -52,7 +52,8 @@ CASES = {
 }
 
 
-def _check(case: Case, lanes: int, hardware, n: int) -> None:
+def _check(case: Case, isa: str, n: int) -> None:
+    lanes = isas.lanes(isa)
     data = reference.random(case.batch, case.channels, *case.size)
     weight = reference.random(case.out_channels, case.channels // case.groups, *case.window.kernel)
     slots, out_slots = (reference.identity_slots(c, lanes) for c in (case.channels, case.out_channels))
@@ -62,17 +63,18 @@ def _check(case: Case, lanes: int, hardware, n: int) -> None:
     # What a hole of the input holds must not matter.
     blocked = reference.block(data, slots, lanes, hole=7.0)
     func = prim_func(lambda x, w: conv.conv2d(x, w, case.window, band), blocked.shape, packed.shape)
-    check_space(Conv2dSpace, func, [blocked, packed], expected, hardware, n)
+    check_space(Conv2dSpace, func, [blocked, packed], expected, isas.hardware(isa), n)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_configuration_is_right(name):
-    _check(CASES[name], 16, tvm_compat.hardware_for(), n=10)
+    _check(CASES[name], isas.NATIVE, n=10)
 
 
+@pytest.mark.parametrize("isa", isas.NARROWER)
 @pytest.mark.parametrize("name", ["3x3, a width without divisors", "2 groups", "one pixel, a prime number of blocks"])
-def test_narrow_vectors(name):
-    _check(CASES[name], 8, tvm_compat.hardware_for("x86-64-v3"), n=6)
+def test_narrow_vectors(name, isa):
+    _check(CASES[name], isa, n=4)
 
 
 GATHERED = {
@@ -84,11 +86,11 @@ GATHERED = {
 }
 
 
-@pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
+@pytest.mark.parametrize("isa", isas.ISAS)
 @pytest.mark.parametrize("name", GATHERED)
-def test_gathered_groups(name, lanes, mcpu):
+def test_gathered_groups(name, isa):
     """The input lies in any order with holes anywhere; the output's order is any too."""
-    case = GATHERED[name]
+    case, lanes = GATHERED[name], isas.lanes(isa)
     rng = np.random.default_rng(0)
     data = reference.random(case.batch, case.channels, *case.size)
     weight = reference.random(case.out_channels, case.channels // case.groups, *case.window.kernel)
@@ -108,30 +110,33 @@ def test_gathered_groups(name, lanes, mcpu):
             dtypes=["float32", "float32", "int32"],
         )
         inputs = [blocked, packed, gathering.table]
-        check_space(Conv2dSpace, func, inputs, expected, tvm_compat.hardware_for(mcpu), n=3)
+        check_space(Conv2dSpace, func, inputs, expected, isas.hardware(isa), n=3)
 
 
-@pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
+@pytest.mark.parametrize("isa", isas.ISAS)
 @pytest.mark.parametrize("kernel, stride", [(7, 2), (1, 1)])
-def test_first_layer(lanes, mcpu, kernel, stride):
+def test_first_layer(isa, kernel, stride):
+    lanes = isas.lanes(isa)
     window = _window(kernel, stride, padding=(kernel // 2,) * 4)
     data, weight = reference.random(1, 3, 15, 17), reference.random(24, 3, kernel, kernel)
     packed = conv.pack_plain_conv_weight(weight, lanes)
     slots = reference.identity_slots(24, lanes)
     expected = reference.block(reference.conv2d(data, weight, window), slots, lanes)
     func = prim_func(lambda x, w: conv.conv2d_plain(x, w, window), data.shape, packed.shape)
-    check_space(Conv2dSpace, func, [data, packed], expected, tvm_compat.hardware_for(mcpu), n=8)
+    check_space(Conv2dSpace, func, [data, packed], expected, isas.hardware(isa), n=8)
 
 
+@pytest.mark.parametrize("isa", isas.ISAS)
 @pytest.mark.parametrize("width", [6, 17])
-def test_bias_residual_and_relu_are_fused(width):
+def test_bias_residual_and_relu_are_fused(width, isa):
+    lanes = isas.lanes(isa)
     data, weight = reference.random(1, 16, 5, width), reference.random(32, 16, 3, 3)
-    bias, residual = reference.random(1, 2, 1, 1, 16), reference.random(1, 2, 5, width, 16)
-    slots, out_slots = reference.identity_slots(16, 16), reference.identity_slots(32, 16)
-    band = conv.band_of(32, 16, 1, 1, 16)
-    packed = conv.pack_conv_weight(weight, slots, 1, band, 16)
-    blocked = reference.block(data, slots, 16)
-    product = reference.block(reference.conv2d(data, weight, SAME), out_slots, 16)
+    bias, residual = reference.random(1, 32 // lanes, 1, 1, lanes), reference.random(1, 32 // lanes, 5, width, lanes)
+    slots, out_slots = reference.identity_slots(16, lanes), reference.identity_slots(32, lanes)
+    band = conv.band_of(32, 16, 1, 16 // lanes, lanes)
+    packed = conv.pack_conv_weight(weight, slots, 1, band, lanes)
+    blocked = reference.block(data, slots, lanes)
+    product = reference.block(reference.conv2d(data, weight, SAME), out_slots, lanes)
 
     def layer(x, w, b, r):
         return topi.nn.relu(topi.add(topi.add(conv.conv2d(x, w, SAME, band), b), r))
@@ -139,7 +144,7 @@ def test_bias_residual_and_relu_are_fused(width):
     inputs = [blocked, packed, bias, residual]
     func = prim_func(layer, *(i.shape for i in inputs))
     expected = np.maximum(product + bias + residual, 0)
-    check_space(Conv2dSpace, func, inputs, expected, tvm_compat.hardware_for(), n=12)
+    check_space(Conv2dSpace, func, inputs, expected, isas.hardware(isa), n=12 if isa == isas.NATIVE else 4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"order": "ic,kh,lane,kw"}, {"accumulate": "plane"}])
