@@ -14,7 +14,7 @@ from calumma.space.conv2d import Conv2dSpace
 from calumma.space.matmul import MatmulSpace
 from calumma.space.winograd import WinogradSpace
 from calumma.tvm_compat import codegen
-from tests import reference
+from tests import isas, reference
 from tests.prim_funcs import apply, check_space, prim_func
 
 NARROW = ("bfloat16", "bfloat16")
@@ -26,7 +26,7 @@ WINDOWS = {
     "rectangular": Window((1, 5), (1, 2), (1, 1), (0, 2, 0, 2)),
 }
 needs_dot_products = pytest.mark.skipif(
-    not tvm_compat.has_bfloat16(tvm_compat.hardware_for()), reason="this CPU has no AVX512_BF16"
+    not tvm_compat.has_bfloat16(isas.hardware()), reason="this CPU has no AVX512_BF16"
 )
 
 
@@ -53,7 +53,7 @@ def test_convolutions(name, channels):
     window = WINDOWS[name]
     data, packed, expected, band = convolution(channels, 48, (7, 9), window)
     func = prim_func(lambda x, w: conv.conv2d(x, w, window, band), data.shape, packed.shape, dtypes=NARROW)
-    check_space(Conv2dSpace, func, [data, packed], expected, tvm_compat.hardware_for(), n=8, tolerance=1e-4)
+    check_space(Conv2dSpace, func, [data, packed], expected, isas.hardware(), n=8, tolerance=1e-4)
 
 
 @needs_dot_products
@@ -67,7 +67,7 @@ def test_epilogues_read_and_write_bfloat16():
     inputs = [data, packed, residual]
     func = prim_func(layer, *(i.shape for i in inputs), dtypes=(*NARROW, "bfloat16"))
     expected = rounded(np.maximum(product + residual.astype("float32"), 0)).astype("float32")
-    check_space(Conv2dSpace, func, inputs, expected, tvm_compat.hardware_for(), n=6, tolerance=1e-2)
+    check_space(Conv2dSpace, func, inputs, expected, isas.hardware(), n=6, tolerance=1e-2)
 
 
 @needs_dot_products
@@ -80,7 +80,7 @@ def test_winograd(m, tolerance):
     def make(func, hardware, threads):
         return WinogradSpace(func, hardware, threads, m)
 
-    check_space(make, func, [data, packed], expected, tvm_compat.hardware_for(), n=4, tolerance=tolerance)
+    check_space(make, func, [data, packed], expected, isas.hardware(), n=4, tolerance=tolerance)
 
 
 @needs_dot_products
@@ -90,7 +90,7 @@ def test_dense(rows, k, columns):
     packed = bfloat16.in_pairs(matmul.pack_dense_weight(weight.astype("float32"), 16))
     func = prim_func(lambda x, w: matmul.dense(x, w, columns), data.shape, packed.shape, dtypes=NARROW)
     expected = data.astype("float32") @ weight.astype("float32")
-    check_space(MatmulSpace, func, [data, packed], expected, tvm_compat.hardware_for(), n=8, tolerance=1e-4)
+    check_space(MatmulSpace, func, [data, packed], expected, isas.hardware(), n=8, tolerance=1e-4)
 
 
 def test_rounding_is_to_the_nearest_and_of_two_to_the_even():
@@ -102,7 +102,7 @@ def test_rounding_is_to_the_nearest_and_of_two_to_the_even():
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(apply(lambda x: bfloat16.widen(bfloat16.narrow(x)), values), expected)
     func = prim_func(lambda x: bfloat16.widen(bfloat16.narrow(x)), values.shape)
-    check_space(design_space, func, [values], expected, tvm_compat.hardware_for(), n=4, tolerance=0)
+    check_space(design_space, func, [values], expected, isas.hardware(), n=4, tolerance=0)
 
 
 def test_what_is_narrow_between_two_operators_of_a_function():
@@ -114,7 +114,7 @@ def test_what_is_narrow_between_two_operators_of_a_function():
 
 
 def test_instructions_are_used():
-    hardware = tvm_compat.hardware_for("znver5")
+    hardware = isas.hardware("znver5")
     data, packed, _, band = convolution(32, 32, (4, 4), SAME)
 
     def layer(x, w):
@@ -127,10 +127,12 @@ def test_instructions_are_used():
     assert "vcvtneps2bf16" in code
 
 
-def test_without_the_instructions_the_same_comes_out():
+@pytest.mark.parametrize("level", isas.RUNNABLE)
+def test_without_the_instructions_the_same_comes_out(level):
     """The schedule stays right where nothing is put in its place; AVX-512 without bfloat16 rounds by arithmetic."""
     values = reference.random(4, 64)
-    hardware = tvm_compat.hardware_for("skylake-avx512")
+    hardware = isas.hardware(level)
+    assert not tvm_compat.has_bfloat16(hardware)
     func = prim_func(lambda x: bfloat16.widen(bfloat16.narrow(x)), values.shape)
     expected = rounded(values).astype(np.float32)
     check_space(design_space, func, [values], expected, hardware, n=2, tolerance=0)

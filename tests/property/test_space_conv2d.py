@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from tvm import topi
 
-from calumma import tvm_compat
 from calumma.frontend.operators import conv
 from calumma.frontend.operators.conv import Window
 from calumma.space.conv2d import Conv2dSpace
@@ -154,7 +153,7 @@ def test_weights_are_called_for_once_or_more_before_they_are_used(kernel, tile, 
     window = _window(kernel, padding=(kernel // 2,) * 4)
     weight = (6, 4, kernel, kernel, 16, 16)
     func = prim_func(lambda x, w: conv.conv2d(x, w, window, conv.Band(4)), (1, 4, 8, 8, 16), weight)
-    space = Conv2dSpace(func, tvm_compat.hardware_for(), 1)
+    space = Conv2dSpace(func, isas.hardware("x86-64-v4"), 1)
     config = space.decode(space.default()) | {
         "oc_tile": 2,
         "oh_tile": tile[0],
@@ -199,7 +198,7 @@ def test_what_is_added_is_called_for_a_tile_ahead():
         return topi.add(topi.add(conv.conv2d(x, w, ONE, conv.Band(2)), bias), shortcut)
 
     func = prim_func(layer, shape, weight, (1, 2, 1, 1, 16), shape)
-    space = Conv2dSpace(func, tvm_compat.hardware_for(), 1)
+    space = Conv2dSpace(func, isas.hardware("x86-64-v4"), 1)
     assert space.addends == [3], "neither the input of the same shape, nor the bias"
     config = space.decode(space.default()) | {"oc_tile": 2, "oh_tile": 2, "ow_tile": 4, "ic_chunk": 1}
     called = set()
@@ -213,29 +212,34 @@ def test_what_is_added_is_called_for_a_tile_ahead():
     assert {(oc, oh, ow) for oc in (0, 1) for oh in (2, 3) for ow in (4, 5, 6, 7)} <= called
 
 
-def test_the_default_fills_the_registers_and_the_threads():
-    window, band = SAME, conv.Band(4)
-    func = prim_func(lambda x, w: conv.conv2d(x, w, window, band), (1, 4, 56, 56, 16), (4, 4, 3, 3, 16, 16))
-    space = Conv2dSpace(func, tvm_compat.hardware_for(), 2)
+@pytest.mark.parametrize("level, least", [("x86-64-v2", 8), ("x86-64-v3", 8), ("x86-64-v4", 10)])
+def test_the_default_fills_the_registers_and_the_threads(level, least):
+    """Two multiply-adds a cycle that take four cycles each are 8 accumulators; of 16 registers not many more are left."""
+    lanes = isas.LEVELS[level]
+    blocks = 64 // lanes
+    data, weight = (1, blocks, 56, 56, lanes), (blocks, blocks, 3, 3, lanes, lanes)
+    func = prim_func(lambda x, w: conv.conv2d(x, w, SAME, conv.Band(blocks)), data, weight)
+    space = Conv2dSpace(func, isas.hardware(level), 2)
     config = space.decode(space.default())
     accumulators = config["oc_tile"] * config["oh_tile"] * config["ow_tile"]
-    assert 10 <= accumulators < space.registers
+    assert least <= accumulators < space.registers
     names = space.feature_names
     assert space.features(space.default()[None])[0, names.index("balance")] == 1
 
 
-def test_in_a_model_threads_share_the_rows_of_a_layer_with_few_weights():
-    def space(blocks, size, threads):
-        window = conv.Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
-        data, weight = (1, blocks, size, size, 16), (blocks, blocks, 1, 1, 16, 16)
-        func = prim_func(lambda x, w: conv.conv2d(x, w, window, conv.Band(blocks)), data, weight)
-        return Conv2dSpace(func, tvm_compat.hardware_for(), threads)
+@pytest.mark.parametrize("level, lanes", isas.LEVELS.items())
+def test_in_a_model_threads_share_the_rows_of_a_layer_with_few_weights(level, lanes):
+    def space(channels, size, threads):
+        blocks = channels // lanes
+        data, weight = (1, blocks, size, size, lanes), (blocks, blocks, 1, 1, lanes, lanes)
+        func = prim_func(lambda x, w: conv.conv2d(x, w, ONE, conv.Band(blocks)), data, weight)
+        return Conv2dSpace(func, isas.hardware(level), threads)
 
-    wide, deep = space(8, 28, 2), space(32, 7, 2)
+    wide, deep = space(128, 28, 2), space(512, 7, 2)
     for some in (wide, deep):
         assert some.valid(some.default_in_model()[None, :])[0]
     assert wide.decode(wide.default())["outer"] == "oc,oh,ow"
     assert wide.decode(wide.default_in_model())["outer"] != "oc,oh,ow"
     assert deep.decode(deep.default_in_model())["outer"] == "oc,oh,ow"
-    alone = space(8, 28, 1)
+    alone = space(128, 28, 1)
     np.testing.assert_array_equal(alone.default_in_model(), alone.default())
