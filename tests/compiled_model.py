@@ -6,12 +6,13 @@ from calumma import tvm_compat
 from calumma.artifact import Artifact, LoweredModel, TensorSpec, build
 from calumma.core import hardware as host
 from calumma.frontend.importer import ImportedModel
+from tests import isas
 
 THREADS = min(2, host.physical_cores())
 
 
-def compiled(imported: ImportedModel) -> Artifact:
-    """Simplify, lower, schedule by default and build."""
+def compiled(imported: ImportedModel, isa: str = isas.NATIVE) -> Artifact:
+    """Simplify, lower, schedule by default and build, for this CPU or a narrower one that it can stand in for."""
     tvm_compat.set_threads(THREADS)
     tvm = tvm_compat.load()
     from calumma.artifact.repacking import repack
@@ -19,7 +20,8 @@ def compiled(imported: ImportedModel) -> Artifact:
     from calumma.frontend.simplify import simplify
     from calumma.space import design_space
 
-    hardware = tvm_compat.hardware_for()
+    hardware = isas.hardware(isa)
+    isas.require(hardware.mcpu)
     lowered = lower(simplify(imported.graph), lanes=hardware.vector_bits // 32)
     mod = lowered.mod
     repacking = {}
