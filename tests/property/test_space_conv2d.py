@@ -214,7 +214,7 @@ def test_what_is_added_is_called_for_a_tile_ahead():
 
 @pytest.mark.parametrize("level, least", [("x86-64-v2", 8), ("x86-64-v3", 8), ("x86-64-v4", 10)])
 def test_the_default_fills_the_registers_and_the_threads(level, least):
-    """Two multiply-adds a cycle that take four cycles each are 8 accumulators; of 16 registers not many more are left."""
+    """Two multiply-adds a cycle of four cycles each are 8 accumulators; 16 registers hold not many more."""
     lanes = isas.LEVELS[level]
     blocks = 64 // lanes
     data, weight = (1, blocks, 56, 56, lanes), (blocks, blocks, 3, 3, lanes, lanes)

@@ -91,9 +91,7 @@ def test_gather():
 
 def test_small_functions_stay_on_one_thread():
     def default(size):
-        space = injective.InjectiveSpace(
-            prim_func(lambda x: topi.maximum(x, 0.0), (size,)), isas.hardware(), 2
-        )
+        space = injective.InjectiveSpace(prim_func(lambda x: topi.maximum(x, 0.0), (size,)), isas.hardware(), 2)
         return space.decode(space.default())["parallel"]
 
     assert default(1000) == 0
@@ -101,9 +99,7 @@ def test_small_functions_stay_on_one_thread():
 
 
 def test_axes_that_every_access_shares_become_one_loop():
-    bias = injective.InjectiveSpace(
-        prim_func(CASES["bias and relu"][0], A.shape, B.shape), isas.hardware(), 2
-    )
+    bias = injective.InjectiveSpace(prim_func(CASES["bias and relu"][0], A.shape, B.shape), isas.hardware(), 2)
     assert bias.nests[0].extents == (2, 3, 35, 16)
     relu = injective.InjectiveSpace(prim_func(CASES["relu"][0], A.shape), isas.hardware(), 2)
     assert relu.nests[0].extents == (A.size,)

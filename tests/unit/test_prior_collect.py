@@ -283,7 +283,9 @@ def test_other_hardware_has_its_own_records(workloads: list[TrainingWorkload]) -
     store = MemoryStore()
     collect(workloads[:1], store)
     host = isas.hardware(LEVEL)
-    other = Hardware("Another CPU", host.mcpu, host.vector_bits, host.l1_bytes, host.l2_bytes, host.l3_bytes, host.cores)
+    other = Hardware(
+        "Another CPU", host.mcpu, host.vector_bits, host.l1_bytes, host.l2_bytes, host.l3_bytes, host.cores
+    )
     runner = KeyedRunner()
     collection = Collection(
         iter(workloads[:1]), runner, store, Budget(), hardware=other, toolchain="toy", settings=ONCE, clock=runner.clock
