@@ -6,19 +6,21 @@ from calumma import tvm_compat
 from calumma.artifact import Artifact, LoweredModel, TensorSpec, build
 from calumma.core import hardware as host
 from calumma.frontend.importer import ImportedModel
+from tests import isas
 
 THREADS = min(2, host.physical_cores())
 
 
-def compiled(imported: ImportedModel, mcpu: str | None = None) -> Artifact:
-    """Simplify, lower, schedule by default and build, for the host or for `mcpu`."""
+def compiled(imported: ImportedModel, isa: str = isas.NATIVE) -> Artifact:
+    """Simplify, lower, schedule by default and build, for this CPU or a narrower one that it can stand in for."""
     tvm_compat.set_threads(THREADS)
     tvm = tvm_compat.load()
     from calumma.artifact.repacking import repack
     from calumma.operators import design_space
     from calumma.pipeline.extraction import extract_tasks
 
-    target = tvm_compat.target_for()
+    target = isas.target(isa)
+    isas.require(target.mcpu)
     lowered = extract_tasks(imported, target).graph
     mod = lowered.mod
     repacking = {}

@@ -19,6 +19,7 @@ tvm = tvm_compat.load()
 from tvm import te, tirx  # noqa: E402  (after the threads are set)
 
 from calumma.tvm_compat import codegen  # noqa: E402
+from tests import isas  # noqa: E402
 
 Arrays = list[NDArray]
 
@@ -32,6 +33,7 @@ def prim_func(operator: Callable[..., te.Tensor], *shapes: Sequence[int], dtypes
 
 def run(scheduled: tvm.IRModule, inputs: Arrays, shape: Sequence[int], target: Target) -> NDArray:
     """Build for `target`, run once, return the output: float32, NaN before the run so that a hole in it shows."""
+    isas.require(target.mcpu)
     return call(codegen.build(scheduled, tvm_compat.tvm_target(target, 2)), inputs, shape)
 
 
@@ -60,6 +62,7 @@ def check_space(
     tolerance: float = 2e-5,
 ) -> None:
     """The defaults and `n` random configurations compute `expected`; encoding, features and names agree."""
+    isas.require(target.mcpu)
     space = make(func, target, 2)
     rng = np.random.default_rng(0)
     defaults = np.unique([space.default(), space.default_in_model()], axis=0)

@@ -13,6 +13,7 @@ from calumma.operators.matmul import expression as matmul
 from calumma.operators.pooling.expression import global_avg_pool2d
 from calumma.operators.rows.expression import softmax
 from calumma.operators.windows import Window
+from tests import isas
 from tests.conformance.test_design_space_contract import check_space
 from tests.prim_funcs import prim_func
 
@@ -95,10 +96,10 @@ def _space(func: tirx.PrimFunc, mcpu: str | None, threads: int = 2):
     return design_space(func, tvm_compat.target_for(mcpu), threads)
 
 
-@pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
+@pytest.mark.parametrize("level, lanes", isas.LEVELS.items())
 @pytest.mark.parametrize("template, number", CASES)
-def test_the_contract_is_kept(template, number, lanes, mcpu):
-    space = _space(FUNCTIONS[template][number](lanes), mcpu)
+def test_the_contract_is_kept(template, number, level, lanes):
+    space = _space(FUNCTIONS[template][number](lanes), level)
     assert space.template == template
     check_space(space)
 
@@ -111,15 +112,15 @@ def test_what_has_no_template_is_left_to_one_that_takes_everything():
 
 @pytest.mark.parametrize("template", FUNCTIONS)
 def test_only_defaults_and_features_depend_on_the_threads(template):
-    func = FUNCTIONS[template][0](16)
+    func = FUNCTIONS[template][0](isas.lanes())
     one, many = _space(func, None, 1), _space(func, None, 16)
     assert one.knobs == many.knobs
     assert (one.version, one.feature_names) == (many.version, many.feature_names)
 
 
 def test_narrow_vectors_have_fewer_registers():
-    for lanes, mcpu, registers in ((16, "x86-64-v4", 32), (8, "x86-64-v3", 16)):
-        space = _space(_conv2d(lanes, 64, 64, 56, 3), mcpu)
+    for level, registers in (("x86-64-v4", 32), ("x86-64-v3", 16), ("x86-64-v2", 16)):
+        space = _space(_conv2d(isas.LEVELS[level], 64, 64, 56, 3), level)
         tiles = space.columns(space.sample(np.random.default_rng(0), 2000))
         used = tiles["oc_tile"] * tiles["oh_tile"] * tiles["ow_tile"] + tiles["oc_tile"]
         assert registers - 4 <= used.max() <= registers

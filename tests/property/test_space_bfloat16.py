@@ -16,7 +16,7 @@ from calumma.operators.matmul import expression as matmul
 from calumma.operators.matmul.space import MatmulSpace
 from calumma.operators.windows import Window
 from calumma.tvm_compat import codegen
-from tests import reference
+from tests import isas, reference
 from tests.prim_funcs import apply, check_space, prim_func
 
 NARROW = ("bfloat16", "bfloat16")
@@ -29,7 +29,7 @@ WINDOWS = {
     "rectangular": Window((1, 5), (1, 2), (1, 1), (0, 2, 0, 2)),
 }
 needs_dot_products = pytest.mark.skipif(
-    tvm_compat.target_for().dot_product("bfloat16") is None, reason="this CPU has no dot product of bfloat16"
+    isas.target().dot_product("bfloat16") is None, reason="this CPU has no AVX512_BF16"
 )
 
 
@@ -56,7 +56,7 @@ def test_convolutions(name, channels):
     window = WINDOWS[name]
     data, packed, expected, band = convolution(channels, 48, (7, 9), window)
     func = prim_func(lambda x, w: conv.conv2d(x, w, window, band), data.shape, packed.shape, dtypes=NARROW)
-    check_space(Conv2dSpace, func, [data, packed], expected, tvm_compat.target_for(), n=8, tolerance=1e-4)
+    check_space(Conv2dSpace, func, [data, packed], expected, isas.target(), n=8, tolerance=1e-4)
 
 
 @needs_dot_products
@@ -70,7 +70,7 @@ def test_epilogues_read_and_write_bfloat16():
     inputs = [data, packed, residual]
     func = prim_func(layer, *(i.shape for i in inputs), dtypes=(*NARROW, "bfloat16"))
     expected = rounded(np.maximum(product + residual.astype("float32"), 0)).astype("float32")
-    check_space(Conv2dSpace, func, inputs, expected, tvm_compat.target_for(), n=6, tolerance=1e-2)
+    check_space(Conv2dSpace, func, inputs, expected, isas.target(), n=6, tolerance=1e-2)
 
 
 @needs_dot_products
@@ -83,7 +83,7 @@ def test_winograd(m, tolerance):
     def make(func, target, threads):
         return WinogradSpace(func, target, threads, m)
 
-    check_space(make, func, [data, packed], expected, tvm_compat.target_for(), n=4, tolerance=tolerance)
+    check_space(make, func, [data, packed], expected, isas.target(), n=4, tolerance=tolerance)
 
 
 @needs_dot_products
@@ -93,7 +93,7 @@ def test_dense(rows, k, columns):
     packed = casts.packed(matmul.pack_dense_weight(weight.astype("float32"), 16), BFLOAT16)
     func = prim_func(lambda x, w: matmul.dense(x, w, columns), data.shape, packed.shape, dtypes=NARROW)
     expected = data.astype("float32") @ weight.astype("float32")
-    check_space(MatmulSpace, func, [data, packed], expected, tvm_compat.target_for(), n=8, tolerance=1e-4)
+    check_space(MatmulSpace, func, [data, packed], expected, isas.target(), n=8, tolerance=1e-4)
 
 
 def test_rounding_is_to_the_nearest_and_of_two_to_the_even():
@@ -105,7 +105,7 @@ def test_rounding_is_to_the_nearest_and_of_two_to_the_even():
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(apply(lambda x: casts.widen(narrow(x)), values), expected)
     func = prim_func(lambda x: casts.widen(narrow(x)), values.shape)
-    check_space(design_space, func, [values], expected, tvm_compat.target_for(), n=4, tolerance=0)
+    check_space(design_space, func, [values], expected, isas.target(), n=4, tolerance=0)
 
 
 def test_what_is_narrow_between_two_operators_of_a_function():
@@ -117,7 +117,7 @@ def test_what_is_narrow_between_two_operators_of_a_function():
 
 
 def test_instructions_are_used():
-    target = tvm_compat.target_for("znver5")
+    target = isas.target("znver5")
     data, packed, _, band = convolution(32, 32, (4, 4), SAME)
 
     def layer(x, w):
@@ -130,10 +130,12 @@ def test_instructions_are_used():
     assert "vcvtneps2bf16" in code
 
 
-def test_without_the_instructions_the_same_comes_out():
+@pytest.mark.parametrize("level", isas.RUNNABLE)
+def test_without_the_instructions_the_same_comes_out(level):
     """The schedule stays right where nothing is put in its place; AVX-512 without bfloat16 rounds by arithmetic."""
     values = reference.random(4, 64)
-    target = tvm_compat.target_for("skylake-avx512")
+    target = isas.target(level)
+    assert target.dot_product("bfloat16") is None
     func = prim_func(lambda x: casts.widen(narrow(x)), values.shape)
     expected = rounded(values).astype(np.float32)
     check_space(design_space, func, [values], expected, target, n=2, tolerance=0)

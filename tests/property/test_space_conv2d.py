@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from tvm import topi
 
-from calumma import tvm_compat
 from calumma.operators.convolution import expression as conv
 from calumma.operators.convolution.space import Conv2dSpace
 from calumma.operators.windows import Window
 from calumma.tvm_compat import prefetch
-from tests import reference
+from tests import isas, reference
 from tests.prim_funcs import check_space, prim_func
 
 
@@ -52,7 +51,8 @@ CASES = {
 }
 
 
-def _check(case: Case, lanes: int, target, n: int) -> None:
+def _check(case: Case, isa: str, n: int) -> None:
+    lanes = isas.lanes(isa)
     data = reference.random(case.batch, case.channels, *case.size)
     weight = reference.random(case.out_channels, case.channels // case.groups, *case.window.kernel)
     slots, out_slots = (reference.identity_slots(c, lanes) for c in (case.channels, case.out_channels))
@@ -62,17 +62,18 @@ def _check(case: Case, lanes: int, target, n: int) -> None:
     # What a hole of the input holds must not matter.
     blocked = reference.block(data, slots, lanes, hole=7.0)
     func = prim_func(lambda x, w: conv.conv2d(x, w, case.window, band), blocked.shape, packed.shape)
-    check_space(Conv2dSpace, func, [blocked, packed], expected, target, n)
+    check_space(Conv2dSpace, func, [blocked, packed], expected, isas.target(isa), n)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_configuration_is_right(name):
-    _check(CASES[name], 16, tvm_compat.target_for(), n=10)
+    _check(CASES[name], isas.NATIVE, n=10)
 
 
+@pytest.mark.parametrize("isa", isas.NARROWER)
 @pytest.mark.parametrize("name", ["3x3, a width without divisors", "2 groups", "one pixel, a prime number of blocks"])
-def test_narrow_vectors(name):
-    _check(CASES[name], 8, tvm_compat.target_for("x86-64-v3"), n=6)
+def test_narrow_vectors(name, isa):
+    _check(CASES[name], isa, n=4)
 
 
 GATHERED = {
@@ -84,11 +85,11 @@ GATHERED = {
 }
 
 
-@pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
+@pytest.mark.parametrize("isa", isas.ISAS)
 @pytest.mark.parametrize("name", GATHERED)
-def test_gathered_groups(name, lanes, mcpu):
+def test_gathered_groups(name, isa):
     """The input lies in any order with holes anywhere; the output's order is any too."""
-    case = GATHERED[name]
+    case, lanes = GATHERED[name], isas.lanes(isa)
     rng = np.random.default_rng(0)
     data = reference.random(case.batch, case.channels, *case.size)
     weight = reference.random(case.out_channels, case.channels // case.groups, *case.window.kernel)
@@ -108,30 +109,33 @@ def test_gathered_groups(name, lanes, mcpu):
             dtypes=["float32", "float32", "int32"],
         )
         inputs = [blocked, packed, gathering.table]
-        check_space(Conv2dSpace, func, inputs, expected, tvm_compat.target_for(mcpu), n=3)
+        check_space(Conv2dSpace, func, inputs, expected, isas.target(isa), n=3)
 
 
-@pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
+@pytest.mark.parametrize("isa", isas.ISAS)
 @pytest.mark.parametrize("kernel, stride", [(7, 2), (1, 1)])
-def test_first_layer(lanes, mcpu, kernel, stride):
+def test_first_layer(isa, kernel, stride):
+    lanes = isas.lanes(isa)
     window = _window(kernel, stride, padding=(kernel // 2,) * 4)
     data, weight = reference.random(1, 3, 15, 17), reference.random(24, 3, kernel, kernel)
     packed = conv.pack_plain_conv_weight(weight, lanes)
     slots = reference.identity_slots(24, lanes)
     expected = reference.block(reference.conv2d(data, weight, window), slots, lanes)
     func = prim_func(lambda x, w: conv.conv2d_plain(x, w, window), data.shape, packed.shape)
-    check_space(Conv2dSpace, func, [data, packed], expected, tvm_compat.target_for(mcpu), n=8)
+    check_space(Conv2dSpace, func, [data, packed], expected, isas.target(isa), n=8)
 
 
+@pytest.mark.parametrize("isa", isas.ISAS)
 @pytest.mark.parametrize("width", [6, 17])
-def test_bias_residual_and_relu_are_fused(width):
+def test_bias_residual_and_relu_are_fused(width, isa):
+    lanes = isas.lanes(isa)
     data, weight = reference.random(1, 16, 5, width), reference.random(32, 16, 3, 3)
-    bias, residual = reference.random(1, 2, 1, 1, 16), reference.random(1, 2, 5, width, 16)
-    slots, out_slots = reference.identity_slots(16, 16), reference.identity_slots(32, 16)
-    band = conv.band_of(32, 16, 1, 1, 16)
-    packed = conv.pack_conv_weight(weight, slots, 1, band, 16)
-    blocked = reference.block(data, slots, 16)
-    product = reference.block(reference.conv2d(data, weight, SAME), out_slots, 16)
+    bias, residual = reference.random(1, 32 // lanes, 1, 1, lanes), reference.random(1, 32 // lanes, 5, width, lanes)
+    slots, out_slots = reference.identity_slots(16, lanes), reference.identity_slots(32, lanes)
+    band = conv.band_of(32, 16, 1, 16 // lanes, lanes)
+    packed = conv.pack_conv_weight(weight, slots, 1, band, lanes)
+    blocked = reference.block(data, slots, lanes)
+    product = reference.block(reference.conv2d(data, weight, SAME), out_slots, lanes)
 
     def layer(x, w, b, r):
         return topi.nn.relu(topi.add(topi.add(conv.conv2d(x, w, SAME, band), b), r))
@@ -139,7 +143,7 @@ def test_bias_residual_and_relu_are_fused(width):
     inputs = [blocked, packed, bias, residual]
     func = prim_func(layer, *(i.shape for i in inputs))
     expected = np.maximum(product + bias + residual, 0)
-    check_space(Conv2dSpace, func, inputs, expected, tvm_compat.target_for(), n=12)
+    check_space(Conv2dSpace, func, inputs, expected, isas.target(isa), n=12 if isa == isas.NATIVE else 4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"order": "ic,kh,lane,kw"}, {"accumulate": "plane"}])
@@ -149,7 +153,7 @@ def test_weights_are_called_for_once_or_more_before_they_are_used(kernel, tile, 
     window = _window(kernel, padding=(kernel // 2,) * 4)
     weight = (6, 4, kernel, kernel, 16, 16)
     func = prim_func(lambda x, w: conv.conv2d(x, w, window, conv.Band(4)), (1, 4, 8, 8, 16), weight)
-    space = Conv2dSpace(func, tvm_compat.target_for(), 1)
+    space = Conv2dSpace(func, isas.target("x86-64-v4"), 1)
     config = space.decode(space.default()) | {
         "oc_tile": 2,
         "oh_tile": tile[0],
@@ -194,7 +198,7 @@ def test_what_is_added_is_called_for_a_tile_ahead():
         return topi.add(topi.add(conv.conv2d(x, w, ONE, conv.Band(2)), bias), shortcut)
 
     func = prim_func(layer, shape, weight, (1, 2, 1, 1, 16), shape)
-    space = Conv2dSpace(func, tvm_compat.target_for(), 1)
+    space = Conv2dSpace(func, isas.target("x86-64-v4"), 1)
     assert space.addends == [3], "neither the input of the same shape, nor the bias"
     config = space.decode(space.default()) | {"oc_tile": 2, "oh_tile": 2, "ow_tile": 4, "ic_chunk": 1}
     called = set()
@@ -208,29 +212,34 @@ def test_what_is_added_is_called_for_a_tile_ahead():
     assert {(oc, oh, ow) for oc in (0, 1) for oh in (2, 3) for ow in (4, 5, 6, 7)} <= called
 
 
-def test_the_default_fills_the_registers_and_the_threads():
-    window, band = SAME, conv.Band(4)
-    func = prim_func(lambda x, w: conv.conv2d(x, w, window, band), (1, 4, 56, 56, 16), (4, 4, 3, 3, 16, 16))
-    space = Conv2dSpace(func, tvm_compat.target_for(), 2)
+@pytest.mark.parametrize("level, least", [("x86-64-v2", 8), ("x86-64-v3", 8), ("x86-64-v4", 10)])
+def test_the_default_fills_the_registers_and_the_threads(level, least):
+    """Two multiply-adds a cycle of four cycles each are 8 accumulators; 16 registers hold not many more."""
+    lanes = isas.LEVELS[level]
+    blocks = 64 // lanes
+    data, weight = (1, blocks, 56, 56, lanes), (blocks, blocks, 3, 3, lanes, lanes)
+    func = prim_func(lambda x, w: conv.conv2d(x, w, SAME, conv.Band(blocks)), data, weight)
+    space = Conv2dSpace(func, isas.target(level), 2)
     config = space.decode(space.default())
     accumulators = config["oc_tile"] * config["oh_tile"] * config["ow_tile"]
-    assert 10 <= accumulators < space.registers
+    assert least <= accumulators < space.registers
     names = space.feature_names
     assert space.features(space.default()[None])[0, names.index("balance")] == 1
 
 
-def test_in_a_model_threads_share_the_rows_of_a_layer_with_few_weights():
-    def space(blocks, size, threads):
-        window = conv.Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
-        data, weight = (1, blocks, size, size, 16), (blocks, blocks, 1, 1, 16, 16)
-        func = prim_func(lambda x, w: conv.conv2d(x, w, window, conv.Band(blocks)), data, weight)
-        return Conv2dSpace(func, tvm_compat.target_for(), threads)
+@pytest.mark.parametrize("level, lanes", isas.LEVELS.items())
+def test_in_a_model_threads_share_the_rows_of_a_layer_with_few_weights(level, lanes):
+    def space(channels, size, threads):
+        blocks = channels // lanes
+        data, weight = (1, blocks, size, size, lanes), (blocks, blocks, 1, 1, lanes, lanes)
+        func = prim_func(lambda x, w: conv.conv2d(x, w, ONE, conv.Band(blocks)), data, weight)
+        return Conv2dSpace(func, isas.target(level), threads)
 
-    wide, deep = space(8, 28, 2), space(32, 7, 2)
+    wide, deep = space(128, 28, 2), space(512, 7, 2)
     for some in (wide, deep):
         assert some.valid(some.default_in_model()[None, :])[0]
     assert wide.decode(wide.default())["outer"] == "oc,oh,ow"
     assert wide.decode(wide.default_in_model())["outer"] != "oc,oh,ow"
     assert deep.decode(deep.default_in_model())["outer"] == "oc,oh,ow"
-    alone = space(8, 28, 1)
+    alone = space(128, 28, 1)
     np.testing.assert_array_equal(alone.default_in_model(), alone.default())

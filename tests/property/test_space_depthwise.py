@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from tvm import topi
 
-from calumma import tvm_compat
 from calumma.operators.convolution import expression as conv
 from calumma.operators.depthwise.space import DepthwiseSpace
 from calumma.operators.windows import Window
-from tests import reference
+from tests import isas, reference
 from tests.prim_funcs import check_space, prim_func, run
 
 
@@ -28,7 +27,8 @@ CASES = {
 }
 
 
-def _check(name, lanes, mcpu, n, shuffled=False):
+def _check(name, isa, n, shuffled=False):
+    lanes = isas.lanes(isa)
     channels, size, window, batch = CASES[name]
     data, weight = reference.random(batch, channels, *size), reference.random(channels, 1, *window.kernel)
     slots = reference.identity_slots(channels, lanes)
@@ -44,39 +44,52 @@ def _check(name, lanes, mcpu, n, shuffled=False):
 
     func = prim_func(layer, blocked.shape, packed.shape, bias.shape)
     expected = np.maximum(product + bias, 0)
-    check_space(DepthwiseSpace, func, [blocked, packed, bias], expected, tvm_compat.target_for(mcpu), n)
+    check_space(DepthwiseSpace, func, [blocked, packed, bias], expected, isas.target(isa), n)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_configuration_is_right(name):
-    _check(name, 16, None, n=10)
+    _check(name, isas.NATIVE, n=10)
 
 
+@pytest.mark.parametrize("isa", isas.NARROWER)
 @pytest.mark.parametrize("name", ["stride 2", "5x5, asymmetric"])
-def test_narrow_vectors(name):
-    _check(name, 8, "x86-64-v3", n=6)
+def test_narrow_vectors(name, isa):
+    _check(name, isa, n=5)
 
 
 def test_channels_in_any_order_with_holes_anywhere():
-    _check("stride 2", 16, None, n=4, shuffled=True)
+    _check("stride 2", isas.NATIVE, n=4, shuffled=True)
 
 
 def test_without_an_epilogue():
+    lanes = isas.lanes()
     window = _window(3, padding=(1, 1, 1, 1))
     data, weight = reference.random(1, 16, 5, 5), reference.random(16, 1, 3, 3)
-    slots = reference.identity_slots(16, 16)
-    packed = conv.pack_depthwise_weight(weight, slots, 16)
-    expected = reference.block(reference.conv2d(data, weight, window, 16), slots, 16)
-    func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), (1, 1, 5, 5, 16), packed.shape)
-    inputs = [reference.block(data, slots, 16), packed]
-    check_space(DepthwiseSpace, func, inputs, expected, tvm_compat.target_for(), n=8)
+    slots = reference.identity_slots(16, lanes)
+    packed = conv.pack_depthwise_weight(weight, slots, lanes)
+    expected = reference.block(reference.conv2d(data, weight, window, 16), slots, lanes)
+    inputs = [reference.block(data, slots, lanes), packed]
+    func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), *(i.shape for i in inputs))
+    check_space(DepthwiseSpace, func, inputs, expected, isas.target(), n=8)
 
 
-@pytest.mark.parametrize(("size", "threads", "fused"), [(14, 2, 3), (14, 1, 1), (7, 2, 1)])
-def test_in_a_model_threads_share_rows_where_these_are_equal_shares(size, threads, fused):
-    window = _window(3, padding=(1, 1, 1, 1))
-    func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), (1, 4, size, size, 16), (4, 3, 3, 16))
-    space = DepthwiseSpace(func, tvm_compat.target_for(), threads)
+@pytest.mark.parametrize(
+    ("level", "size", "threads", "fused"),
+    [
+        ("x86-64-v4", 14, 2, 3),  # 14 tiles of one row: 7 for each thread
+        ("x86-64-v3", 14, 2, 1),  # 16 registers: 7 tiles of two rows
+        ("x86-64-v2", 14, 2, 1),
+        *((level, 28, 2, 3) for level in isas.LEVELS),
+        *((level, 14, 1, 1) for level in isas.LEVELS),
+        *((level, 7, 2, 1) for level in isas.LEVELS),
+    ],
+)
+def test_in_a_model_threads_share_rows_where_these_are_equal_shares(level, size, threads, fused):
+    window, lanes = _window(3, padding=(1, 1, 1, 1)), isas.LEVELS[level]
+    shapes = (1, 64 // lanes, size, size, lanes), (64 // lanes, 3, 3, lanes)
+    func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), *shapes)
+    space = DepthwiseSpace(func, isas.target(level), threads)
     assert space.decode(space.default_in_model())["fused"] == fused
     assert space.decode(space.default())["fused"] == 1
 
@@ -84,14 +97,14 @@ def test_in_a_model_threads_share_rows_where_these_are_equal_shares(size, thread
 @pytest.mark.parametrize(("size", "oh_tile", "threads"), [(8, 2, 2), (9, 1, 2), (7, 7, 2), (12, 2, 4)])
 def test_bands_of_rows(size, oh_tile, threads):
     """Nine rows make no two equal bands, and seven at a time none at all: what is left is one band."""
-    window = _window(3, padding=(1, 1, 1, 1))
+    window, lanes = _window(3, padding=(1, 1, 1, 1)), isas.lanes()
     data, weight = reference.random(1, 32, size, size), reference.random(32, 1, 3, 3)
-    slots = reference.identity_slots(32, 16)
-    packed, blocked = conv.pack_depthwise_weight(weight, slots, 16), reference.block(data, slots, 16)
+    slots = reference.identity_slots(32, lanes)
+    packed, blocked = conv.pack_depthwise_weight(weight, slots, lanes), reference.block(data, slots, lanes)
     func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), blocked.shape, packed.shape)
-    space = DepthwiseSpace(func, tvm_compat.target_for(), threads)
+    space = DepthwiseSpace(func, isas.target(), threads)
     config = space.decode(space.default()) | {"fused": 3, "oh_tile": oh_tile, "ow_tile": 1, "pad": "inline"}
-    expected = reference.block(reference.conv2d(data, weight, window, 32), slots, 16)
+    expected = reference.block(reference.conv2d(data, weight, window, 32), slots, lanes)
     np.testing.assert_allclose(
         run(space.schedule(config).mod, [blocked, packed], expected.shape, space.target),
         expected,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from tvm import topi
 
-from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.operators import design_space
 from calumma.space import generated
 from calumma.space.generated import GeneratedSpace
+from tests import isas
 from tests.conformance.test_design_space_contract import check_space as check_contract
 from tests.prim_funcs import apply, check_space, prim_func
 
@@ -33,22 +33,30 @@ CASES = {
 }
 
 
-def _space(name, mcpu=None):
+def _space(name, isa=isas.NATIVE):
     operator, inputs = CASES[name]
-    return GeneratedSpace(prim_func(operator, *(i.shape for i in inputs)), tvm_compat.target_for(mcpu), 2)
+    return GeneratedSpace(prim_func(operator, *(i.shape for i in inputs)), isas.target(isa), 2)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_configuration_is_right(name):
     operator, inputs = CASES[name]
     func = prim_func(operator, *(i.shape for i in inputs))
-    check_space(GeneratedSpace, func, inputs, apply(operator, *inputs), tvm_compat.target_for(), n=6)
+    check_space(GeneratedSpace, func, inputs, apply(operator, *inputs), isas.target(), n=6)
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("mcpu", [None, "x86-64-v3"])
-def test_contract(name, mcpu):
-    check_contract(_space(name, mcpu))
+@pytest.mark.parametrize("isa", [isas.NATIVE, *isas.LEVELS])
+def test_contract(name, isa):
+    check_contract(_space(name, isa))
+
+
+@pytest.mark.parametrize("isa", isas.NARROWER)
+@pytest.mark.parametrize("name", ["conv1d and relu", "contraction"])
+def test_narrow_vectors(name, isa):
+    operator, inputs = CASES[name]
+    func = prim_func(operator, *(i.shape for i in inputs))
+    check_space(GeneratedSpace, func, inputs, apply(operator, *inputs), isas.target(isa), n=4)
 
 
 def test_two_spaces_of_one_function_agree():
@@ -90,7 +98,7 @@ def test_a_foreign_tile_is_refused():
 
 
 def test_dense_reductions_without_a_template_get_it():
-    target = tvm_compat.target_for()
+    target = isas.target()
 
     def template(operator, *shapes):
         return design_space(prim_func(operator, *shapes), target, 2).template

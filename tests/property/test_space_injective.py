@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tvm import tirx, topi
 
-from calumma import tvm_compat
 from calumma.operators import blocking, math
 from calumma.operators.rows import space as rows
 from calumma.space import injective, reduction
+from tests import isas
 from tests.prim_funcs import check_space, prim_func
 
 
@@ -57,7 +57,7 @@ def test_every_configuration_is_right(name):
     assert injective.matches(func)
     assert not rows.matches(func)
     assert not reduction.matches(func)
-    check_space(injective.InjectiveSpace, func, inputs, expected, tvm_compat.target_for(), n=6)
+    check_space(injective.InjectiveSpace, func, inputs, expected, isas.target(), n=6)
 
 
 def test_what_is_too_large_to_compile_is_not_inlined():
@@ -73,25 +73,26 @@ def test_what_is_too_large_to_compile_is_not_inlined():
         expected = expected / (1 + np.exp(-expected))
     func = prim_func(swishes, MATRIX.shape)
     assert injective.matches(func)
-    check_space(injective.InjectiveSpace, func, [MATRIX], expected, tvm_compat.target_for(), n=2)
+    check_space(injective.InjectiveSpace, func, [MATRIX], expected, isas.target(), n=2)
 
 
-@pytest.mark.parametrize("name", ["ragged flat", "transpose"])
-def test_narrow_vectors(name):
+@pytest.mark.parametrize("isa", isas.NARROWER)
+@pytest.mark.parametrize("name", ["ragged flat", "transpose", "gelu chain"])
+def test_narrow_vectors(name, isa):
     operator, inputs, expected = CASES[name]
     func = prim_func(operator, *(i.shape for i in inputs))
-    check_space(injective.InjectiveSpace, func, inputs, expected, tvm_compat.target_for("x86-64-v3"), n=4)
+    check_space(injective.InjectiveSpace, func, inputs, expected, isas.target(isa), n=4)
 
 
 def test_gather():
     table, positions = _array(11, 24), np.array([3, 10, 0, 3], dtype="int64")
     func = prim_func(lambda x, i: topi.take(x, i, axis=0, mode="clip"), (11, 24), (4,), dtypes=["float32", "int64"])
-    check_space(injective.InjectiveSpace, func, [table, positions], table[positions], tvm_compat.target_for(), n=4)
+    check_space(injective.InjectiveSpace, func, [table, positions], table[positions], isas.target(), n=4)
 
 
 def test_small_functions_stay_on_one_thread():
     def default(size):
-        space = injective.InjectiveSpace(prim_func(lambda x: topi.maximum(x, 0.0), (size,)), tvm_compat.target_for(), 2)
+        space = injective.InjectiveSpace(prim_func(lambda x: topi.maximum(x, 0.0), (size,)), isas.target(), 2)
         return space.decode(space.default())["parallel"]
 
     assert default(1000) == 0
@@ -99,9 +100,9 @@ def test_small_functions_stay_on_one_thread():
 
 
 def test_axes_that_every_access_shares_become_one_loop():
-    bias = injective.InjectiveSpace(prim_func(CASES["bias and relu"][0], A.shape, B.shape), tvm_compat.target_for(), 2)
+    bias = injective.InjectiveSpace(prim_func(CASES["bias and relu"][0], A.shape, B.shape), isas.target(), 2)
     assert bias.nests[0].extents == (2, 3, 35, 16)
-    relu = injective.InjectiveSpace(prim_func(CASES["relu"][0], A.shape), tvm_compat.target_for(), 2)
+    relu = injective.InjectiveSpace(prim_func(CASES["relu"][0], A.shape), isas.target(), 2)
     assert relu.nests[0].extents == (A.size,)
     shifted = prim_func(lambda x: topi.multiply(x, tirx.const(2.0, "float32")), (4, 1, 8))
-    assert injective.InjectiveSpace(shifted, tvm_compat.target_for(), 2).nests[0].extents == (32,)
+    assert injective.InjectiveSpace(shifted, isas.target(), 2).nests[0].extents == (32,)

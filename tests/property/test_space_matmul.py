@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from tvm import topi
 
-from calumma import tvm_compat
 from calumma.operators.matmul import expression as matmul
 from calumma.operators.matmul.space import MatmulSpace
-from tests import reference
+from tests import isas, reference
 from tests.prim_funcs import check_space, prim_func
 
 DENSE = {
@@ -34,7 +33,8 @@ BATCHED = {
 }
 
 
-def _dense(name, lanes, mcpu, n):
+def _dense(name, isa, n):
+    lanes = isas.lanes(isa)
     shape, columns = DENSE[name]
     data, weight = reference.random(*shape), reference.random(shape[-1], columns)
     bias = reference.random(columns)
@@ -45,14 +45,15 @@ def _dense(name, lanes, mcpu, n):
 
     func = prim_func(layer, data.shape, packed.shape, bias.shape)
     expected = np.maximum(data.astype("float64") @ weight + bias, 0).astype("float32")
-    check_space(MatmulSpace, func, [data, packed, bias], expected, tvm_compat.target_for(mcpu), n)
+    check_space(MatmulSpace, func, [data, packed, bias], expected, isas.target(isa), n)
 
 
 def _transposed(array, axes):
     return array if axes is None else array.transpose(axes)
 
 
-def _batched(name, lanes, mcpu, n):
+def _batched(name, isa, n):
+    lanes = isas.lanes(isa)
     left_shape, right_shape, left_axes, right_axes, out_axes = BATCHED[name]
     left, right = reference.random(*left_shape), reference.random(*right_shape, seed=1)
     product = np.matmul(_transposed(left.astype("float64"), left_axes), _transposed(right, right_axes))
@@ -62,44 +63,46 @@ def _batched(name, lanes, mcpu, n):
         return matmul.batch_matmul(x, y, lanes, left_axes, right_axes, out_axes)
 
     func = prim_func(operator, left.shape, right.shape)
-    check_space(MatmulSpace, func, [left, right], expected, tvm_compat.target_for(mcpu), n)
+    check_space(MatmulSpace, func, [left, right], expected, isas.target(isa), n)
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_dense(name):
-    _dense(name, 16, None, n=10)
+    _dense(name, isas.NATIVE, n=10)
 
 
+@pytest.mark.parametrize("isa", isas.NARROWER)
 @pytest.mark.parametrize("name", ["one row", "197 rows", "odd everything"])
-def test_dense_narrow_vectors(name):
-    _dense(name, 8, "x86-64-v3", n=6)
+def test_dense_narrow_vectors(name, isa):
+    _dense(name, isa, n=4)
 
 
 @pytest.mark.parametrize("name", BATCHED)
 def test_batch_matmul(name):
-    _batched(name, 16, None, n=12)
+    _batched(name, isas.NATIVE, n=12)
 
 
+@pytest.mark.parametrize("isa", isas.NARROWER)
 @pytest.mark.parametrize("name", ["queries and keys of heads", "plain"])
-def test_batch_matmul_narrow_vectors(name):
-    _batched(name, 8, "x86-64-v3", n=6)
+def test_batch_matmul_narrow_vectors(name, isa):
+    _batched(name, isa, n=5)
 
 
 def test_scaled_product_with_a_mask():
     left, right, mask = reference.random(2, 9, 8), reference.random(2, 8, 20, seed=1), reference.random(1, 1, 20)
     func = prim_func(
-        lambda x, y, m: topi.add(topi.multiply(matmul.batch_matmul(x, y, 16), 0.5), m),
+        lambda x, y, m: topi.add(topi.multiply(matmul.batch_matmul(x, y, isas.lanes()), 0.5), m),
         left.shape,
         right.shape,
         mask.shape,
     )
     expected = 0.5 * np.matmul(left, right) + mask
-    check_space(MatmulSpace, func, [left, right, mask], expected, tvm_compat.target_for(), n=8)
+    check_space(MatmulSpace, func, [left, right, mask], expected, isas.target(), n=8)
 
 
-@pytest.mark.parametrize("lanes, mcpu", [(16, None), (8, "x86-64-v3")])
-def test_every_size_has_a_default(lanes, mcpu):
-    target = tvm_compat.target_for(mcpu)
+@pytest.mark.parametrize("level, lanes", isas.LEVELS.items())
+def test_every_size_has_a_default(level, lanes):
+    target = isas.target(level)
     for rows in (1, 2, 3, 5, 11, 13, 14):
         for blocks in (1, 2, 5, 11, 13, 22, 26, 33, 39, 62):
             func = prim_func(lambda x, w: matmul.dense(x, w, blocks * lanes), (rows, 8), _packed(8, blocks, lanes))  # noqa: B023

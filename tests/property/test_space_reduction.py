@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tvm import topi
 
-from calumma import tvm_compat
 from calumma.operators.pooling.expression import AxisWindow, avg_pool2d, global_avg_pool2d, max_pool2d
 from calumma.operators.rows import space as rows
 from calumma.space import reduction
+from tests import isas
 from tests.prim_funcs import apply, check_space, prim_func
 
 
@@ -41,10 +41,13 @@ def test_every_configuration_is_right(name):
     assert reduction.matches(func)
     assert not rows.matches(func)
     expected = apply(operator, x) if expected is None else expected
-    check_space(reduction.ReductionSpace, func, [x], expected, tvm_compat.target_for(), n=6)
+    check_space(reduction.ReductionSpace, func, [x], expected, isas.target(), n=6)
 
 
-def test_narrow_vectors():
-    operator, x, expected = CASES["sum along memory"]
-    target = tvm_compat.target_for("x86-64-v3")
-    check_space(reduction.ReductionSpace, prim_func(operator, x.shape), [x], expected, target, n=4)
+@pytest.mark.parametrize("isa", isas.NARROWER)
+@pytest.mark.parametrize("name", ["sum along memory", "max pooling, blocked", "global average, plain"])
+def test_narrow_vectors(name, isa):
+    operator, x, expected = CASES[name]
+    expected = apply(operator, x) if expected is None else expected
+    func = prim_func(operator, x.shape)
+    check_space(reduction.ReductionSpace, func, [x], expected, isas.target(isa), n=4)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from tvm import topi
 
-from calumma import tvm_compat
 from calumma.operators.normalisation import expression as lrn
 from calumma.operators.pooling.expression import AxisWindow, avg_pool2d, max_pool2d
 from calumma.operators.rows import space as rows
 from calumma.operators.rows.expression import layer_norm, softmax
+from tests import isas
 from tests.prim_funcs import apply, check_space, prim_func
 
 
@@ -28,25 +28,27 @@ def _layer_norm(x):
 IMAGE, W = _array(1, 5, 9, 12), AxisWindow(3, 2, 1, 1)
 SCORES, RAGGED, HIDDEN = _array(1, 2, 9, 64), _array(3, 5, 37), _array(6, 96)
 
+L = isas.lanes()
+
 CASES = {
-    "softmax": (lambda x: softmax(x, -1, 16), [SCORES], _softmax(SCORES)),
-    "ragged softmax": (lambda x: softmax(x, -1, 16), [RAGGED], _softmax(RAGGED)),
+    "softmax": (lambda x: softmax(x, -1, L), [SCORES], _softmax(SCORES)),
+    "ragged softmax": (lambda x: softmax(x, -1, L), [RAGGED], _softmax(RAGGED)),
     "softmax of a scaled sum": (
-        lambda x, y: softmax(topi.multiply(topi.add(x, y), 0.5), -1, 16),
+        lambda x, y: softmax(topi.multiply(topi.add(x, y), 0.5), -1, L),
         [SCORES, SCORES * 0.5],
         _softmax(0.75 * SCORES),
     ),
-    "softmax over channels": (lambda x: softmax(x, 1, 16), [SCORES], _softmax(SCORES, 1)),
-    "one short row": (lambda x: softmax(x, -1, 16), [_array(1, 7)], _softmax(_array(1, 7))),
+    "softmax over channels": (lambda x: softmax(x, 1, L), [SCORES], _softmax(SCORES, 1)),
+    "one short row": (lambda x: softmax(x, -1, L), [_array(1, 7)], _softmax(_array(1, 7))),
     "layer norm, residual before, reshape after": (
-        lambda x, y: topi.reshape(layer_norm(topi.add(x, y), None, None, 1, 1e-5, 16), (6, 8, 12)),
+        lambda x, y: topi.reshape(layer_norm(topi.add(x, y), None, None, 1, 1e-5, L), (6, 8, 12)),
         [HIDDEN, HIDDEN],
         _layer_norm(2 * HIDDEN).reshape(6, 8, 12),
     ),
     "softmax of TOPI": (topi.nn.softmax, [HIDDEN], _softmax(HIDDEN)),
     "max pooling, plain": (lambda x: max_pool2d(x, W, W), [IMAGE], None),
     "average pooling, plain, narrow": (lambda x: avg_pool2d(x, W, W), [IMAGE[..., :9].copy()], None),
-    "response norm": (lambda x: lrn.local_response_norm(x, 5, 0.1, 0.75, 1.0), [_array(1, 2, 3, 4, 16)], None),
+    "response norm": (lambda x: lrn.local_response_norm(x, 5, 0.1, 0.75, 1.0), [_array(1, 2, 3, 4, L)], None),
 }
 
 
@@ -56,9 +58,18 @@ def test_every_configuration_is_right(name):
     func = prim_func(operator, *(i.shape for i in inputs))
     assert rows.matches(func)
     expected = apply(operator, *inputs) if expected is None else expected
-    check_space(rows.RowsSpace, func, inputs, expected, tvm_compat.target_for(), n=6)
+    check_space(rows.RowsSpace, func, inputs, expected, isas.target(), n=6)
 
 
-def test_narrow_vectors():
-    func = prim_func(lambda x: softmax(x, -1, 8), RAGGED.shape)
-    check_space(rows.RowsSpace, func, [RAGGED], _softmax(RAGGED), tvm_compat.target_for("x86-64-v3"), n=6)
+@pytest.mark.parametrize("isa", isas.NARROWER)
+def test_narrow_vectors(isa):
+    lanes = isas.lanes(isa)
+    func = prim_func(lambda x: softmax(x, -1, lanes), RAGGED.shape)
+    check_space(rows.RowsSpace, func, [RAGGED], _softmax(RAGGED), isas.target(isa), n=6)
+
+
+@pytest.mark.parametrize("isa", isas.NARROWER)
+def test_narrow_vectors_normalise(isa):
+    lanes = isas.lanes(isa)
+    func = prim_func(lambda x: layer_norm(x, None, None, 1, 1e-5, lanes), HIDDEN.shape)
+    check_space(rows.RowsSpace, func, [HIDDEN], _layer_norm(HIDDEN), isas.target(isa), n=4)

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from tvm import topi
 
-from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.operators import design_space
 from calumma.operators.convolution import expression as conv
 from calumma.operators.convolution.winograd import WinogradSpace, transform_weights
 from calumma.operators.windows import Window
 from calumma.space.alternatives import AlternativesSpace
-from tests import reference
+from tests import isas, reference
 from tests.prim_funcs import check_space, prim_func, run
 
 TOLERANCE = 2e-4
@@ -44,35 +43,37 @@ def _layer(case, lanes):
 @pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_every_configuration_is_right(case, m):
-    layer, inputs, expected = _layer(case, 16)
+    layer, inputs, expected = _layer(case, isas.lanes())
     func = prim_func(layer, *(i.shape for i in inputs))
     space = functools.partial(WinogradSpace, m=m)
-    check_space(space, func, inputs, expected, tvm_compat.target_for(), n=5, tolerance=TOLERANCE)
+    check_space(space, func, inputs, expected, isas.target(), n=5, tolerance=TOLERANCE)
 
 
+@pytest.mark.parametrize("isa", isas.NARROWER)
 @pytest.mark.parametrize("m", [2, 4])
-def test_narrow_vectors(m):
-    layer, inputs, expected = _layer("rows and columns left over", 8)
+def test_narrow_vectors(m, isa):
+    layer, inputs, expected = _layer("rows and columns left over", isas.lanes(isa))
     func = prim_func(layer, *(i.shape for i in inputs))
     space = functools.partial(WinogradSpace, m=m)
-    check_space(space, func, inputs, expected, tvm_compat.target_for("x86-64-v3"), n=4, tolerance=TOLERANCE)
+    check_space(space, func, inputs, expected, isas.target(isa), n=4, tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("m", [2, 4])
 def test_bias_residual_and_relu_are_fused(m):
-    layer, inputs, product = _layer("a width without divisors", 16)
-    bias, residual = reference.random(1, 1, 1, 1, 16), reference.random(*product.shape)
+    lanes = isas.lanes()
+    layer, inputs, product = _layer("a width without divisors", lanes)
+    bias, residual = reference.random(1, 16 // lanes, 1, 1, lanes), reference.random(*product.shape)
     inputs += [bias, residual]
     func = prim_func(lambda x, w, b, r: topi.nn.relu(topi.add(topi.add(layer(x, w), b), r)), *(i.shape for i in inputs))
     expected = np.maximum(product + bias + residual, 0)
     space = functools.partial(WinogradSpace, m=m)
-    check_space(space, func, inputs, expected, tvm_compat.target_for(), n=5, tolerance=TOLERANCE)
+    check_space(space, func, inputs, expected, isas.target(), n=5, tolerance=TOLERANCE)
 
 
 def test_all_algorithms_are_one_space():
-    layer, inputs, expected = _layer("tiles fit", 16)
+    layer, inputs, expected = _layer("tiles fit", isas.lanes())
     func = prim_func(layer, *(i.shape for i in inputs))
-    target = tvm_compat.target_for()
+    target = isas.target()
     check_space(design_space, func, inputs, expected, target, n=12, tolerance=TOLERANCE)
     space = design_space(func, target, 2)
     assert isinstance(space, AlternativesSpace)
@@ -83,13 +84,13 @@ def test_all_algorithms_are_one_space():
 
 @pytest.mark.parametrize("m", [2, 4])
 def test_the_error_that_is_claimed_is_the_error_there_is(m):
-    window, channels = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1)), 256
-    band = conv.band_of(32, channels, 1, channels // 16, 16)
-    slots, out_slots = reference.identity_slots(channels, 16), reference.identity_slots(32, 16)
+    window, channels, lanes = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1)), 256, isas.lanes()
+    band = conv.band_of(32, channels, 1, channels // lanes, lanes)
+    slots, out_slots = reference.identity_slots(channels, lanes), reference.identity_slots(32, lanes)
     data, weight = reference.random(1, channels, 14, 14), reference.random(32, channels, 3, 3)
-    inputs = [reference.block(data, slots, 16), conv.pack_conv_weight(weight, slots, 1, band, 16)]
-    expected = reference.block(reference.conv2d(data, weight, window, 1), out_slots, 16)
-    target = tvm_compat.target_for()
+    inputs = [reference.block(data, slots, lanes), conv.pack_conv_weight(weight, slots, 1, band, lanes)]
+    expected = reference.block(reference.conv2d(data, weight, window, 1), out_slots, lanes)
+    target = isas.target()
     space = WinogradSpace(
         prim_func(lambda x, w: conv.conv2d(x, w, window, band), *(i.shape for i in inputs)), target, 2, m
     )
@@ -101,8 +102,8 @@ def test_the_error_that_is_claimed_is_the_error_there_is(m):
 
 
 def test_a_tolerance_leaves_out_what_is_less_exact():
-    layer, inputs, _ = _layer("tiles fit", 16)
-    space = design_space(prim_func(layer, *(i.shape for i in inputs)), tvm_compat.target_for(), 2)
+    layer, inputs, _ = _layer("tiles fit", isas.lanes())
+    space = design_space(prim_func(layer, *(i.shape for i in inputs)), isas.target(), 2)
 
     def algorithms(tolerance):
         left = space.within(tolerance)
@@ -121,8 +122,8 @@ def test_a_tolerance_leaves_out_what_is_less_exact():
 
 
 def test_a_configuration_from_before_the_algorithms_is_direct():
-    layer, inputs, _ = _layer("tiles fit", 16)
-    space = design_space(prim_func(layer, *(i.shape for i in inputs)), tvm_compat.target_for(), 2)
+    layer, inputs, _ = _layer("tiles fit", isas.lanes())
+    space = design_space(prim_func(layer, *(i.shape for i in inputs)), isas.target(), 2)
     old = {"oc_tile": 1, "oh_tile": 2, "ow_tile": 6, "order": "kh,ic,kw"}
     today = space.decode(space.encode(old))
     assert today | old == today
@@ -131,7 +132,7 @@ def test_a_configuration_from_before_the_algorithms_is_direct():
 
 
 def test_an_epilogue_larger_than_the_convolution_is_left_to_the_direct_algorithm():
-    layer, inputs, _ = _layer("tiles fit", 16)
+    layer, inputs, _ = _layer("tiles fit", isas.lanes())
     images = (4, 2, 8, 12, 16)
     func = prim_func(lambda x, w, r: topi.add(layer(x, w), r), *(i.shape for i in inputs), images)
     assert not WinogradSpace.matches(func)

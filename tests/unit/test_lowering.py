@@ -53,7 +53,7 @@ def test_a_classifier_behind_global_pooling_needs_no_transform():
     assert lowered(m, m.linear(pooled, (32, 10))).layout_transforms == 0
 
 
-@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_holes_of_joined_tensors_meet_zero_weights(lanes):
     """Concatenation leaves the parts' holes in the middle; the next convolution's weights are zero there."""
     m = Model()
@@ -128,7 +128,7 @@ def test_a_slice_that_others_than_convolutions_read_leaves_no_holes():
     assert packed.shape == (1, 2, 1, 1, LANES, LANES)
 
 
-@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_groups_multiply_by_no_zeros(lanes):
     m = Model()
     graph = lowered(m, m.conv(m.input(1, 136, 4, 4), (136, 272), 1, groups=4, bias=False), lanes=lanes)

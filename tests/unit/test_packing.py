@@ -18,7 +18,7 @@ def _geometries():
     ]
 
 
-@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_bands_stay_inside_the_input_and_hold_every_group(lanes):
     for out_channels, in_channels, groups in _geometries():
         in_blocks = -(-in_channels // lanes)
@@ -33,7 +33,7 @@ def test_bands_stay_inside_the_input_and_hold_every_group(lanes):
             assert last < start + band.width <= in_blocks
 
 
-@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("lanes", [4, 8, 16])
 @pytest.mark.parametrize("out_channels, in_channels, groups", [(40, 40, 2), (24, 12, 4), (40, 20, 20), (48, 24, 3)])
 def test_grouped_weights_lie_where_their_inputs_are_read(out_channels, in_channels, groups, lanes):
     weight = reference.random(out_channels, in_channels // groups, 3, 2)
@@ -50,7 +50,7 @@ def test_grouped_weights_lie_where_their_inputs_are_read(out_channels, in_channe
             np.testing.assert_array_equal(place, weight[channel, i])
 
 
-@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_gathered_convolutions_hold_every_channel_once_and_stay_inside_the_input(lanes):
     gathered = 0
     for out_channels, in_channels, groups in _geometries():
@@ -123,7 +123,7 @@ def test_first_layer_and_dense_weights_are_padded_with_zeros():
     assert not packed.transpose(1, 0, 2).reshape(6, 48)[:, 41:].any()
 
 
-@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_padding_of_columns_and_rows_is_small(lanes):
     for extent in range(1, 2000):
         columns = matmul.column_blocks(extent, lanes)

@@ -147,7 +147,8 @@ def repeated(record: MeasureRecord, count: int, factor: float) -> MeasureRecord:
 
 def test_what_was_given_up_too_early_does_not_count_beside_what_was_finished() -> None:
     records = [r for r in prior_data.records() if r.result.status is Status.OK]
-    workload = records[0].candidate.workload.hash
+    # The quickest on any CPU: what is slow has few measurements because of the time that they take.
+    workload = min(records, key=lambda r: r.result.latency_s).candidate.workload.hash
     best, second = sorted(
         (r for r in records if r.candidate.workload.hash == workload), key=lambda r: r.result.latency_s
     )[:2]
