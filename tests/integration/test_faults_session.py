@@ -28,6 +28,8 @@ from tests.integration import faulty_space
 from tests.integration.command_line import ROOT
 from tests.onnx_models import Model, assert_close, reference
 
+pytestmark = pytest.mark.xdist_group("measures")
+
 TUNE = """
 import sys
 from pathlib import Path

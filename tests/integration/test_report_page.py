@@ -17,6 +17,8 @@ from tests.chromium import Page, chromium
 from tests.onnx_models import Model
 from tests.unit.test_report import HOSTILE, RECORDS, summary
 
+pytestmark = pytest.mark.xdist_group("browser")
+
 PLOTS = ("peers", "model", "tasks", "time", "phases")
 
 

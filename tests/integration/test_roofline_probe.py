@@ -11,6 +11,8 @@ from calumma import tvm_compat
 from calumma.tasks import roofline
 from calumma.tasks.roofline import machine_limits
 
+pytestmark = pytest.mark.xdist_group("measures")
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

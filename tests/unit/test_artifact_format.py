@@ -136,6 +136,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(artifact: Path, lib
     assert read_all(artifact)[0].metadata == METADATA
 
 
+@pytest.mark.processes
 def test_a_writer_killed_in_the_middle_leaves_the_old_file(artifact: Path, library: Path) -> None:
     code = f"""
 import os, signal
