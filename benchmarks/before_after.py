@@ -14,6 +14,7 @@ Metrics:
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace, say: Callable[[str, str], None]) -> int:
     surroundings = output.environment(options.threads)
     rows: list[Row] = []
     for name in options.models:
-        rows.append(_measure(name, trees, options, lambda text, name=name: say(name, text)))
+        rows.append(_measure(name, trees, options, functools.partial(say, name)))
         say("", "")
         print(_line(rows[-1]), flush=True)
         if options.json is not None:

@@ -214,7 +214,7 @@ def save(corpus: Corpus, folder: Path = FOLDER) -> Path:
         "reasons": reasons,
     }
     results = corpus.results
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "indices": corpus.indices.astype(np.uint16),
         "status": np.array([statuses.index(result.status.value) for result in results], dtype=np.uint8),
         "reason": np.array([reasons.index(result.reason) for result in results], dtype=np.uint16),
@@ -447,7 +447,7 @@ def record(
     first = (rows != space.default()).any(axis=1)  # the default leads: from the second batch on, slow ones stop early
     rows = np.concatenate([rows[~first], rows[first]])
     candidates = [Candidate(workload, space.template, space.version, space.decode(row)) for row in rows]
-    conditions = {
+    conditions: dict[str, Any] = {
         "hardware": hardware.fingerprint,
         "threads": runner.threads,
         "cache_state": runner.cache_state,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -168,7 +168,7 @@ def search(
         known = None
     rng = generator(seed, "search", workload, name if known is None else strategy_name)
     if known is not None:
-        space, model = KnownSpace(space, known), FewShotForest(known.family.order)
+        space, model = KnownSpace(space, cast("TaskPredictor", known)), FewShotForest(known.family.order)
     strategy = make_strategy(name, space, rng, model=model, policy=policy)
     strategy.stats.use_clock(clock.own)
     spent = {"build": 0.0, "run": 0.0}

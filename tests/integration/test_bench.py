@@ -185,7 +185,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def _run(model: Path | bytes, feeds: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
+def _run(model: str | Path | bytes, feeds: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     return [session.run(None, feed) for feed in feeds]
 

@@ -14,13 +14,13 @@ from tests.onnx_models import Model
 def network() -> Model:
     model = Model()
     x = model.op("Relu", model.conv(model.input(1, 3, 12, 12), (3, 32)))
-    model.output = model.op("Relu", model.conv(x, (32, 32)))
+    model.op("Relu", model.conv(x, (32, 32)))
     return model
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_winner_is_built_and_computes_what_the_model_says(network: Model, seed: int) -> None:
-    source = network.bytes(network.output)
+    source = network.bytes(network.nodes[-1].output[0])
     model = prepare(source, threads=2)
     rng = np.random.default_rng(seed)
     tuned = {key: space.decode(space.sample(rng, 1)[0]) for key, space in model.spaces.items()}

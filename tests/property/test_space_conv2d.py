@@ -213,7 +213,7 @@ def test_the_default_fills_the_registers_and_the_threads():
     func = prim_func(lambda x, w: conv.conv2d(x, w, window, band), (1, 4, 56, 56, 16), (4, 4, 3, 3, 16, 16))
     space = Conv2dSpace(func, tvm_compat.hardware_for(), 2)
     config = space.decode(space.default())
-    accumulators = config["oc_tile"] * config["oh_tile"] * config["ow_tile"]
+    accumulators = math.prod(int(config[tile]) for tile in ("oc_tile", "oh_tile", "ow_tile"))
     assert 10 <= accumulators < space.registers
     names = space.feature_names
     assert space.features(space.default()[None])[0, names.index("balance")] == 1

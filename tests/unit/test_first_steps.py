@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import first_steps
+from benchmarks import first_steps, suite
 
 
 def step(code: str, produces: Path | None = None) -> first_steps._Step:
@@ -37,7 +37,7 @@ def test_a_failed_step_ends_the_benchmark_with_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["first_steps", "--quick", "--json", str(tmp_path / "result.json")])
-    monkeypatch.setattr(first_steps.suite, "path", lambda name: tmp_path / f"{name}.onnx")
+    monkeypatch.setattr(suite, "path", lambda name: tmp_path / f"{name}.onnx")
     monkeypatch.setattr(
         first_steps, "_timed", lambda step, *_: (_ for _ in ()).throw(first_steps.StepFailed(step.name))
     )

@@ -234,7 +234,7 @@ def test_half_precision_inside_names_the_node() -> None:
     ],
 )
 def test_operators_refused(operator: onnx.NodeProto, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = {"w": np.ones((4, 5), np.float32), "s": np.float32(1).reshape(())}
+    weights = {"w": np.ones((4, 5), np.float32), "s": np.array(1, np.float32)}
     assert words in refusal(model([operator], weights=weights, domains=("my.domain",)))
     assert capsys.readouterr().out == ""
 

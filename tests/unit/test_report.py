@@ -311,7 +311,7 @@ def test_hostile_text_is_text() -> None:
     ended["phases_s"] = {HOSTILE: 1.0}
     records = [
         *(replace(r, strategy=HOSTILE, toolchain=HOSTILE) for r in RECORDS),
-        record("aaaa", None, 6.0, reason=HOSTILE, **{HOSTILE: HOSTILE}),
+        record("aaaa", None, 6.0, reason=HOSTILE, **dict[str, Any]({HOSTILE: HOSTILE})),
     ]
     store = MemoryStore()
     session = store.start_session(HOSTILE, HOSTILE, {"strategy": HOSTILE, "source": HOSTILE})

@@ -6,6 +6,7 @@ import json
 import math
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -485,7 +486,8 @@ def test_metaschedules_profile_by_our_phases():
 
 def test_a_stopped_live_session_goes_on_with_the_first_missing_run(tmp_path, monkeypatch, capsys):
     task = live.Task("net/conv2d", Workload("feed", "{}"), None)
-    made, races = [], []
+    made: list[Any] = []
+    races: list[Any] = []
 
     def ours(task, start, strategy, seed, options, store, hardware, threads):
         if len(made) == stop_after:
