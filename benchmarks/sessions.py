@@ -17,7 +17,6 @@ import numpy as np
 
 from benchmarks import corpora
 from benchmarks.curves import Recorder, Run
-from benchmarks.subspace import SubSpace
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.protocols import DesignSpace, Indices, Runner
@@ -26,6 +25,7 @@ from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, M
 from calumma.cost_model import CostModel
 from calumma.cost_model.base import Features
 from calumma.measure import ReplayRunner
+from calumma.measure.recording import Corpus, load
 from calumma.prior import library
 from calumma.prior.few_shot import FewShotForest, KnownSpace
 from calumma.prior.predictor import Predictor, TaskPredictor
@@ -33,6 +33,7 @@ from calumma.prior.weights import Prior
 from calumma.search import make_strategy
 from calumma.search.views import View
 from calumma.space import KnobSpace
+from calumma.space.subspace import SubSpace
 
 BATCH = 8
 """Candidates asked for at once: few, so that every strategy decides itself when to learn and to plan anew. AutoTVM
@@ -247,9 +248,9 @@ def replay(
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(name: str, folder: Path) -> tuple[corpora.Corpus, SubSpace, list[MeasureRecord]]:
+def _opened(name: str, folder: Path) -> tuple[Corpus, SubSpace, list[MeasureRecord]]:
     """A corpus, its space and its records; kept, since many runs need the same."""
-    recording = corpora.load(name, folder)
+    recording = load(name, folder)
     space = recording.space()
     return recording, space, recording.records(space)
 

@@ -13,16 +13,17 @@ import pytest
 from tvm import topi
 
 from benchmarks import corpora, live, metaschedule_baseline, search, sessions
-from benchmarks.corpora import Source
 from benchmarks.curves import Comparison, Improvement, Recorder, Run, metrics, ratio
 from benchmarks.sessions import RunLog
-from benchmarks.subspace import part_of
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.values import Candidate, MeasureResult, Status, Workload
 from calumma.database import MemoryStore
+from calumma.measure import recorder, recording
+from calumma.measure.recording import Source
 from calumma.prior import library
 from calumma.space.generated import GeneratedSpace
+from calumma.space.subspace import part_of
 from tests.prim_funcs import prim_func, tvm
 from tests.simulated_runner import SimulatedRunner
 
@@ -161,11 +162,11 @@ def folder(tmp_path_factory):
     part = part_of(GeneratedSpace(func, hardware, 2), np.random.default_rng(0), 150, 220)
     workload = Workload("feed", str(tvm.ir.save_json(func)))
     source = Source("a model", "a task", "generated")
-    recorded = corpora.record(
+    recorded = recorder.record(
         "toy", workload, part, _Bowl(), MemoryStore(), hardware, source=source, say=lambda line: None
     )
     path = tmp_path_factory.mktemp("corpora")
-    corpora.save(recorded, path)
+    recording.save(recorded, path)
     return path
 
 
@@ -198,10 +199,10 @@ def test_overhead_is_counted_on_top(folder):
 
 
 def test_a_space_that_is_used_up_ends_the_run(folder):
-    size = len(corpora.load("toy", folder).results)
+    size = len(recording.load("toy", folder).results)
     found = sessions.replay("toy", "random", 0, folder=folder, budget=500, overhead=False)
     assert found.trials == size
-    assert found.throughput == pytest.approx(corpora.load("toy", folder).throughputs.max())
+    assert found.throughput == pytest.approx(recording.load("toy", folder).throughputs.max())
 
 
 @pytest.mark.parametrize("strategy", ["random", "genetic", "evolutionary", "autotvm", "sa+as", "chameleon+prior"])
@@ -214,7 +215,7 @@ def test_every_strategy_repeats_itself(folder, strategy):
 
 
 def test_with_a_prior_a_search_is_guided_as_in_tune(monkeypatch):
-    recording = corpora.load("conv3x3")
+    recorded = recording.load("conv3x3", corpora.FOLDER)
     asked = []
 
     def once(strategy):
@@ -224,15 +225,15 @@ def test_with_a_prior_a_search_is_guided_as_in_tune(monkeypatch):
     monkeypatch.setattr(sessions, "predictor_of", lambda *conditions: asked.append(conditions))
     unknown = once("evolutionary+prior")
     assert unknown == replace(once("evolutionary"), strategy="evolutionary+prior"), "the same where no prior fits"
-    assert [(workload, threads) for workload, _, _, threads in asked] == [(recording.workload, recording.threads)]
+    assert [(workload, threads) for workload, _, _, threads in asked] == [(recorded.workload, recorded.threads)]
 
 
 def test_the_shipped_prior_has_seen_none_of_the_recordings():
-    recordings = [corpora.load(name) for name in corpora.names()]
+    recordings = [recording.load(name, corpora.FOLDER) for name in corpora.names()]
     data = library.data_for("shipped", recordings[0].hardware, recordings[0].toolchain)
     seen = {group.workload for group in data.groups}
     assert seen
-    assert not seen & {recording.workload.hash for recording in recordings}
+    assert not seen & {each.workload.hash for each in recordings}
 
 
 def test_the_command_gives_the_same_figures_as_any_other_process(folder, tmp_path, capsys):
