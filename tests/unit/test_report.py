@@ -28,7 +28,7 @@ from calumma.core.values import (
 from calumma.database import MemoryStore, SqlStore
 from calumma.report import collect, read_comparison, render, write
 from calumma.report.knobs import MIN_CONFIGS, knob_effects
-from tests.unit.test_tuner import Landscape, World, task
+from tests.toy_tuning import Landscape, World, task
 
 HARDWARE = Hardware("Some CPU", "znver5", 512, 32 << 10, 1 << 20, 32 << 20, 2)
 START_S = 1e9

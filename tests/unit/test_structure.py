@@ -27,8 +27,6 @@ LONG_FILES = {
     "src/calumma/space/winograd.py",
     "src/calumma/tuner/session.py",
     "tests/integration/test_artifact.py",
-    "tests/unit/test_search_benchmark.py",
-    "tests/unit/test_tuner.py",
 }
 LONG_FUNCTIONS = {
     "src/calumma/measure/recorder.py:record",
