@@ -1,6 +1,7 @@
 # make env    the environment in .venv, with what tests, benchmarks and peers need
 # make demo   tune the light ResNet-50 for 60 s and print its latency beside ONNX Runtime's
-# make test   lint, security, types, import layers, documentation, tests
+# make fast   lint, types, and the unit tests that start no process: within 90 seconds on two cores
+# make test   lint, security, types, import layers, documentation, all tests with their coverage: within ten minutes
 # make audit  known vulnerabilities of the pinned packages (needs the network)
 # make docs   the documentation as a site in build/docs
 # make prior  measure for hours, then rebuild the data set and the weights of the prior that is shipped for this CPU
@@ -13,7 +14,14 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for python in python3 python3.11 python3.12; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: env demo test lint security audit types layers docs chromium unit prior
+# Tests of one group (what measures, what shares a costly fixture) run in one worker, one after another.
+WORKERS := 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+
+# How lines are counted: Python 3.12 tells of each line once, which costs next to nothing; before, each line is traced.
+COVERAGE_CORE = $(shell $(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
+
+.PHONY: env demo fast test lint security audit types layers docs chromium unit prior
 .DELETE_ON_ERROR:
 
 env: $(STAMP)
@@ -27,6 +35,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: env
 	$(BIN)/python -m benchmarks.demo
+
+fast: lint types
+	$(PYTEST) tests/unit -m 'not processes and not long'
 
 test: lint security types layers docs unit
 
@@ -68,7 +79,7 @@ chromium:
 	} || { echo "the tests of the report need Chromium and it could not be installed: install the system's package chromium" >&2; exit 1; }
 
 unit: env chromium
-	$(BIN)/python -m pytest
+	COVERAGE_CORE=$(COVERAGE_CORE) $(PYTEST) --cov --cov-report=term
 
 PRIOR := znver5
 PRIOR_BUDGET := 6h

@@ -4,7 +4,8 @@ For every model: `calumma compile` with an empty database, `calumma tune` with t
 then one race of both artifacts and all peers (`calumma.peers.race`: a process each, in turns, same threads and inputs).
 Latencies are compared round by round; ratios are ours over theirs, speedups theirs over ours. A model that fails or
 computes something else than ONNX Runtime (`_TOLERANCE`) makes the exit status 1 and is counted in the metrics. With
---json, every model's result is on disk as soon as it is there, and --resume goes on from it.
+--json, every model's result is on disk as soon as it is there, and --resume goes on from it. With --untuned-only
+--against-source PATH, another source tree takes the place of the peers: `benchmarks.before_after`.
 
 Metrics (those of tuned artifacts are missing after --untuned-only):
     geomean_vs_onnxruntime, worst_vs_onnxruntime, and both with untuned_ before: ratio of latencies
@@ -34,7 +35,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks import output, suite
+from benchmarks import before_after, output, suite
 from benchmarks.commands import calumma
 from calumma.core.errors import InputError
 from calumma.peers import Contestant, RaceResult, peers, race
@@ -65,11 +66,19 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10, help="turns of every runtime")
     parser.add_argument("--databases", type=Path, metavar="FOLDER", help="keep what the tunings measured there")
     parser.add_argument("--untuned-only", action="store_true", help="compile, do not tune")
+    parser.add_argument(
+        "--against-source",
+        type=Path,
+        metavar="PATH",
+        help="a checkout: race what it compiles instead of the peers; needs --untuned-only",
+    )
     parser.add_argument("--resume", action="store_true", help="keep the models that are in the JSON file")
     parser.add_argument("--readme", action="store_true", help="write the table to README.md")
     options = parser.parse_args(arguments)
     if options.resume and options.json is None:
         parser.error("--resume needs --json FILE, the file to go on from")
+    if options.against_source is not None and (not options.untuned_only or options.resume or options.readme):
+        parser.error("--against-source PATH needs --untuned-only, and goes with neither --resume nor --readme")
     if options.quick:
         options.models, options.budget, options.rounds = suite.QUICK, "10s", 4
     return options
@@ -77,6 +86,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     output.check_models(options.models, suite.names())
+    if options.against_source is not None:
+        return before_after.run(options, _status)
     if options.databases is not None:
         options.databases.mkdir(parents=True, exist_ok=True)
     peers(options.against, None)  # a wrong name is refused before an hour of work

@@ -73,12 +73,12 @@ def environment(threads: int) -> dict[str, Any]:
     }
 
 
-def commit() -> str | None:
-    """The commit of the sources, with "-dirty" after it if they differ from it; None outside a repository."""
+def commit(tree: Path = ROOT) -> str | None:
+    """The commit of the sources in a tree, with "-dirty" after it if they differ from it; None outside a repository."""
     try:
         done = subprocess.run(  # nosec B607  # whichever git the user's own PATH has is the right one
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
-            cwd=ROOT,
+            cwd=tree,
             capture_output=True,
             text=True,
             check=True,

@@ -42,7 +42,6 @@ from benchmarks.prior_networks import (
     train,
     train_attention,
 )
-from benchmarks.subspace import SubSpace
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.keys import keys_of
@@ -52,12 +51,14 @@ from calumma.cost_model import CostModel, GaussianProcess, GradientBoostedTrees
 from calumma.cost_model.base import Features, Scores
 from calumma.cost_model.trees import TreeSettings
 from calumma.measure import ReplayRunner
+from calumma.measure.recording import Corpus, load
 from calumma.prior import dataset, learning
 from calumma.prior.few_shot import FewShotForest
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.training import EMPHASIS
 from calumma.prior.weights import Prior
 from calumma.search.views import View
+from calumma.space.subspace import SubSpace
 
 SHOTS = (0, 4, 8, 16, 32, 64)
 DRAWS = 5
@@ -135,7 +136,7 @@ class Contender(NamedTuple):
 class Recording:
     """A recorded task, and the models that are compared on it, by name."""
 
-    corpus: corpora.Corpus
+    corpus: Corpus
     space: SubSpace
     contenders: Mapping[str, Contender]
 
@@ -177,7 +178,7 @@ def opened(prior: Prior, path: Path, folder: Path, say: Callable[[str], None], s
     networks: dict[str, _Networks] = {}
     found = {}
     for name in corpora.names(folder):
-        corpus = corpora.load(name, folder)
+        corpus = load(name, folder)
         if corpus.source.space != "template" or prior.mismatch(corpus.hardware, corpus.threads):
             continue
         space = corpus.space()

@@ -188,7 +188,7 @@ def learned(
         say(f"race {number + 1} of {races}")
         turned = [*contestants[number % len(labels) :], *contestants[: number % len(labels)]]
         results.append(race(turned, suite.inputs(PUPIL), threads=threads, rounds=ROUNDS, turn_s=TURN_S))
-    metrics = {}
+    metrics: dict[str, float] = {}
     for label, metric in _GAINS.items():
         gain = ratio({PUPIL: [_ratio(result, label) for result in results]}, {PUPIL: [1.0]})
         metrics |= {metric: gain.value, f"{metric}_low": gain.low, f"{metric}_high": gain.high}

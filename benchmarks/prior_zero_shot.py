@@ -30,7 +30,7 @@ from calumma.core.keys import Key, indices_of, key_of
 from calumma.core.protocols import Indices
 from calumma.core.values import Candidate, MeasureRecord, Status, Task
 from calumma.database import SqlStore
-from calumma.measure import LocalRunner
+from calumma.measure import LocalRunner, recording
 from calumma.pipeline import CompileOptions
 from calumma.pipeline.preparation import PreparedModel, prepare
 from calumma.prior import dataset
@@ -94,7 +94,7 @@ def recorded_tasks(folder: Path, least: int = LEAST) -> Dataset:
     names = {hash_ for hashes in held_out.known().values() for hash_ in hashes}
     records: list[MeasureRecord] = []
     for name in corpora.names(folder):
-        corpus = corpora.load(name, folder)
+        corpus = recording.load(name, folder)
         if corpus.source.space == "template" and corpus.workload.hash in names:
             records += corpus.records(corpus.space())
     found = dataset.from_records(records, hardware=hardware, toolchain=toolchain)

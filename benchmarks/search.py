@@ -7,7 +7,7 @@
     python -m benchmarks.search --curves                                       their random-draw curves
 
 What is compared and how every figure is defined: `benchmarks/curves.py`. What a recording is: `benchmarks/corpora.py`,
-`benchmarks/subspace.py`. What the live comparison does: `benchmarks/live.py`.
+`src/calumma/space/subspace.py`. What the live comparison does: `benchmarks/live.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks import corpora, curves, output, sessions
 from benchmarks.curves import Comparison, Run, RunKey
 from benchmarks.sessions import RunLog
 from calumma.core.errors import CalummaError, InputError
+from calumma.measure import recorder, recording
 
 SUBJECT, BASELINE = "chameleon", "autotvm"
 RIVALS = {"autotvm": "autotvm", "topk": "sa+topk", "random": "random", "metaschedule": "metaschedule"}
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.record is not None:
             return _record(options)
         if options.curves:
-            print(corpora.describe([corpora.load(name, options.corpora) for name in _recorded(options)]))
+            print(corpora.describe([recording.load(name, options.corpora) for name in _recorded(options)]))
             return 0
         if options.live:
             from benchmarks import live
@@ -154,17 +155,25 @@ def _record(options: argparse.Namespace) -> int:
     start, done = time.monotonic(), []
     try:
         for name, (workload, space) in parts.items():
-            entry = corpora.entry_of(corpora.SOURCES[name])
+            entry = recording.entry_of(corpora.SOURCES[name])
             settings: dict[str, Any] = {"cache_state": corpora.CACHE_STATE, "build_timeout_s": 30.0}
             with LocalRunner(target, threads, space_entry=entry, **settings) as runner:
-                corpus = corpora.record(
-                    name, workload, space, runner, store, target, limit=options.limit, say=_progress
+                corpus = recorder.record(
+                    name,
+                    workload,
+                    space,
+                    runner,
+                    store,
+                    target,
+                    source=corpora.SOURCES[name],
+                    limit=options.limit,
+                    say=_progress,
                 )
             print(file=sys.stderr)
             if corpus is None:
                 print(f"{name}: not complete yet: run --record {name} again", flush=True)
                 continue
-            path = corpora.save(corpus, options.corpora)
+            path = recording.save(corpus, options.corpora)
             done.append(corpus)
             elapsed = time.monotonic() - start
             print(f"{name}: {path} ({path.stat().st_size / 1e3:.0f} kB), {elapsed:.0f} s so far", flush=True)
@@ -193,7 +202,7 @@ def _replay(options: argparse.Namespace) -> list[Run]:
     if unknown:
         raise InputError(f"no strategy is called {sorted(unknown)[0]!r}: choose of {', '.join(strategy_names())}")
     found = _recorded(options)
-    print(corpora.describe([corpora.load(name, options.corpora) for name in found]), flush=True)
+    print(corpora.describe([recording.load(name, options.corpora) for name in found]), flush=True)
     settings = {
         "folder": options.corpora,
         "budget": options.trials,

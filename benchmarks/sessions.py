@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from benchmarks import corpora
 from benchmarks.curves import Recorder, Run
-from benchmarks.subspace import SubSpace
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.protocols import DesignSpace, Indices, Runner
@@ -26,6 +25,7 @@ from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, M
 from calumma.cost_model import CostModel
 from calumma.cost_model.base import Features
 from calumma.measure import ReplayRunner
+from calumma.measure.recording import Corpus, load
 from calumma.prior import library
 from calumma.prior.few_shot import FewShotForest, KnownSpace
 from calumma.prior.predictor import Predictor, TaskPredictor
@@ -33,6 +33,7 @@ from calumma.prior.weights import Prior
 from calumma.search import make_strategy
 from calumma.search.views import View
 from calumma.space import KnobSpace
+from calumma.space.subspace import SubSpace
 from calumma.target import Target
 
 BATCH = 8
@@ -169,7 +170,7 @@ def search(
         known = None
     rng = generator(seed, "search", workload, name if known is None else strategy_name)
     if known is not None:
-        space, model = KnownSpace(space, known), FewShotForest(known.family.order)
+        space, model = KnownSpace(space, cast("TaskPredictor", known)), FewShotForest(known.family.order)
     strategy = make_strategy(name, space, rng, model=model, policy=policy)
     strategy.stats.use_clock(clock.own)
     spent = {"build": 0.0, "run": 0.0}
@@ -250,9 +251,9 @@ def replay(
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(name: str, folder: Path) -> tuple[corpora.Corpus, SubSpace, list[MeasureRecord]]:
+def _opened(name: str, folder: Path) -> tuple[Corpus, SubSpace, list[MeasureRecord]]:
     """A corpus, its space and its records; kept, since many runs need the same."""
-    recording = corpora.load(name, folder)
+    recording = load(name, folder)
     space = recording.space()
     return recording, space, recording.records(space)
 

@@ -103,7 +103,9 @@ def _kill_self() -> Any:
 
 @T.prim_func(s_tir=True)
 def _unwritten(
-    A: T.Buffer((32, 64), "float32"), B: T.Buffer((64,), "float32"), C: T.Buffer((32, 64), "float32")
+    A: T.Buffer((32, 64), "float32"),  # type: ignore[valid-type]
+    B: T.Buffer((64,), "float32"),  # type: ignore[valid-type]
+    C: T.Buffer((32, 64), "float32"),  # type: ignore[valid-type]
 ) -> None:
     """`scale` that leaves the second half of its rows as they are."""
     for i, j in T.grid(16, 64):

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tvm
+from tvm import tirx
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
 from calumma import tvm_compat
 from calumma.target import Target
-from tests.prim_funcs import tirx, tvm
 
 THREADS = 2
 

@@ -35,7 +35,7 @@ class Model:
     def random(self, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
         return (scale * self._rng.standard_normal(shape)).astype(np.float32)
 
-    def op(self, kind: str, *operands: str | NDArray, outputs: int = 1, **attributes: Any) -> Any:
+    def op(self, kind: str, *operands: str | NDArray | np.generic, outputs: int = 1, **attributes: Any) -> Any:
         """Add a node over values and arrays; returns its output's name, or a list of `outputs` names."""
         names = []
         for operand in operands:

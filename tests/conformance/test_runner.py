@@ -15,6 +15,8 @@ from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status
 from calumma.measure import LocalRunner, ReplayRunner
 from tests import measure_spaces as spaces
 
+pytestmark = pytest.mark.xdist_group("measures")
+
 THREADS = 2
 
 GOOD = [

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def record(
     latencies_s: tuple[float, ...] = (1.5e-3, 1.25e-3, 1e-3),
     status: Status = Status.OK,
     reason: str = "",
-    **changes: object,
+    **changes: Any,
 ) -> MeasureRecord:
     made = MeasureRecord(
         candidate=Candidate(workload, "conv2d", 3, {"tile": tile, "order": "nchw", "unroll": True}),
@@ -175,7 +176,7 @@ def test_filters(open_store: Callable[[], Store], filters: dict, tiles: list[int
         (record(latencies_s=(0.0,)), "latencies_s"),
         (record(result=MeasureResult(Status.RUN_ERROR, (1.0,))), "status"),
         (record(result=MeasureResult(Status.OK, (1.0,), "", {"run": -1.0})), "phases_s"),
-        (record(candidate=Candidate(CONV, "conv2d", 1, {"tile": 1.5})), "config"),
+        (record(candidate=Candidate(CONV, "conv2d", 1, {"tile": 1.5})), "config"),  # type: ignore[dict-item]
         (record(candidate=Candidate(Workload("", "x"), "conv2d", 1, {})), "hash"),
         (record(seed=1 << 63), "seed"),
         (record(strategy="\ud800"), "strategy"),

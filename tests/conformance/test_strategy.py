@@ -67,7 +67,7 @@ def test_the_default_comes_first(name: str) -> None:
 
 def test_nothing_is_asked_twice_whether_told_or_not(name: str) -> None:
     strategy = make(name, SMALL)
-    seen = set()
+    seen: set[bytes] = set()
     for number in range(40):
         batch = strategy.ask(3)
         assert not seen & {row.tobytes() for row in batch}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -264,7 +265,13 @@ def test_tuning_for_an_older_cpu_needs_its_instructions_alone(monkeypatch):
     """What LLVM lists of a CPU are its habits too, such as slow-3ops-lea, which no machine has to share."""
     _, data = _small_network()
     store = MemoryStore()
-    options = {"mcpu": "x86-64-v3", "threads": 1, "budget": Budget(trials=2), "database": store, "prior": "none"}
+    options: dict[str, Any] = {
+        "mcpu": "x86-64-v3",
+        "threads": 1,
+        "budget": Budget(trials=2),
+        "database": store,
+        "prior": "none",
+    }
     api.tune(data, **options)
     assert {(record.hardware.mcpu, record.result.status) for record in store.records()} == {("x86-64-v3", Status.OK)}
     monkeypatch.setattr(tvm_compat, "host_mcpu", lambda: "x86-64-v2")
@@ -289,7 +296,7 @@ def test_inference_session_has_the_calls_of_onnxruntime(name):
 
 def test_compile_tells_its_phases(tmp_path):
     _, data = _built("perceptron")
-    events = []
+    events: list[Any] = []
     result = api.compile(data, output=tmp_path / "model.so", threads=1, on_event=events.append)
     assert all(isinstance(event, PhaseStarted) for event in events)
     assert [event.phase for event in events] == ["load", *result.phases_s]
@@ -321,7 +328,7 @@ def _proposed(database: Path) -> Counter[str]:
 def test_tuned_model_computes_the_same_and_its_records_serve_the_next_compile(tmp_path):
     model, data = _small_network()
     database = tmp_path / "records.sqlite"
-    seen = []
+    seen: list[Any] = []
     tuned = api.tune(
         data, output=tmp_path / "tuned.so", database=database, budget=Budget(trials=5), threads=2, on_event=seen.append
     )

@@ -13,11 +13,13 @@ import onnxruntime
 import psutil
 import pytest
 
-from benchmarks import batch, models, networks, output, suite
+from benchmarks import batch, before_after, models, networks, output, suite
 from benchmarks.networks import Graph
 from calumma import artifact, tvm_compat
 from calumma.core.errors import ArtifactError, InputError
 from calumma.peers import Contestant, compare, input_specs, peers, race, random_inputs
+
+pytestmark = pytest.mark.xdist_group("measures")
 
 
 def _small_model(path: Path, seed: int = 0) -> Path:
@@ -79,6 +81,18 @@ def test_a_process_that_dies_leaves_the_race(tmp_path):
     assert "SIGKILL" in result.row("dies").reason and result.row("dies").latency_s is None
     assert len(result.row("stays").rounds_s) == 3
     assert result.reference == "stays" and result.ratio("dies", "stays") is None
+
+
+def test_outputs_are_compared_with_a_reference_that_is_named(tmp_path):
+    model, other = _small_model(tmp_path / "a.onnx"), _small_model(tmp_path / "b.onnx", seed=1)
+    entries = [Contestant(label, "onnxruntime", str(path)) for label, path in {"a": model, "b": other}.items()]
+    entries.append(Contestant("a again", "onnxruntime", str(model), timed=False))
+    result = race(entries, _inputs(model), threads=1, rounds=1, turn_s=0.01, reference="a again")
+    assert result.reference == "a again"
+    assert (result.row("a").difference, result.row("a").bit_equal) == (0, True)
+    assert result.row("b").difference > 0.01 and result.row("b").bit_equal is False
+    with pytest.raises(InputError, match="no contestant 'c'"):
+        race(entries, _inputs(model), threads=1, reference="c")
 
 
 def test_no_process_survives_a_killed_race(tmp_path):
@@ -171,7 +185,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def _run(model: Path | bytes, feeds: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
+def _run(model: str | Path | bytes, feeds: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     return [session.run(None, feed) for feed in feeds]
 
@@ -317,6 +331,37 @@ def test_unknown_names_are_refused_at_once(capsys):
     assert models.main(["--models", "lenet"]) == 2
     assert models.main(["--against", "tensorflow"]) == 2
     assert "lenet" in (text := capsys.readouterr().err) and "tensorflow" in text
+
+
+def test_two_source_trees_are_compared(tmp_path, monkeypatch, capsys):
+    """The other tree is this one under another path: the same code, so the same bits."""
+    small, path = _small_model(tmp_path / "small.onnx"), tmp_path / "models.json"
+    monkeypatch.setattr(suite, "path", lambda name: small)
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "src").symlink_to(output.ROOT / "src")
+    options = ["--models", "bert", "--untuned-only", "--rounds", "2", "--threads", "1", "--json", str(path)]
+    assert models.main([*options, "--against-source", str(tmp_path / "tree")]) == 0
+    document = output.read(path)
+    found = document["metrics"]
+    assert found["after_vs_before"] == pytest.approx(found["after_vs_before_worst"]) and found["after_vs_before"] > 0
+    assert (found["models"], found["models_failed"], found["bit_equal"]) == (1, 0, 1)
+    assert found["max_relative_difference"] == 0
+    assert "| bert " in capsys.readouterr().out
+    for wrong, reason in ((tmp_path, "no src/calumma"), (output.ROOT, "this is the source tree")):
+        assert models.main([*options, "--against-source", str(wrong)]) == 2
+        assert reason in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        models.main(["--against-source", str(tmp_path / "tree")])
+
+
+def test_the_metrics_of_two_source_trees():
+    rows = [
+        {"model": name, "error": "", "ratio": {"median": ratio}, "difference": difference, "bit_equal": not difference}
+        for name, ratio, difference in [("bert", 0.5, 0.0), ("vgg19", 2.0, 0.1)]
+    ]
+    found = before_after.metrics([*rows, {"model": "resnet50", "error": "calumma compile: exit status 1"}])
+    assert found["after_vs_before"] == pytest.approx(1.0) and found["after_vs_before_worst"] == 2.0
+    assert (found["models"], found["models_failed"], found["models_wrong"], found["bit_equal"]) == (3, 1, 1, 1)
 
 
 def test_a_batch_that_is_left_open_takes_any_number_of_samples():

@@ -116,7 +116,7 @@ def test_interrupted_tuning_keeps_the_best_so_far(tmp_path: Path) -> None:
     model.write_bytes(network.bytes(network.conv(x, (24, 40))))
     command = [sys.executable, "-m", "calumma", "tune", model, "-o", out, "--trials", "100000", "--threads", "1"]
     process = subprocess.Popen(
-        [*command, "--json", stream, "--db", tmp_path / "records.sqlite"],
+        [*map(str, command), "--json", str(stream), "--db", str(tmp_path / "records.sqlite")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

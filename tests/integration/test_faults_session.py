@@ -28,6 +28,8 @@ from tests.integration import faulty_space
 from tests.integration.command_line import ROOT
 from tests.onnx_models import Model, assert_close, reference
 
+pytestmark = pytest.mark.xdist_group("measures")
+
 TUNE = """
 import sys
 from pathlib import Path
@@ -82,7 +84,7 @@ def _session(store: MemoryStore | SqlStore, budget: Budget) -> TuningResult:
     target = tvm_compat.target_for()
     function = measure_spaces.scale()
     workload = measure_spaces.workload_of(function)
-    task = Task(workload, "scale", 1, 1e4, 1e4, "toy", ((((32, 64), "float32"),) * 2))
+    task = Task(workload, "scale", 1, "toy", 1e4, 1e4, ((((32, 64), "float32"),) * 2))
     limits = {"memory_bytes": 1 << 30, "build_timeout_s": 20.0, "run_timeout_s": 3.0}
     with LocalRunner(target, 1, space_entry=faulty_space.SPACE_ENTRY, **limits) as runner:  # type: ignore[arg-type]
         session = TuningSession(

@@ -161,7 +161,8 @@ def test_reductions_and_softmax(opset: int, isa: str) -> None:
         else:
             zoo.add(operator, x, np.array([1, 3]))
             zoo.add(operator, x, np.array([-2]), keepdims=0)
-    zoo.add("ReduceSum", x, **({"axes": [1]} if opset < 13 else {}))
+    axes: dict[str, Any] = {"axes": [1]} if opset < 13 else {}
+    zoo.add("ReduceSum", x, **axes)
     zoo.add("Softmax", x, axis=1)
     zoo.add("Softmax", x, axis=3)
     zoo.add("LogSoftmax", x, axis=3)

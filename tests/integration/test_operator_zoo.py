@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import TensorProto
@@ -24,7 +26,7 @@ IMAGE = (1, 8, 10, 9)
 def test_pools_that_leave_the_image(isa: str) -> None:
     zoo = Zoo(17)
     x = zoo.feed(zoo.random(*IMAGE))
-    window = {"kernel_shape": [3, 3], "strides": [2, 2]}
+    window: dict[str, Any] = {"kernel_shape": [3, 3], "strides": [2, 2]}
     for padding in (
         {"pads": [1, 1, 1, 1]},
         {"pads": [1, 1, 1, 1], "ceil_mode": 1},

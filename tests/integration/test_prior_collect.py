@@ -21,6 +21,8 @@ from calumma.report import collect as report_of
 from tests.integration.command_line import ROOT, calumma
 from tests.onnx_models import Model
 
+pytestmark = pytest.mark.xdist_group("measures")
+
 QUICK = ("--families", "pool,elementwise", "--configs", "6", "--threads", "1")
 
 

@@ -19,6 +19,8 @@ from tests.onnx_models import Model
 from calumma.prior import weights  # isort: skip  (after prior_data, which sets the threads)
 from calumma.tuner import REMEASURED  # isort: skip
 
+pytestmark = pytest.mark.xdist_group("learnt prior")
+
 THREADS = str(prior_data.THREADS)
 
 

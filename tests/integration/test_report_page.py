@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from calumma.report import collect, render, write
 from tests.chromium import Page, chromium
 from tests.onnx_models import Model
 from tests.unit.test_report import HOSTILE, RECORDS, summary
+
+pytestmark = pytest.mark.xdist_group("browser")
 
 PLOTS = ("peers", "model", "tasks", "time", "phases")
 
@@ -49,7 +52,7 @@ def check_quiet(page: Page, file: Path) -> None:
     assert [address for address in page.requests if not address.startswith("data:")] == [file.as_uri()]
 
 
-def shown(page: Page, plot: str, expression: str) -> object:
+def shown(page: Page, plot: str, expression: str) -> Any:
     """A property of a drawn plot, as Plotly has it."""
     return page.evaluate(
         f"(() => {{ const plot = document.querySelector('[data-plot={plot}] .plot'); {expression} }})()"

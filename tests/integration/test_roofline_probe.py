@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
+import tvm
+from tvm import tirx
 
 from calumma import tvm_compat
 from calumma.tasks import roofline
 from calumma.tasks.roofline import machine_limits
+
+pytestmark = pytest.mark.xdist_group("measures")
 
 
 @pytest.fixture(autouse=True)
@@ -30,15 +35,15 @@ def test_limits_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a settled probe does not run again")
 
-    monkeypatch.setattr(roofline.subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "run", refuse)
     assert machine_limits(target, 1).peak_flops >= limits.peak_flops
 
 
 def test_multiply_adds_stay_in_registers() -> None:
     """Whatever the compiler does to the peak kernel, its loop holds `chains` multiply-adds and no memory access."""
     target = tvm_compat.target_for("x86-64-v3")
-    library = roofline.tirx.build(
-        roofline.tvm.IRModule({"peak": roofline._fma_kernel("peak", 1, 12, 8, 1000)}),
+    library = tirx.build(
+        tvm.IRModule({"peak": roofline._fma_kernel("peak", 1, 12, 8, 1000)}),
         target=tvm_compat.tvm_target(target, 1),
     )
     fused = [line for line in library.inspect_source("asm").splitlines() if "vfmadd" in line and "ymm" in line]

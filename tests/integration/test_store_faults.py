@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -55,7 +56,7 @@ WRITER = textwrap.dedent(
 )
 
 
-def record(i: int = 0, text: str = "text", **changes: object) -> MeasureRecord:
+def record(i: int = 0, text: str = "text", **changes: Any) -> MeasureRecord:
     return MeasureRecord(
         candidate=Candidate(Workload("c0", text), "conv2d", 1, {"i": i}),
         result=MeasureResult(Status.OK, (1e-3,)),
@@ -77,7 +78,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def indices(store: SqlStore) -> list[int]:
-    return [r.candidate.config["i"] for r in store.records()]
+    return [int(r.candidate.config["i"]) for r in store.records()]
 
 
 def tampered(path: Path, *statements: str) -> None:

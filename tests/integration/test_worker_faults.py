@@ -19,6 +19,8 @@ from calumma.core.values import Status
 from calumma.measure import LocalRunner
 from tests import measure_spaces as spaces
 
+pytestmark = pytest.mark.xdist_group("measures")
+
 BEFORE = [spaces.candidate(spaces.matmul(), split=8), spaces.candidate(spaces.matmul(), split=16)]
 AFTER = [spaces.candidate(spaces.scale(), parallel=True), spaces.candidate(spaces.scale(), split=4)]
 

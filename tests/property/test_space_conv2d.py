@@ -221,7 +221,7 @@ def test_the_default_fills_the_registers_and_the_threads(level, least):
     func = prim_func(lambda x, w: conv.conv2d(x, w, SAME, conv.Band(blocks)), data, weight)
     space = Conv2dSpace(func, isas.target(level), 2)
     config = space.decode(space.default())
-    accumulators = config["oc_tile"] * config["oh_tile"] * config["ow_tile"]
+    accumulators = math.prod(int(config[tile]) for tile in ("oc_tile", "oh_tile", "ow_tile"))
     assert least <= accumulators < space.registers
     names = space.feature_names
     assert space.features(space.default()[None])[0, names.index("balance")] == 1

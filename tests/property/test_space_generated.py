@@ -1,5 +1,8 @@
 """The generated space computes the right thing in every sketch, and keeps its encoding."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from tvm import topi
@@ -17,7 +20,7 @@ def _array(*shape):
     return np.random.default_rng(len(shape)).standard_normal(shape).astype("float32")
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[..., Any], list[Any]]] = {
     "conv3d": (lambda x, w: topi.nn.conv3d_ncdhw(x, w, 1, 1, 1, 1), [_array(1, 3, 4, 6, 6), _array(8, 3, 3, 3, 3)]),
     "conv1d and relu": (
         lambda x, w: topi.nn.relu(topi.nn.conv1d_ncw(x, w, 1, 1, 1)),

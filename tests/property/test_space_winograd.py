@@ -1,6 +1,7 @@
 """Every sampled configuration of the Winograd templates computes the right convolution, epilogue included."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +105,7 @@ def test_the_error_that_is_claimed_is_the_error_there_is(m):
 def test_a_tolerance_leaves_out_what_is_less_exact():
     layer, inputs, _ = _layer("tiles fit", isas.lanes())
     space = design_space(prim_func(layer, *(i.shape for i in inputs)), isas.target(), 2)
+    assert isinstance(space, AlternativesSpace)
 
     def algorithms(tolerance):
         left = space.within(tolerance)
@@ -124,7 +126,8 @@ def test_a_tolerance_leaves_out_what_is_less_exact():
 def test_a_configuration_from_before_the_algorithms_is_direct():
     layer, inputs, _ = _layer("tiles fit", isas.lanes())
     space = design_space(prim_func(layer, *(i.shape for i in inputs)), isas.target(), 2)
-    old = {"oc_tile": 1, "oh_tile": 2, "ow_tile": 6, "order": "kh,ic,kw"}
+    assert isinstance(space, AlternativesSpace)
+    old: dict[str, Any] = {"oc_tile": 1, "oh_tile": 2, "ow_tile": 6, "order": "kh,ic,kw"}
     today = space.decode(space.encode(old))
     assert today | old == today
     assert "algorithm" not in today

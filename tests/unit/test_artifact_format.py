@@ -15,11 +15,17 @@ import numpy as np
 import pytest
 
 from calumma.artifact import checksum, cpu, file_format
-from calumma.artifact.plan import ALIGNMENT, Lifetime, Plan, Slot, Step, TensorSpec, align, place, tensor_bytes
+from calumma.artifact.plan import Lifetime, Plan, Slot, Step, align, place, tensor_bytes
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, InternalError
+from calumma.core.memory import ALIGNMENT
+from calumma.core.values import TensorSpec
 
-WEIGHTS = [np.arange(5, dtype=np.float32), np.ones((2, 3), dtype=np.int64), np.zeros((), dtype=np.float32)]
+WEIGHTS: list[np.ndarray] = [
+    np.arange(5, dtype=np.float32),
+    np.ones((2, 3), dtype=np.int64),
+    np.zeros((), dtype=np.float32),
+]
 METADATA = {"model": "test", "latencies_s": [1e-3]}
 
 
@@ -136,6 +142,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(artifact: Path, lib
     assert read_all(artifact)[0].metadata == METADATA
 
 
+@pytest.mark.processes
 def test_a_writer_killed_in_the_middle_leaves_the_old_file(artifact: Path, library: Path) -> None:
     code = f"""
 import os, signal

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -66,7 +67,7 @@ def test_lines_come_at_intervals_and_at_every_phase(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with progress.show_progress(Output()) as listener:
         listener(tuner.PhaseStarted("import"))
         listener(tuner.PhaseStarted("tasks"))
@@ -105,7 +106,7 @@ def test_budget_left(changes: dict[str, float | None], expected: str) -> None:
 @pytest.mark.parametrize("width", [120, 80, 60, 40])
 def test_the_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     terminal = open_terminal(monkeypatch, width, lines=20)
-    monkeypatch.setattr(progress.time, "monotonic", iter(range(0, 100, 10)).__next__)
+    monkeypatch.setattr(time, "monotonic", iter(range(0, 100, 10)).__next__)
     with progress.show_progress(Output()) as listener:
         listener(tuner.PhaseStarted("import"))
         listener(started())

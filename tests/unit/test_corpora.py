@@ -12,13 +12,15 @@ import pytest
 from tvm import topi
 
 from benchmarks import corpora
-from benchmarks.corpora import Source, expected_best, median_draws
-from benchmarks.subspace import SubSpace, part_of
+from benchmarks.corpora import expected_best, median_draws
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.values import MeasureResult, Status, Workload
 from calumma.database import MemoryStore
+from calumma.measure import recorder, recording
+from calumma.measure.recording import Source
 from calumma.space.generated import GeneratedSpace
+from calumma.space.subspace import SubSpace, part_of
 from tests.prim_funcs import prim_func, tvm
 from tests.simulated_runner import SimulatedRunner
 
@@ -74,7 +76,7 @@ def part(func):
 
 def _record(part, workload, runner=None, store=None, **options):
     options = {"source": SOURCE, "say": lambda line: None, **options}
-    return corpora.record("toy", workload, part, runner or PretendRunner(), store or MemoryStore(), TARGET, **options)
+    return recorder.record("toy", workload, part, runner or PretendRunner(), store or MemoryStore(), TARGET, **options)
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +138,8 @@ def test_a_recording_holds_every_configuration_and_the_first_seconds(corpus, par
     thrice = corpus.counts == 9
     default = (part.members == part.default()).all(axis=1)
     latencies = np.array([result.latency_s for result in corpus.results])
-    assert (thrice & ~default).sum() in (corpora.TOP - 1, corpora.TOP), "the fastest are measured three times"
-    assert latencies[thrice & ~default].max() <= np.sort(latencies)[corpora.TOP]
+    assert (thrice & ~default).sum() in (recorder.TOP - 1, recorder.TOP), "the fastest are measured three times"
+    assert latencies[thrice & ~default].max() <= np.sort(latencies)[recorder.TOP]
     assert thrice[default].all(), "and the default"
     assert set(corpus.counts.tolist()) == {0, 3, 9}, "the others once"
 
@@ -147,10 +149,10 @@ def test_a_stopped_recording_goes_on_and_measures_nothing_twice(part, workload, 
     with pytest.raises(KeyboardInterrupt):
         _record(part, workload, first, store)
     kept = len(store.records())
-    assert kept == corpora.BATCH
+    assert kept == recorder.BATCH
     second = PretendRunner()
     again = _record(part, workload, second, store)
-    assert len(second.measured) == len(part.members) - kept + corpora.PASSES * (corpus.counts == 9).sum()
+    assert len(second.measured) == len(part.members) - kept + recorder.PASSES * (corpus.counts == 9).sum()
     assert again.results == corpus.results
 
 
@@ -186,9 +188,9 @@ def test_a_fast_configuration_that_computes_something_else_fails(part, workload,
 
 
 def test_a_file_holds_a_corpus(corpus, part, tmp_path):
-    path = corpora.save(corpus, tmp_path)
+    path = recording.save(corpus, tmp_path)
     assert corpora.names(tmp_path) == ["toy"]
-    back = corpora.load("toy", tmp_path)
+    back = recording.load("toy", tmp_path)
     assert (back.workload, back.values, back.source) == (corpus.workload, corpus.values, corpus.source)
     np.testing.assert_array_equal(back.indices, corpus.indices)
     np.testing.assert_allclose(back.throughputs, corpus.throughputs, rtol=1e-4)
@@ -197,7 +199,7 @@ def test_a_file_holds_a_corpus(corpus, part, tmp_path):
     space = back.space()
     np.testing.assert_array_equal(space.members, part.members)
     np.testing.assert_array_equal(space.default(), part.default())
-    assert corpora.save(back, tmp_path).read_bytes() == path.read_bytes()
+    assert recording.save(back, tmp_path).read_bytes() == path.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["toy.npz"], "nothing is left beside it"
     assert "toy" in corpora.describe([back])
 
@@ -209,11 +211,11 @@ def test_a_space_of_another_version_is_refused(corpus):
 
 def test_a_missing_corpus_is_named(tmp_path):
     with pytest.raises(InputError, match="no corpus 'toy' in"):
-        corpora.load("toy", tmp_path)
+        recording.load("toy", tmp_path)
 
 
 def _altered(corpus, folder, change):
-    path = corpora.save(corpus, folder)
+    path = recording.save(corpus, folder)
     with np.load(path) as stored:
         arrays = {key: stored[key] for key in stored.files}
     change(arrays)
@@ -252,20 +254,20 @@ def _header(key, value):
 def test_damage_is_one_clear_line(corpus, tmp_path, change):
     _altered(corpus, tmp_path, change)
     with pytest.raises(InputError, match=r"toy\.npz cannot be read") as caught:
-        corpora.load("toy", tmp_path)
+        recording.load("toy", tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_torn_file_or_another_format_is_refused(corpus, tmp_path):
-    path = corpora.save(corpus, tmp_path)
+    path = recording.save(corpus, tmp_path)
     whole = path.read_bytes()
     for content in (b"", b"rubbish", whole[: len(whole) // 2], whole[:-200] + bytes(100) + whole[-100:]):
         path.write_bytes(content)
         with pytest.raises(InputError, match="cannot be read"):
-            corpora.load("toy", tmp_path)
+            recording.load("toy", tmp_path)
     _altered(corpus, tmp_path, _header("format", 2))
     with pytest.raises(InputError, match="is of format 2, expected 1"):
-        corpora.load("toy", tmp_path)
+        recording.load("toy", tmp_path)
 
 
 def test_expected_best_is_that_of_all_draws():

@@ -79,8 +79,8 @@ def test_gathered_convolutions_hold_every_channel_once_and_stay_inside_the_input
 
 
 def test_groups_are_gathered_where_that_saves_work():
-    def slots(*counts: int, in_order: bool = True) -> np.ndarray | None:
-        return conv.grouped_slots(*counts, 16, in_order=in_order)
+    def slots(channels: int, outputs: int, groups: int, in_order: bool = True) -> np.ndarray | None:
+        return conv.grouped_slots(channels, outputs, groups, 16, in_order=in_order)
 
     assert slots(64, 64, 2) is None  # bands fit already
     assert slots(64, 64, 2, in_order=False) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tests.prim_funcs import prim_func, tvm
 from calumma.prior import dataset  # isort: skip  (after prior_data, which sets the threads)
 
 
-def made(records: list[MeasureRecord], **options: object) -> dataset.Dataset:
+def made(records: list[MeasureRecord], **options: Any) -> dataset.Dataset:
     conditions = {
         "hardware": tvm_compat.target_for().hardware,
         "toolchain": tvm_compat.toolchain(),

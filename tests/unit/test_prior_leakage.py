@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks import held_out, suite
@@ -28,14 +30,14 @@ def test_the_list_is_today_s(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(library.SHIPPED.glob("*.npz")), ids=lambda path: path.name)
-def test_no_held_out_workload_is_in_the_data(path: library.Path) -> None:
+def test_no_held_out_workload_is_in_the_data(path: Path) -> None:
     found = dataset.load(path)
     assert found.groups
     assert not found.workloads & hashes()
 
 
 @pytest.mark.parametrize("path", sorted(library.SHIPPED.glob("*.safetensors")), ids=lambda path: path.name)
-def test_no_held_out_workload_is_behind_the_weights(path: library.Path) -> None:
+def test_no_held_out_workload_is_behind_the_weights(path: Path) -> None:
     prior = weights.load(path)
     assert prior.data["workloads"]
     assert not set(prior.data["workloads"]) & hashes()

@@ -14,11 +14,13 @@ from calumma.core.values import Budget
 HEAVY = {"tvm", "tvm_ffi", "torch", "onnx", "onnxslim", "numpy", "scipy", "xgboost", "sqlalchemy", "rich", "click"}
 
 
+@pytest.mark.processes
 def test_import_loads_nothing_heavy() -> None:
     code = f"import sys, calumma; loaded = {HEAVY} & sys.modules.keys(); assert not loaded, loaded"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.processes
 def test_naming_functions_and_loading_an_artifact_need_no_compiler() -> None:
     heavy = HEAVY - {"numpy"}
     code = f"import sys, calumma; calumma.load, calumma.tune, calumma.InferenceSession, calumma.Budget\n\

@@ -28,7 +28,7 @@ from calumma.core.values import (
 from calumma.database import MemoryStore, SqlStore
 from calumma.report import collect, read_comparison, render, write
 from calumma.report.knobs import MIN_CONFIGS, knob_effects
-from tests.unit.test_tuner import Landscape, World, task
+from tests.toy_tuning import Landscape, World, task
 
 HARDWARE = Hardware("Some CPU", "znver5", 512, 32 << 10, 1 << 20, 32 << 20, 2)
 START_S = 1e9
@@ -311,7 +311,7 @@ def test_hostile_text_is_text() -> None:
     ended["phases_s"] = {HOSTILE: 1.0}
     records = [
         *(replace(r, strategy=HOSTILE, toolchain=HOSTILE) for r in RECORDS),
-        record("aaaa", None, 6.0, reason=HOSTILE, **{HOSTILE: HOSTILE}),
+        record("aaaa", None, 6.0, reason=HOSTILE, **dict[str, Any]({HOSTILE: HOSTILE})),
     ]
     store = MemoryStore()
     session = store.start_session(HOSTILE, HOSTILE, {"strategy": HOSTILE, "source": HOSTILE})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -203,7 +204,7 @@ def test_writing_is_atomic(target: Target, tmp_path: Path, monkeypatch: pytest.M
     def fail(source: str, target: Path) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(roofline.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     assert "disk full" in machine_limits(target, 2, refresh=True).note
     assert cache_file(tmp_path).read_text() == before
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [cache_file(tmp_path)]

@@ -106,7 +106,7 @@ def test_trees_rank() -> None:
     unseen = rng.random((500, 20), dtype=np.float32)
     truth = unseen[:, 0] * unseen[:, 1] + 0.2 * unseen[:, 2]
     ranks = [np.argsort(np.argsort(values)) for values in (truth, model.predict(unseen))]
-    assert np.corrcoef(*ranks)[0, 1] > 0.7
+    assert np.corrcoef(ranks[0], ranks[1])[0, 1] > 0.7
 
 
 def test_shared_trees_carry_what_one_task_learnt_to_another() -> None:

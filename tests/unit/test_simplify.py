@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -19,7 +20,7 @@ from tests import reference
 SHAPE = (2, 6, 3, 4)
 
 
-def node(op: str, *args: Node | tuple[Node, ...], shape: tuple[int, ...] | None = None, **attrs) -> Node:
+def node(op: str, *args: Any, shape: tuple[int, ...] | None = None, **attrs) -> Node:
     return Node(
         op, args=args, attrs=SimpleNamespace(**attrs), shape=args[0].shape if shape is None else shape, dtype="float32"
     )

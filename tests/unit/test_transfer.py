@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -32,7 +34,7 @@ def test_standings_do_not_depend_on_the_unit():
     trees = [GradientBoostedTrees(0, TreeSettings(standings=True)) for _ in range(2)]
     trees[0].fit(features, scores)
     trees[1].fit(features, scores**3 * 1e6)
-    np.testing.assert_array_equal(*(model.predict(features) for model in trees))
+    np.testing.assert_array_equal(trees[0].predict(features), trees[1].predict(features))
 
 
 def test_trees_are_of_the_priors_opinion_until_something_worked():
@@ -101,7 +103,7 @@ class Negative:
 
 
 def test_members_of_different_units_weigh_alike_once_something_worked():
-    features = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32) * [1, 50] + [3, -7]
+    features = (np.random.default_rng(0).normal(size=(100, 2)) * [1, 50] + [3, -7]).astype(np.float32)
     model = ScaledCommittee([Fixed(), Negative()], features)
     first, second = ((column - column.mean()) / column.std() for column in (features[:, 0], -features[:, 1]))
     np.testing.assert_array_equal(model.predict(features), features[:, 0])
@@ -112,7 +114,7 @@ def test_members_of_different_units_weigh_alike_once_something_worked():
 
 
 def test_an_opinion_has_a_vote_that_fades():
-    features = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32) * [1, 50] + [3, -7]
+    features = (np.random.default_rng(0).normal(size=(400, 2)) * [1, 50] + [3, -7]).astype(np.float32)
     model = InformedCommittee([Fixed()], features, worth=16)
     learnt, opinion = ((column - column.mean()) / column.std() for column in features.T)
     np.testing.assert_allclose(model.predict(features), opinion, rtol=1e-6)
@@ -161,7 +163,7 @@ def test_the_first_plan_has_the_neighbours_of_the_default_that_the_model_likes()
 
 
 def test_climbing_finds_a_summit_that_no_draw_is_near():
-    scored = []
+    scored: list[Any] = []
 
     def score(rows):
         scored.extend(row.tobytes() for row in rows)

@@ -11,7 +11,7 @@ import pytest
 from calumma.cli.output import plain
 from calumma.core.values import Budget, MeasureResult, Status
 from calumma.tuner import PhaseStarted, to_json
-from tests.unit.test_tuner import Landscape, World, task
+from tests.toy_tuning import Landscape, World, task
 
 KEYS = {
     "phase_started": {"phase"},

@@ -33,7 +33,7 @@ def test_it_ranks_and_stops_long_before_all_rounds(loss) -> None:
     unseen = rng.random((500, 20), dtype=np.float32)
     truth = unseen[:, 0] * unseen[:, 1] + 0.2 * unseen[:, 2]
     ranks = [np.argsort(np.argsort(values)) for values in (truth, model.predict(unseen))]
-    assert np.corrcoef(*ranks)[0, 1] > 0.7
+    assert np.corrcoef(ranks[0], ranks[1])[0, 1] > 0.7
 
 
 def test_one_row_or_equal_rows_are_no_trouble() -> None:

@@ -62,7 +62,7 @@ class Node:
         )
 
 
-def constant(value: np.ndarray, name: str = "") -> Node:
+def constant(value: np.ndarray | np.generic, name: str = "") -> Node:
     """Make a constant node."""
     value = np.asarray(value)
     return Node(CONSTANT, shape=value.shape, dtype=str(value.dtype), name=name, value=value)

@@ -73,6 +73,8 @@ class Row:
     """Median latency of each round."""
     difference: float | None = None
     """max|a-b| / max|b| against the reference's outputs, the worst of all outputs and inputs; None: no reference."""
+    bit_equal: bool | None = None
+    """Whether all outputs are the reference's to the last bit; None: no reference."""
     reason: str = ""
     """Why it could not run, one line; empty when it could."""
 
@@ -164,6 +166,7 @@ def race(
     threads: int,
     rounds: int = 10,
     turn_s: float = 0.25,
+    reference: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> RaceResult:
     """Run every contestant on every input and time them in alternation on the first.
@@ -171,22 +174,25 @@ def race(
     A contestant that cannot load or run, dies or hangs leaves the race; its row says why.
 
     Args:
-        contestants: the first is the one that ratios are about. The reference is the first that runs onnxruntime, or,
-            where there is none, torch as it is.
+        contestants: the first is the one that ratios are about.
         inputs: one or more, each name -> array in the model's order.
         threads: of every runtime.
         rounds: turns of each contestant.
         turn_s: timed seconds of one turn, at least 5 runs.
+        reference: label of the contestant whose outputs the others' are compared with. If None, the first that runs
+            onnxruntime, or, where there is none, torch as it is.
         progress: is told, in a few words, what is being done.
 
     Raises:
-        InputError: no contestants, no inputs, no rounds, or two contestants of one label.
+        InputError: no contestants, no inputs, no rounds, two contestants of one label, or a reference that is none.
     """
     labels = [contestant.label for contestant in contestants]
     if not labels or len(set(labels)) != len(labels) or not inputs or rounds < 1:
         raise InputError(
             f"a race needs distinct contestants (got {labels}), inputs ({len(inputs)}) and rounds ({rounds})"
         )
+    if reference is not None and reference not in labels:
+        raise InputError(f"no contestant {reference!r} to compare outputs with: one of {labels}")
     say = progress or (lambda _: None)
     lanes = [_Lane(contestant, threads) for contestant in contestants]
     try:
@@ -201,14 +207,23 @@ def race(
     finally:
         for lane in lanes:
             lane.close()
+    return _result(lanes, threads, reference)
+
+
+def _result(lanes: Sequence[_Lane], threads: int, label: str | None) -> RaceResult:
+    """What the lanes have shown; a reference that left the race is none."""
     ran = [lane for lane in lanes if not lane.reason]
-    references = (lane for runtime in _REFERENCES for lane in ran if lane.contestant.runtime == runtime)
+    if label is None:
+        references = (lane for runtime in _REFERENCES for lane in ran if lane.contestant.runtime == runtime)
+    else:
+        references = (lane for lane in ran if lane.contestant.label == label)
     reference = next(references, None)
+    several = reference is not None and len(reference.outputs) > 1
     return RaceResult(
         threads=threads,
         rows=tuple(lane.row(reference.outputs if reference else None) for lane in lanes),
         reference=reference.contestant.label if reference else None,
-        output_change=_change(reference.outputs) if reference and len(inputs) > 1 else None,
+        output_change=_change(reference.outputs) if reference and several else None,
         output_size=_size(reference.outputs) if reference else None,
     )
 
@@ -230,6 +245,12 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
     if scale == 0:
         return 0.0 if error == 0 else math.inf
     return float(error / scale)
+
+
+def _same_bits(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> bool:
+    return len(ours) == len(theirs) and all(
+        (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()) for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def _change(outputs: Sequence[Sequence[np.ndarray]]) -> float:
@@ -304,16 +325,18 @@ class _Lane:
         """The row of the result, outputs compared with the reference's."""
         if self.reason:
             return Row(self.contestant.label, self.version, reason=self.reason)
-        difference = None
+        difference = bit_equal = None
         if reference is not None:
-            pairs = zip(self.outputs, reference, strict=True)
+            pairs = list(zip(self.outputs, reference, strict=True))
             difference = max(max_relative_difference(ours, theirs) for ours, theirs in pairs)
+            bit_equal = all(_same_bits(ours, theirs) for ours, theirs in pairs)
         return Row(
             label=self.contestant.label,
             version=self.version,
             latency_s=Spread.of([run for runs in self._rounds for run in runs]) if self._rounds else None,
             rounds_s=tuple(median(runs) for runs in self._rounds),
             difference=difference,
+            bit_equal=bit_equal,
         )
 
     def close(self) -> None:
