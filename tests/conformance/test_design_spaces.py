@@ -9,6 +9,7 @@ from tvm import tirx, topi
 from calumma import tvm_compat
 from calumma.operators import design_space
 from calumma.operators.convolution import expression as conv
+from calumma.operators.depthwise import expression as depthwise
 from calumma.operators.matmul import expression as matmul
 from calumma.operators.pooling.expression import global_avg_pool2d
 from calumma.operators.rows.expression import softmax
@@ -36,7 +37,7 @@ def _depthwise(lanes, channels, size, kernel, stride):
     window = Window((kernel, kernel), (stride, stride), (1, 1), (kernel // 2,) * 4)
     blocks = -(-channels // lanes)
     weight = (blocks, kernel, kernel, lanes)
-    return prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), (1, blocks, size, size, lanes), weight)
+    return prim_func(lambda x, w: depthwise.depthwise_conv2d(x, w, window), (1, blocks, size, size, lanes), weight)
 
 
 def _dense(lanes, rows, depth, columns):

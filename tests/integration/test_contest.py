@@ -21,7 +21,7 @@ def network() -> Model:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_winner_is_built_and_computes_what_the_model_says(network: Model, seed: int) -> None:
-    source = network.bytes(network.output)
+    source = network.bytes(network.nodes[-1].output[0])
     model = prepare(source, CompileOptions(threads=2))
     rng = np.random.default_rng(seed)
     tuned = {key: space.decode(space.sample(rng, 1)[0]) for key, space in model.spaces.items()}

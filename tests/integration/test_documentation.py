@@ -30,7 +30,6 @@ import onnx
 import pytest
 from markdown_it import MarkdownIt
 
-from calumma import tvm_compat
 from tests import isas
 from tests.onnx_models import Model
 
@@ -117,7 +116,7 @@ def script(page: Path) -> str:
             continue
         if block.file is not None:
             code = [f"print({block.content!r}, file=open({block.file!r}, 'a'))"]
-        elif block.instructions and not tvm_compat.has_bfloat16(isas.target()):
+        elif block.instructions and isas.target().dot_product("bfloat16") is None:
             code = [REFUSED.format(command=block.commands.splitlines()[0], name=block.instructions)]
         elif block.language == "console":
             command = ["bash", "-euo", "pipefail", "-c", block.commands]

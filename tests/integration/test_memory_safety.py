@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calumma.operators import blocking
+from calumma.operators import blocking, windows
 from calumma.operators.convolution import expression as conv
 from calumma.operators.matmul import expression as matmul
 from calumma.operators.normalisation import expression as local_response_norm
@@ -30,7 +30,7 @@ LANES = 16
 def _conv2d(
     channels: int, out_channels: int, size: tuple[int, int], groups: int = 1, kernel: int = 1
 ) -> tuple[Callable, list[NDArray]]:
-    window = conv.Window((kernel, kernel), (1, 1), (1, 1), (kernel // 2, 0, 0, kernel // 2))
+    window = windows.Window((kernel, kernel), (1, 1), (1, 1), (kernel // 2, 0, 0, kernel // 2))
     slots = reference.identity_slots(channels, LANES)
     band = conv.band_of(out_channels, channels, groups, len(slots) // LANES, LANES)
     weight = reference.random(out_channels, channels // groups, kernel, kernel)
@@ -47,7 +47,7 @@ def _gathered(channels: int, out_channels: int, size: tuple[int, int], groups: i
     weight = reference.random(out_channels, channels // groups, 1, 1)
     packed = conv.pack_gathered_weight(weight, out_slots, gathering, groups, LANES)
     data = reference.random(1, len(slots) // LANES, *size, LANES)
-    window = conv.Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+    window = windows.Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
     return lambda x, w, t: conv.conv2d_gathered(x, w, t, window), [data, packed, gathering.table]
 
 
@@ -66,12 +66,12 @@ def _cases() -> Iterator[tuple[str, Callable, list[NDArray]]]:
     yield "convolution, 2 groups", *_conv2d(40, 40, (4, 4), 2)
     yield "convolution, 3 groups", *_conv2d(60, 30, (4, 4), 3)
     yield "gathered convolution", *_gathered(64, 64, (4, 4), 4)
-    window = conv.Window((5, 5), (2, 2), (1, 1), (2, 2, 2, 2))
+    window = windows.Window((5, 5), (2, 2), (1, 1), (2, 2, 2, 2))
     depthwise = [reference.random(1, 2, 5, 7, 16), reference.random(2, 5, 5, 16)]
-    yield "depthwise", lambda x, w: conv.depthwise_conv2d(x, w, window), depthwise
+    yield "depthwise", lambda x, w: depthwise.depthwise_conv2d(x, w, window), depthwise
     first = [reference.random(1, 3, 8, 16), reference.random(1, 3, 5, 5, 16)]
     yield "first layer", lambda x, w: conv.conv2d_plain(x, w, window), first
-    side = pool.Window(3, 2, before=1, after=1)
+    side = pool.AxisWindow(3, 2, before=1, after=1)
     for shape in ((1, 1, 5, 5, 16), (1, 16, 5, 5)):
         yield f"max pooling {shape}", lambda x: pool.max_pool2d(x, side, side), [reference.random(*shape)]
         yield f"mean pooling {shape}", lambda x: pool.avg_pool2d(x, side, side), [reference.random(*shape)]

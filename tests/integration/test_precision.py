@@ -6,21 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from calumma.tuner.model import prepare
 from numpy.typing import NDArray
 
 import calumma
-from calumma import api, tvm_compat
+from calumma import api
 from calumma.artifact import Artifact
 from calumma.cli import main
 from calumma.core.errors import InputError
 from calumma.core.values import Budget, Status
 from calumma.database import MemoryStore
 from calumma.peers import peers, race
+from calumma.pipeline.preparation import prepare
 from tests import isas
 from tests.onnx_models import Model, assert_close, reference
 
-runs_bfloat16 = pytest.mark.skipif(not tvm_compat.has_bfloat16(isas.target()), reason="this CPU has no AVX512_BF16")
+runs_bfloat16 = pytest.mark.skipif(isas.target().dot_product("bfloat16") is None, reason="this CPU has no AVX512_BF16")
 OTHER = "cooperlake"
 """A CPU that has AVX512_BF16, for what is compiled and not run: on any machine."""
 TOLERANCE = 2e-2
@@ -81,7 +81,7 @@ def test_outputs_are_near_float32s(name):
 def test_only_what_contractions_read_is_narrow():
     """The first layer's image and the outputs are float32; between layers there are no kernels that only convert."""
     _, data = build("residual")
-    prepared = prepare(data, threads=2, mcpu=OTHER, precision="bf16")
+    prepared = prepare(data, CompileOptions(threads=2, mcpu=OTHER, precision="bf16"))
     names = [task.name for task in prepared.tasks]
     assert not any(name.startswith(("narrow", "widen")) for name in names)
     (first,) = (task for task in prepared.tasks if task.arguments[0][0] == (1, 3, 18, 18))
@@ -95,7 +95,7 @@ def test_of_two_joined_convolutions_one_is_stored():
     m = Model()
     x = m.op("Relu", m.conv(m.input(1, 32, 8, 8), (32, 32)))
     data = m.bytes(m.op("Relu", m.op("Add", m.conv(x, (32, 64), 1), m.conv(x, (32, 64), 1))))
-    prepared = prepare(data, threads=2, mcpu=OTHER, precision="bf16")
+    prepared = prepare(data, CompileOptions(threads=2, mcpu=OTHER, precision="bf16"))
     joins = [task for task in prepared.tasks if "widen" in task.name]
     assert [[dtype for _, dtype in task.arguments] for task in joins] == [
         ["bfloat16", "bfloat16", "float32", "bfloat16", "float32"]
@@ -105,13 +105,17 @@ def test_of_two_joined_convolutions_one_is_stored():
 def test_what_one_contraction_is_joined_with_itself_stays_in_its_kernel():
     m = Model()
     x = m.linear(m.input(4, 32), (32, 32))
-    prepared = prepare(m.bytes(m.op("Mul", x, m.op("Sigmoid", x))), threads=2, mcpu=OTHER, precision="bf16")
+    prepared = prepare(
+        m.bytes(m.op("Mul", x, m.op("Sigmoid", x))), CompileOptions(threads=2, mcpu=OTHER, precision="bf16")
+    )
     assert [task.anchor for task in prepared.tasks] == ["injective", "matmul"]
 
 
 def test_it_is_another_workload_and_another_tuned_model():
     _, data = build("residual")
-    full, narrow = (prepare(data, threads=2, mcpu=OTHER, precision=precision) for precision in ("fp32", "bf16"))
+    full, narrow = (
+        prepare(data, CompileOptions(threads=2, mcpu=OTHER, precision=precision)) for precision in ("fp32", "bf16")
+    )
     contractions = {task.workload.hash for task in narrow.tasks if task.anchor in ("conv2d", "matmul")}
     assert not contractions & {task.workload.hash for task in full.tasks if task.arguments[0][0] != (1, 3, 18, 18)}
     assert (full.metadata({}, {})["precision"], narrow.metadata({}, {})["precision"]) == ("fp32", "bf16")
@@ -122,7 +126,8 @@ def test_a_dot_product_costs_half():
     m = Model()
     data = m.bytes(m.op("MatMul", m.input(256, 1024), m.random(1024, 1024)))
     bounds = [
-        max(prepare(data, threads=2, mcpu=OTHER, precision=precision).bounds.values()) for precision in ("fp32", "bf16")
+        max(prepare(data, CompileOptions(threads=2, mcpu=OTHER, precision=precision)).bounds.values())
+        for precision in ("fp32", "bf16")
     ]
     assert bounds[1] == pytest.approx(bounds[0] / 2, rel=0.01)
 

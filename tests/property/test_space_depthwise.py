@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tvm import topi
 
-from calumma.operators.convolution import expression as conv
+from calumma.operators.depthwise import expression as depthwise
 from calumma.operators.depthwise.space import DepthwiseSpace
 from calumma.operators.windows import Window
 from tests import isas, reference
@@ -34,13 +34,13 @@ def _check(name, isa, n, shuffled=False):
     slots = reference.identity_slots(channels, lanes)
     if shuffled:
         slots = np.random.default_rng(0).permutation(slots)
-    packed = conv.pack_depthwise_weight(weight, slots, lanes)
+    packed = depthwise.pack_depthwise_weight(weight, slots, lanes)
     blocked = reference.block(data, slots, lanes, hole=7.0)
     bias = reference.random(1, packed.shape[0], 1, 1, lanes)
     product = reference.block(reference.conv2d(data, weight, window, channels), slots, lanes)
 
     def layer(x, w, b):
-        return topi.nn.relu(topi.add(conv.depthwise_conv2d(x, w, window), b))
+        return topi.nn.relu(topi.add(depthwise.depthwise_conv2d(x, w, window), b))
 
     func = prim_func(layer, blocked.shape, packed.shape, bias.shape)
     expected = np.maximum(product + bias, 0)
@@ -67,10 +67,10 @@ def test_without_an_epilogue():
     window = _window(3, padding=(1, 1, 1, 1))
     data, weight = reference.random(1, 16, 5, 5), reference.random(16, 1, 3, 3)
     slots = reference.identity_slots(16, lanes)
-    packed = conv.pack_depthwise_weight(weight, slots, lanes)
+    packed = depthwise.pack_depthwise_weight(weight, slots, lanes)
     expected = reference.block(reference.conv2d(data, weight, window, 16), slots, lanes)
     inputs = [reference.block(data, slots, lanes), packed]
-    func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), *(i.shape for i in inputs))
+    func = prim_func(lambda x, w: depthwise.depthwise_conv2d(x, w, window), *(i.shape for i in inputs))
     check_space(DepthwiseSpace, func, inputs, expected, isas.target(), n=8)
 
 
@@ -88,7 +88,7 @@ def test_without_an_epilogue():
 def test_in_a_model_threads_share_rows_where_these_are_equal_shares(level, size, threads, fused):
     window, lanes = _window(3, padding=(1, 1, 1, 1)), isas.LEVELS[level]
     shapes = (1, 64 // lanes, size, size, lanes), (64 // lanes, 3, 3, lanes)
-    func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), *shapes)
+    func = prim_func(lambda x, w: depthwise.depthwise_conv2d(x, w, window), *shapes)
     space = DepthwiseSpace(func, isas.target(level), threads)
     assert space.decode(space.default_in_model())["fused"] == fused
     assert space.decode(space.default())["fused"] == 1
@@ -100,8 +100,8 @@ def test_bands_of_rows(size, oh_tile, threads):
     window, lanes = _window(3, padding=(1, 1, 1, 1)), isas.lanes()
     data, weight = reference.random(1, 32, size, size), reference.random(32, 1, 3, 3)
     slots = reference.identity_slots(32, lanes)
-    packed, blocked = conv.pack_depthwise_weight(weight, slots, lanes), reference.block(data, slots, lanes)
-    func = prim_func(lambda x, w: conv.depthwise_conv2d(x, w, window), blocked.shape, packed.shape)
+    packed, blocked = depthwise.pack_depthwise_weight(weight, slots, lanes), reference.block(data, slots, lanes)
+    func = prim_func(lambda x, w: depthwise.depthwise_conv2d(x, w, window), blocked.shape, packed.shape)
     space = DepthwiseSpace(func, isas.target(), threads)
     config = space.decode(space.default()) | {"fused": 3, "oh_tile": oh_tile, "ow_tile": 1, "pad": "inline"}
     expected = reference.block(reference.conv2d(data, weight, window, 32), slots, lanes)

@@ -46,19 +46,19 @@ def test_options_are_one_frozen_value() -> None:
 
 def test_a_cpu_that_llvm_does_not_know_is_refused() -> None:
     with pytest.raises(InputError, match="mcpu='abacus': LLVM does not know this CPU"):
-        CompileOptions(mcpu="abacus").hardware()
+        CompileOptions(mcpu="abacus").target()
 
 
 def test_a_precision_that_the_cpu_lacks_is_refused() -> None:
     options = CompileOptions(mcpu="x86-64-v3", precision="bf16")
     with pytest.raises(InputError, match="precision='bf16': x86-64-v3 has no AVX512_BF16"):
-        options.hardware()
-    assert CompileOptions(mcpu="x86-64-v3").hardware().mcpu == "x86-64-v3"
+        options.target()
+    assert CompileOptions(mcpu="x86-64-v3").target().mcpu == "x86-64-v3"
 
 
 def test_code_that_cannot_run_here_cannot_be_measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
     options = CompileOptions(mcpu="x86-64-v3")
-    assert CompileOptions().measurable_hardware() == CompileOptions().hardware()
+    assert CompileOptions().measurable_target() == CompileOptions().target()
     monkeypatch.setattr(tvm_compat, "host_mcpu", lambda: "x86-64-v2")
     with pytest.raises(InputError, match=r"mcpu='x86-64-v3': this machine lacks .*avx2.*; use compile"):
-        options.measurable_hardware()
+        options.measurable_target()

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from calumma.operators import windows
 from calumma.operators.convolution import expression as conv
+from calumma.operators.depthwise import expression as depthwise
 from calumma.operators.matmul import expression as matmul
 from tests import reference
 
@@ -103,7 +105,7 @@ def test_weights_follow_the_order_of_the_slots_and_are_zero_in_holes():
 def test_depthwise_weights_follow_the_order_of_the_slots():
     weight = reference.random(5, 1, 3, 2)
     slots = np.array([3, -1, 0, 1, -1, 4, 2, -1])
-    packed = conv.pack_depthwise_weight(weight, slots, 4)
+    packed = depthwise.pack_depthwise_weight(weight, slots, 4)
     assert packed.shape == (2, 3, 2, 4)
     for slot, channel in enumerate(slots):
         expected = weight[channel, 0] if channel >= 0 else np.zeros((3, 2))
@@ -129,6 +131,6 @@ def test_padding_of_columns_and_rows_is_small(lanes):
         columns = matmul.column_blocks(extent, lanes)
         assert extent <= columns * lanes < extent + 3 * lanes
         assert columns <= 3 or any(columns % tile == 0 for tile in (2, 3, 4))
-        tiled = conv.tileable(extent)
+        tiled = windows.tileable(extent)
         assert extent <= tiled <= 1.15 * extent + 1
         assert tiled <= 14 or any(tiled % tile == 0 for tile in range(6, 15))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calumma.frontend import graph as names
 from calumma.frontend import simplify
+from calumma.graph import nodes as names
 from calumma.graph.nodes import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node, constant
 from calumma.operators.windows import Window
 from tests import reference
