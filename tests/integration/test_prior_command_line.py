@@ -126,13 +126,30 @@ def test_damaged_and_foreign_priors_are_refused(home: Path, tmp_path: Path) -> N
     assert not (tmp_path / "m.so").exists()
 
 
-def test_a_machine_without_a_prior_is_told_so(home: Path, tmp_path: Path) -> None:
+def test_a_number_of_threads_without_a_prior_is_told_so(home: Path, tmp_path: Path) -> None:
+    """Whatever is shipped: the prior of this machine comes before those of others."""
     arguments = ("compile", home / "model.onnx", "--threads", "1", "-o", tmp_path / "m.so", "--db", tmp_path / "db")
     done = command_line.calumma(*arguments, XDG_DATA_HOME=str(home))
     assert done.returncode == 0, done.stderr
     notes = [line for line in done.stderr.splitlines() if "prior" in line]
     assert len(notes) == 1
-    assert "threads, not with 1" in notes[0] and "calumma tune" in notes[0] and "calumma learn" in notes[0]
+    assert "prior small: it was trained with" in notes[0] and "threads, not with 1" in notes[0]
+    assert "calumma tune" in notes[0] and "calumma learn" in notes[0]
+
+
+def test_a_machine_without_a_prior_is_told_so(home: Path, tmp_path: Path) -> None:
+    """One prior is there, learnt on another machine, and none that is shipped is for code of this level."""
+    prior = weights.load(home / "calumma" / "priors" / "small.safetensors")
+    folder = tmp_path / "calumma" / "priors"
+    folder.mkdir(parents=True)
+    foreign = replace(prior, hardware=replace(prior.hardware, cpu_model="Other CPU", mcpu="other"))
+    weights.save(foreign, folder / "foreign.safetensors")
+    arguments = ("compile", home / "model.onnx", "--threads", THREADS, "-o", tmp_path / "m.so", "--db", tmp_path / "db")
+    done = command_line.calumma(*arguments, "--mcpu", "x86-64-v2", XDG_DATA_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (note,) = (line for line in done.stderr.splitlines() if "prior" in line)
+    assert "prior foreign: it was trained on Other CPU (other, " in note and "this is x86-64-v2 (x86-64-v2, " in note
+    assert "calumma tune" in note and "calumma learn" in note
 
 
 def test_learn_refuses_what_it_cannot_use(home: Path, tmp_path: Path) -> None:

@@ -113,8 +113,10 @@ def choose(hardware: Hardware, threads: int) -> tuple[Prior | None, str]:
         reason = prior.mismatch(hardware, threads)
         if not reason:
             return prior, ""
-        reasons.append(f"prior {entry.name}: {reason}")
-    why = reasons[-1] if reasons else "no prior is installed"
+        other = prior.hardware.fingerprint != hardware.fingerprint
+        reasons.append((other, f"prior {entry.name}: {reason}"))
+    # A prior of this machine lacks less than one of another.
+    why = min(reasons, key=lambda reason: reason[0])[1] if reasons else "no prior is installed"
     return None, (
         f"{why}; the templates' defaults are used: measure with calumma tune, or learn a prior for this machine "
         "(calumma collect, then calumma learn)"
