@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from calumma import api
 from calumma.cli import main
 from calumma.core.errors import InputError
-from calumma.core.values import COLLECTION, Budget, Candidate, Hardware, MeasureResult, Status
+from calumma.core.values import COLLECTION, Budget, Candidate, MeasureResult, Status
 from calumma.database import MemoryStore
 from calumma.prior.collect import (
     DEFAULT,
@@ -34,7 +35,7 @@ from tests.simulated_runner import SimulatedRunner
 FAMILIES = ("pointwise", "depthwise", "dense")
 ONCE = CollectSettings(finalists=0)
 LEVEL = "x86-64-v4"
-"""What is collected for, on any CPU: nothing runs. All spaces of its first dozen workloads hold a turn's 24 and more."""
+"""What is collected for, on any CPU: nothing runs. All spaces of its first dozen workloads hold 24 and more."""
 
 
 @pytest.fixture(scope="module")
@@ -282,10 +283,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
 def test_other_hardware_has_its_own_records(workloads: list[TrainingWorkload]) -> None:
     store = MemoryStore()
     collect(workloads[:1], store)
-    host = isas.hardware(LEVEL)
-    other = Hardware(
-        "Another CPU", host.mcpu, host.vector_bits, host.l1_bytes, host.l2_bytes, host.l3_bytes, host.cores
-    )
+    other = replace(isas.hardware(LEVEL), cpu_model="Another CPU")
     runner = KeyedRunner()
     collection = Collection(
         iter(workloads[:1]), runner, store, Budget(), hardware=other, toolchain="toy", settings=ONCE, clock=runner.clock
