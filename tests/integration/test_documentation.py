@@ -6,6 +6,7 @@ A page is one fresh process in a folder of its own, and its blocks run from top 
     ```python file=NAME.py          added to that file
     ```console                      the lines after "$ " run in bash, the others are output
     ```console not-run: REASON      neither; how many of these there are is bounded
+    ```console needs: AVX512_BF16   a CPU that has no bfloat16 refuses the first command in one line that names it
     ```text                         no code
 
 The folder holds a small `resnet50.onnx`, its input `image.npy`, `dynamic.onnx`, whose batch is open, and, where a page
@@ -29,6 +30,8 @@ import onnx
 import pytest
 from markdown_it import MarkdownIt
 
+from calumma import tvm_compat
+from tests import isas
 from tests.onnx_models import Model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +49,11 @@ SHORTER = (
     (r"\bcalumma collect --budget \d+h", "calumma collect --families pointwise --configs 2 --trials 18"),
 )
 TIMEOUT_S = 300
+REFUSED = (
+    "done = __import__('subprocess').run({command!r}, shell=True, capture_output=True, text=True); "
+    "assert done.returncode == 2 and {name!r} in done.stderr.splitlines()[-1], done"
+)
+"""A program of one line."""
 _CODE = re.compile(r"^\s*(\$|import |from \S+ import |def |class |calumma |pip |python3? |make )", re.MULTILINE)
 
 
@@ -76,6 +84,11 @@ class Block:
         return self.info.partition(" not-run: ")[2]
 
     @property
+    def instructions(self) -> str:
+        """The instructions that the CPU needs for it, or nothing."""
+        return self.info.partition(" needs: ")[2]
+
+    @property
     def commands(self) -> str:
         """The lines after a prompt, with those that a backslash continues them on."""
         lines = self.content.splitlines()
@@ -104,6 +117,8 @@ def script(page: Path) -> str:
             continue
         if block.file is not None:
             code = [f"print({block.content!r}, file=open({block.file!r}, 'a'))"]
+        elif block.instructions and not tvm_compat.has_bfloat16(isas.hardware()):
+            code = [REFUSED.format(command=block.commands.splitlines()[0], name=block.instructions)]
         elif block.language == "console":
             command = ["bash", "-euo", "pipefail", "-c", block.commands]
             code = [f"__import__('subprocess').run({command!r}, check=True)"]
