@@ -1,6 +1,7 @@
 """ONNX operators of every supported opset, imported, compiled with default schedules and compared with ONNX Runtime.
 
-All nodes of one opset are outputs of one model, so that each opset is imported and built once.
+All nodes of one opset are outputs of one model, so that each opset is imported and built once. The newest is also built
+for the narrower instruction sets.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calumma.frontend.importer import import_model
+from tests import isas
 from tests.compiled_model import compiled
 
 
@@ -61,13 +63,13 @@ class Zoo:
         proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
         return onnx.shape_inference.infer_shapes(proto)
 
-    def check(self, tolerance: float = 1e-4) -> None:
-        """Compile, run, and compare every output with ONNX Runtime."""
+    def check(self, isa: str, tolerance: float = 1e-4) -> None:
+        """Compile for an instruction set, run, and compare every output with ONNX Runtime."""
         data = self.proto().SerializeToString()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        found = compiled(import_model(data)).run(self.feeds)
+        found = compiled(import_model(data), isa).run(self.feeds)
         expected = session.run(None, self.feeds)
         wrong = [
             output.name
@@ -83,6 +85,11 @@ def agree(ours: NDArray, theirs: NDArray, tolerance: float) -> bool:
     if theirs.dtype.kind != "f":
         return bool(np.array_equal(ours, theirs))
     return bool(np.abs(ours - theirs).max() <= tolerance * max(np.abs(theirs).max(), 1.0))
+
+
+def cases(*opsets: int) -> list[tuple[int, str]]:
+    """All opsets for this CPU, the newest for narrower ones too."""
+    return [*((opset, isas.NATIVE) for opset in opsets), *((opsets[-1], isa) for isa in isas.NARROWER)]
 
 
 UNARY = [
@@ -118,7 +125,8 @@ UNARY = [
 ]
 
 
-def test_elementwise() -> None:
+@pytest.mark.parametrize("isa", isas.ISAS)
+def test_elementwise(isa: str) -> None:
     zoo = Zoo(17)
     x = zoo.feed(zoo.random(2, 3, 5, 7))
     positive = zoo.feed(np.abs(zoo.random(2, 3, 5, 7)) + np.float32(1.1))
@@ -139,11 +147,11 @@ def test_elementwise() -> None:
     zoo.add("Clip", x, None, np.float32(0.5))
     zoo.add("Where", zoo.add("Greater", x, np.float32(0)), x, zoo.random(5, 1))
     zoo.add("BiasGelu", x, zoo.random(7), domain="com.microsoft")
-    zoo.check()
+    zoo.check(isa)
 
 
-@pytest.mark.parametrize("opset", [7, 11, 13, 18, 21])
-def test_reductions_and_softmax(opset: int) -> None:
+@pytest.mark.parametrize("opset, isa", cases(7, 11, 13, 18, 21))
+def test_reductions_and_softmax(opset: int, isa: str) -> None:
     zoo = Zoo(opset)
     x = zoo.feed(zoo.random(2, 3, 5, 7))
     for operator in ("ReduceMax", "ReduceMean", "ReduceL2", "ReduceLogSumExp"):
@@ -159,11 +167,11 @@ def test_reductions_and_softmax(opset: int) -> None:
     zoo.add("LogSoftmax", x, axis=3)
     zoo.add("ArgMax", x, axis=3)
     zoo.add("ArgMin", x, axis=1, keepdims=0)
-    zoo.check()
+    zoo.check(isa)
 
 
-@pytest.mark.parametrize("opset", [7, 10, 11, 13, 18, 21])
-def test_shape_operators(opset: int) -> None:
+@pytest.mark.parametrize("opset, isa", cases(7, 10, 11, 13, 18, 21))
+def test_shape_operators(opset: int, isa: str) -> None:
     zoo = Zoo(opset)
     x = zoo.feed(zoo.random(2, 3, 5, 7))
     pads = [0, 0, 1, 2, 0, 0, 3, 1]
@@ -196,11 +204,11 @@ def test_shape_operators(opset: int) -> None:
         zoo.add("Expand", zoo.feed(zoo.random(3, 1)), np.array([2, 3, 4]))
     if opset >= 12:
         zoo.add("Einsum", zoo.feed(zoo.random(2, 3, 4)), zoo.feed(zoo.random(2, 5, 4)), equation="bid,bjd->bij")
-    zoo.check()
+    zoo.check(isa)
 
 
-@pytest.mark.parametrize("opset", [7, 9, 10, 11, 13, 19])
-def test_resize(opset: int) -> None:
+@pytest.mark.parametrize("opset, isa", cases(7, 9, 10, 11, 13, 19))
+def test_resize(opset: int, isa: str) -> None:
     zoo = Zoo(opset)
     x = zoo.feed(zoo.random(1, 3, 6, 8))
     scales = np.array([1, 1, 2, 2], np.float32)
@@ -223,11 +231,11 @@ def test_resize(opset: int) -> None:
             coordinate_transformation_mode="align_corners",
         )
         zoo.add("Resize", x, empty, scales, mode="cubic")
-    zoo.check()
+    zoo.check(isa)
 
 
-@pytest.mark.parametrize("opset", [7, 21])
-def test_convolutions_and_pools(opset: int) -> None:
+@pytest.mark.parametrize("opset, isa", cases(7, 21))
+def test_convolutions_and_pools(opset: int, isa: str) -> None:
     zoo = Zoo(opset)
     x = zoo.feed(zoo.random(1, 8, 10, 9))
     zoo.add("Conv", x, zoo.random(20, 8, 3, 3), zoo.random(20), pads=[1, 1, 1, 1])
@@ -267,11 +275,11 @@ def test_convolutions_and_pools(opset: int) -> None:
     if opset >= 11:
         zoo.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
         zoo.add("MaxPool", x, kernel_shape=[2, 2], dilations=[2, 2])
-    zoo.check()
+    zoo.check(isa)
 
 
-@pytest.mark.parametrize("opset", [7, 17])
-def test_matrix_products_and_normalisation(opset: int) -> None:
+@pytest.mark.parametrize("opset, isa", cases(7, 17))
+def test_matrix_products_and_normalisation(opset: int, isa: str) -> None:
     zoo = Zoo(opset)
     rows = zoo.feed(zoo.random(4, 40))
     zoo.add("Gemm", rows, zoo.random(30, 40), zoo.random(30), transB=1)
@@ -294,10 +302,11 @@ def test_matrix_products_and_normalisation(opset: int) -> None:
         )
     ids = zoo.feed(np.array([[1, 2, 48], [0, 49, 7]]))
     zoo.add("Gather", zoo.random(50, 8), ids)
-    zoo.check()
+    zoo.check(isa)
 
 
-def test_outputs_that_are_inputs_or_constants_and_an_unused_input() -> None:
+@pytest.mark.parametrize("isa", isas.ISAS)
+def test_outputs_that_are_inputs_or_constants_and_an_unused_input(isa: str) -> None:
     zoo = Zoo(17)
     x = zoo.feed(zoo.random(2, 3))
     zoo.feed(zoo.random(4))
@@ -306,10 +315,11 @@ def test_outputs_that_are_inputs_or_constants_and_an_unused_input() -> None:
     zoo.add("Identity", zoo.random(5))
     zoo.add("Identity", y)
     zoo.add("Dropout", y)
-    zoo.check()
+    zoo.check(isa)
 
 
-def test_integers_and_float64() -> None:
+@pytest.mark.parametrize("isa", isas.ISAS)
+def test_integers_and_float64(isa: str) -> None:
     zoo = Zoo(17)
     i = zoo.feed(np.array([[7, -7, -9], [8, 3, -1]]))
     zoo.add("Div", i, np.array([3, -2, 5]))
@@ -318,4 +328,4 @@ def test_integers_and_float64() -> None:
     d = zoo.feed(zoo.random(4, 8).astype(np.float64))
     zoo.add("Relu", zoo.add("MatMul", d, zoo.random(8, 9).astype(np.float64)))
     zoo.add("Cast", d, to=TensorProto.FLOAT)
-    zoo.check()
+    zoo.check(isa)

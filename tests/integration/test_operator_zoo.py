@@ -11,6 +11,7 @@ from calumma.core.errors import ModelError
 from calumma.frontend.graph import from_relax
 from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import lower
+from tests import isas
 from tests.compiled_model import compiled
 from tests.integration.test_import_onnx import Zoo
 
@@ -18,7 +19,8 @@ from tests.integration.test_import_onnx import Zoo
 IMAGE = (1, 8, 10, 9)
 
 
-def test_pools_that_leave_the_image() -> None:
+@pytest.mark.parametrize("isa", isas.ISAS)
+def test_pools_that_leave_the_image(isa: str) -> None:
     zoo = Zoo(17)
     x = zoo.feed(zoo.random(*IMAGE))
     window = {"kernel_shape": [3, 3], "strides": [2, 2]}
@@ -33,10 +35,11 @@ def test_pools_that_leave_the_image() -> None:
         zoo.add("AveragePool", x, **window, **padding)
         zoo.add("AveragePool", x, **window, **padding, count_include_pad=1)
     zoo.add("MaxPool", x, kernel_shape=[2, 2], dilations=[2, 2], pads=[1, 1, 1, 1])
-    zoo.check()
+    zoo.check(isa)
 
 
-def test_nested_functions_compile_in_no_time() -> None:
+@pytest.mark.parametrize("isa", isas.ISAS)
+def test_nested_functions_compile_in_no_time(isa: str) -> None:
     zoo = Zoo(18)
     x = zoo.feed(zoo.random(2, 8, 5, 7))
     zoo.add("Mish", x)
@@ -46,10 +49,11 @@ def test_nested_functions_compile_in_no_time() -> None:
     for _ in range(8):
         chain = zoo.add("Mul", chain, zoo.add("Sigmoid", chain))
     zoo.add("GlobalAveragePool", chain)
-    zoo.check()
+    zoo.check(isa)
 
 
-def test_scans_sorting_and_scattering() -> None:
+@pytest.mark.parametrize("isa", isas.ISAS)
+def test_scans_sorting_and_scattering(isa: str) -> None:
     zoo = Zoo(17)
     x = zoo.feed(zoo.random(2, 3, 5, 7))
     zoo.add("CumSum", x, np.int64(1))
@@ -61,10 +65,11 @@ def test_scans_sorting_and_scattering() -> None:
     zoo.add("ScatterElements", rows, np.array([[0, 1, 2], [3, 4, 5]]), zoo.feed(zoo.random(2, 3)), axis=0)
     zoo.add("ScatterND", rows, np.array([[0], [4]]), zoo.feed(zoo.random(2, 9)))
     zoo.add("Gather", x, np.array(1), axis=2)
-    zoo.check()
+    zoo.check(isa)
 
 
-def test_computed_indices_count_from_the_end_and_are_clamped() -> None:
+@pytest.mark.parametrize("isa", isas.ISAS)
+def test_computed_indices_count_from_the_end_and_are_clamped(isa: str) -> None:
     zoo = Zoo(17)
     rows, updates = zoo.feed(zoo.random(4, 3)), zoo.feed(zoo.random(2, 3))
     elements = zoo.feed(np.array([[0, -1, 2], [3, -4, 1]]))
@@ -73,8 +78,8 @@ def test_computed_indices_count_from_the_end_and_are_clamped() -> None:
     zoo.add("GatherND", rows, points)
     zoo.add("ScatterElements", rows, elements, updates, axis=0)
     zoo.add("ScatterND", rows, zoo.feed(np.array([[1], [-1]])), updates)
-    zoo.check()
-    model = compiled(import_model(zoo.proto().SerializeToString()))
+    zoo.check(isa)
+    model = compiled(import_model(zoo.proto().SerializeToString()), isa)
     for value, nearest in ((10**9, zoo.feeds[rows][-1]), (-(10**9), zoo.feeds[rows][0])):
         feeds = zoo.feeds | {name: np.full_like(zoo.feeds[name], value) for name in (elements, points)}
         gathered, picked, *_ = model.run(feeds)  # what is scattered to one place is any of it
@@ -82,7 +87,8 @@ def test_computed_indices_count_from_the_end_and_are_clamped() -> None:
         np.testing.assert_array_equal(picked, [nearest[-1 if value > 0 else 0]] * 2)
 
 
-def test_float64_is_computed_in_float64() -> None:
+@pytest.mark.parametrize("isa", isas.ISAS)
+def test_float64_is_computed_in_float64(isa: str) -> None:
     zoo = Zoo(17)
     x = zoo.feed(zoo.rng.standard_normal((2, 3, 8)))
     zoo.add("Softmax", x)
@@ -91,17 +97,18 @@ def test_float64_is_computed_in_float64() -> None:
     zoo.add("ReduceMean", x, axes=[2])
     zoo.add("ReduceMean", zoo.feed(zoo.rng.standard_normal((1, 3, 4, 4))), axes=[2, 3])
     zoo.add("MaxPool", zoo.feed(zoo.rng.standard_normal((1, 3, 5, 5))), kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-    zoo.check(tolerance=1e-11)
+    zoo.check(isa, tolerance=1e-11)
 
 
-def test_casts() -> None:
+@pytest.mark.parametrize("isa", isas.ISAS)
+def test_casts(isa: str) -> None:
     zoo = Zoo(17)
     x = zoo.feed(3 * zoo.random(2, 3, 5))
     positive = zoo.feed(np.abs(3 * zoo.random(2, 3, 5)))
     for kind in (TensorProto.INT32, TensorProto.INT64, TensorProto.DOUBLE, TensorProto.BOOL):
         zoo.add("Cast", x, to=kind)
     zoo.add("Cast", positive, to=TensorProto.UINT8)
-    zoo.check()
+    zoo.check(isa)
 
 
 @pytest.mark.parametrize("operator", ["Flatten", "Reshape", "Squeeze", "Unsqueeze"])
@@ -109,7 +116,7 @@ def test_a_model_that_computes_nothing(operator: str) -> None:
     zoo = Zoo(17)
     x = zoo.feed(zoo.random(1, 3, 4))
     zoo.add(operator, x, *{"Reshape": [np.array([3, -1])], "Unsqueeze": [np.array([0])]}.get(operator, []))
-    zoo.check()
+    zoo.check(isas.NATIVE)
 
 
 def test_an_operator_without_lowering_is_named() -> None:
