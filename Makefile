@@ -2,6 +2,7 @@
 # make demo   tune the light ResNet-50 for 60 s and print its latency beside ONNX Runtime's
 # make fast   lint, types, and the unit tests that start no process: within 90 seconds on two cores
 # make test   lint, security, types, import layers, documentation, all tests with their coverage: within ten minutes
+# make qemu   kernels of every template on an emulated Haswell: AVX2, no AVX-512 (about ten minutes)
 # make audit  known vulnerabilities of the pinned packages (needs the network)
 # make docs   the documentation as a site in build/docs
 # make prior  measure for hours, then rebuild the data set and the weights of the prior that is shipped for this CPU
@@ -96,3 +97,29 @@ prior: env
 		$$($(BIN)/python -c 'from benchmarks import suite; print(*(f"--exclude-model {suite.path(n)}" for n in suite.names()))')
 	$(BIN)/calumma learn --db $(PRIOR_DB) --data none --exclude benchmarks/held_out.json \
 		--save-data $(SHIPPED).npz -o $(SHIPPED).safetensors
+
+# Of every template and form of a kernel one test, on a CPU with AVX2 alone, emulated: what is built for it runs on it.
+.PHONY: qemu
+SPACES := tests/property/test_space_
+QEMU_TESTS := \
+	"$(SPACES)conv2d.py::test_every_configuration_is_right[3x3, a width without divisors]" \
+	"$(SPACES)conv2d.py::test_gathered_groups[groups of 34 channels-native]" \
+	"$(SPACES)conv2d.py::test_first_layer[1-1-native]" \
+	"$(SPACES)depthwise.py::test_every_configuration_is_right[global]" \
+	"$(SPACES)winograd.py::test_every_configuration_is_right[one pixel-2]" \
+	"$(SPACES)matmul.py::test_dense[odd everything]" \
+	"$(SPACES)matmul.py::test_batch_matmul[queries and keys of heads]" \
+	"$(SPACES)rows.py::test_every_configuration_is_right[ragged softmax]" \
+	"$(SPACES)injective.py::test_every_configuration_is_right[ragged flat]" \
+	"$(SPACES)reduction.py::test_every_configuration_is_right[max pooling, blocked]" \
+	"$(SPACES)fallback.py::test_every_configuration_is_right[two stages-native]" \
+	"$(SPACES)generated.py::test_every_configuration_is_right[conv1d and relu]" \
+	"$(SPACES)bfloat16.py::test_without_the_instructions_the_same_comes_out[x86-64-v3]"
+
+qemu: env
+	@command -v qemu-x86_64 >/dev/null || { \
+		as_root=$$(test "$$(id -u)" = 0 || echo "sudo -n"); \
+		$$as_root apt-get update -qq && \
+		$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends qemu-user >/dev/null; \
+	} || { echo "the emulated tests need QEMU and it could not be installed: install the system's package qemu-user" >&2; exit 1; }
+	qemu-x86_64 -cpu Haswell $(BIN)/python -m pytest --durations=0 $(QEMU_TESTS)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from calumma.operators import blocking, windows
 from calumma.operators.convolution import expression as conv
+from calumma.operators.depthwise import expression as depthwise
 from calumma.operators.matmul import expression as matmul
 from calumma.operators.normalisation import expression as local_response_norm
 from calumma.operators.pooling import expression as pool
@@ -67,8 +68,8 @@ def _cases() -> Iterator[tuple[str, Callable, list[NDArray]]]:
     yield "convolution, 3 groups", *_conv2d(60, 30, (4, 4), 3)
     yield "gathered convolution", *_gathered(64, 64, (4, 4), 4)
     window = windows.Window((5, 5), (2, 2), (1, 1), (2, 2, 2, 2))
-    depthwise = [reference.random(1, 2, 5, 7, 16), reference.random(2, 5, 5, 16)]
-    yield "depthwise", lambda x, w: depthwise.depthwise_conv2d(x, w, window), depthwise
+    image = [reference.random(1, 2, 5, 7, 16), reference.random(2, 5, 5, 16)]
+    yield "depthwise", lambda x, w: depthwise.depthwise_conv2d(x, w, window), image
     first = [reference.random(1, 3, 8, 16), reference.random(1, 3, 5, 5, 16)]
     yield "first layer", lambda x, w: conv.conv2d_plain(x, w, window), first
     side = pool.AxisWindow(3, 2, before=1, after=1)

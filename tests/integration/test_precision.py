@@ -16,6 +16,7 @@ from calumma.core.errors import InputError
 from calumma.core.values import Budget, Status
 from calumma.database import MemoryStore
 from calumma.peers import peers, race
+from calumma.pipeline import CompileOptions
 from calumma.pipeline.preparation import prepare
 from tests import isas
 from tests.onnx_models import Model, assert_close, reference
