@@ -18,31 +18,33 @@ from calumma.core.errors import InputError
 from calumma.core.rng import generator
 from calumma.core.values import Workload
 from calumma.measure.recorder import SEED
-from calumma.measure.recording import Corpus, Source, generated_space, template_space
+from calumma.measure.recording import Corpus, RecordedKernel, generated_space, template_space
 from calumma.space.alternatives import ALGORITHM, AlternativesSpace
 from calumma.space.subspace import SubSpace, part_of
 from calumma.target import Target
 
 FOLDER = Path(__file__).resolve().parent / "corpora"
 CACHE_STATE = "cold"
-SOURCES: dict[str, Source] = {
+SOURCES: dict[str, RecordedKernel] = {
     # Convolutions: 3x3 at 14x14 (direct; Winograd has too few configurations), with stride, 1x1, 1x1 with a residual,
     # 3 input channels.
-    "conv3x3": Source("resnet18", "fused_conv2d6_add5_relu3", algorithms=("direct",)),
-    "conv3x3_stride2": Source("resnet18", "fused_conv2d5_add5_relu3"),
-    "conv1x1": Source("resnet18", "fused_conv2d7_add5"),
-    "conv1x1_residual": Source("mobilenet_v2", "fused_conv2d14_add15_add17"),
-    "conv_first": Source("mobilenet_v2", "fused_conv2d_add_maximum_minimum"),
+    "conv3x3": RecordedKernel("resnet18", "fused_conv2d6_add5_relu3", algorithms=("direct",)),
+    "conv3x3_stride2": RecordedKernel("resnet18", "fused_conv2d5_add5_relu3"),
+    "conv1x1": RecordedKernel("resnet18", "fused_conv2d7_add5"),
+    "conv1x1_residual": RecordedKernel("mobilenet_v2", "fused_conv2d14_add15_add17"),
+    "conv_first": RecordedKernel("mobilenet_v2", "fused_conv2d_add_maximum_minimum"),
     # MetaSchedule's own space of a convolution, a depthwise convolution, a matrix product.
-    "generated_conv1x1": Source("resnet18", "fused_conv2d7_add5", "generated"),
-    "generated_depthwise": Source("mobilenet_v2", "fused_depthwise_conv2d4_add9_maximum5_minimum5", "generated"),
-    "generated_dense": Source("bert", "fused_dense_add1", "generated"),
+    "generated_conv1x1": RecordedKernel("resnet18", "fused_conv2d7_add5", "generated"),
+    "generated_depthwise": RecordedKernel(
+        "mobilenet_v2", "fused_depthwise_conv2d4_add9_maximum5_minimum5", "generated"
+    ),
+    "generated_dense": RecordedKernel("bert", "fused_dense_add1", "generated"),
     # Where these templates have room enough.
-    "dense": Source("bert", "fused_dense_add1"),
-    "batch_matmul": Source("bert", "fused_batch_matmul_divide"),
-    "depthwise": Source("mobilenet_v2", "fused_depthwise_conv2d4_add9_maximum5_minimum5"),
-    "conv3x3_alexnet": Source("bvlc_alexnet", "fused_conv2d4_add3_relu3"),
-    "generated_batch_matmul": Source("bert", "fused_batch_matmul_divide", "generated"),
+    "dense": RecordedKernel("bert", "fused_dense_add1"),
+    "batch_matmul": RecordedKernel("bert", "fused_batch_matmul_divide"),
+    "depthwise": RecordedKernel("mobilenet_v2", "fused_depthwise_conv2d4_add9_maximum5_minimum5"),
+    "conv3x3_alexnet": RecordedKernel("bvlc_alexnet", "fused_conv2d4_add3_relu3"),
+    "generated_batch_matmul": RecordedKernel("bert", "fused_batch_matmul_divide", "generated"),
 }
 """By name, the most wanted first: a recording that is stopped has those."""
 

@@ -48,7 +48,7 @@ from calumma.core.keys import keys_of
 from calumma.core.protocols import Indices
 from calumma.core.values import Candidate, MeasureRecord
 from calumma.cost_model import CostModel, GaussianProcess, GradientBoostedTrees
-from calumma.cost_model.base import Features, Scores
+from calumma.cost_model.scoring import Features, Scores
 from calumma.cost_model.trees import TreeSettings
 from calumma.measure import ReplayRunner
 from calumma.measure.recording import Corpus, load

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from calumma.cost_model import Committee, CostModel, GradientBoostedTrees, TreeSettings
-from calumma.cost_model.base import Features, Scores
 from calumma.cost_model.committee import scale_of, scaled
+from calumma.cost_model.scoring import Features, Scores
 from calumma.cost_model.trees import standing
 
 

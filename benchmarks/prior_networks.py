@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from calumma.cost_model.base import Features, Scores
+from calumma.cost_model.scoring import Features, Scores
 from calumma.prior.features import RELATIVE
 from calumma.prior.few_shot import log_latencies
 from calumma.prior.training import EMPHASIS, TASK, Sample

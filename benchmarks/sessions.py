@@ -23,7 +23,7 @@ from calumma.core.protocols import DesignSpace, Indices, Runner
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Workload
 from calumma.cost_model import CostModel
-from calumma.cost_model.base import Features
+from calumma.cost_model.scoring import Features
 from calumma.measure import ReplayRunner
 from calumma.measure.recording import Corpus, load
 from calumma.prior import library

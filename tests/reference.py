@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from calumma.operators.windows import Window
+from calumma.expressions.windows import Window
 
 
 def conv2d(data: NDArray, weight: NDArray, window: Window, groups: int = 1) -> NDArray[np.float32]:

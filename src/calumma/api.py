@@ -29,7 +29,7 @@ from calumma.results import CompileResult, LearnResult, TaskListing, TaskRow, Tu
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
     from calumma.pipeline.preparation import Configs, PreparedModel
-    from calumma.prior.collect import CollectProgress, CollectResult
+    from calumma.prior.collection import CollectProgress, CollectResult
     from calumma.tuner.events import Listener
 
 __all__ = [
@@ -285,6 +285,7 @@ def tasks(
         task_rows(prepared),
         prepared.graph.layout_transforms,
         prepared.limits.peak_flops / 1e9,
+        prepared.graph.left,
         prepared.limits.note,
         prepared.import_s,
         dict(prepared.phases_s),
@@ -331,7 +332,7 @@ def collect(
     count = tvm_compat.set_threads(threads)
     target = tvm_compat.target_for()
     from calumma.measure import LocalRunner
-    from calumma.prior import collect as collecting
+    from calumma.prior import collection as collecting
     from calumma.prior import workloads
     from calumma.prior.sampling import SHARES
 

@@ -11,6 +11,7 @@ from calumma.core.values import KnobValue
 from calumma.pipeline import CompiledModel
 
 if TYPE_CHECKING:
+    from calumma.frontend.lowering import LeftToTvm
     from calumma.pipeline.preparation import PreparedModel
     from calumma.prior.weights import Prior
     from calumma.tuner import ModelContest, TaskResult
@@ -50,6 +51,8 @@ class TaskListing:
     layout_transforms: int
     """Kernels left that only change the layout of an activation."""
     peak_gflop_per_s: float
+    left_to_tvm: tuple[LeftToTvm, ...]
+    """Operators that no rule of calumma covers, with the reasons."""
     machine: str
     """How the probed peak agrees with flops per cycle x clock, one line."""
     import_s: float

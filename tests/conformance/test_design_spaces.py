@@ -7,13 +7,13 @@ import pytest
 from tvm import tirx, topi
 
 from calumma import tvm_compat
+from calumma.expressions.windows import Window
 from calumma.operators import design_space
 from calumma.operators.convolution import expression as conv
 from calumma.operators.depthwise import expression as depthwise
 from calumma.operators.matmul import expression as matmul
 from calumma.operators.pooling.expression import global_avg_pool2d
 from calumma.operators.rows.expression import softmax
-from calumma.operators.windows import Window
 from tests import isas
 from tests.conformance.test_design_space_contract import check_space
 from tests.prim_funcs import prim_func

@@ -35,7 +35,7 @@ def _inputs(model: Path) -> list[dict[str, np.ndarray]]:
 
 
 def _workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "calumma.peers.worker" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "calumma.peers.peer_worker" in child.cmdline()]
 
 
 def test_race(tmp_path):

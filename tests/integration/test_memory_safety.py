@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calumma.operators import blocking, windows
+from calumma.expressions import blocking, windows
 from calumma.operators.convolution import expression as conv
 from calumma.operators.depthwise import expression as depthwise
 from calumma.operators.matmul import expression as matmul

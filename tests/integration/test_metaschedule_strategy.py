@@ -12,7 +12,7 @@ from tvm.s_tir import meta_schedule as ms
 from calumma import tvm_compat
 from calumma.core.errors import InputError, InternalError
 from calumma.integrations.metaschedule import import_database, search_strategy
-from calumma.integrations.metaschedule.strategy import _Search
+from calumma.integrations.metaschedule.search_strategy import _Search
 from calumma.space.generated import GeneratedSpace
 from tests.metaschedule_tuning import THREADS, tune
 from tests.prim_funcs import prim_func

@@ -16,7 +16,7 @@ import pytest
 from calumma.cli import main
 from calumma.core.values import COLLECTION, MeasureRecord
 from calumma.database import SqlStore
-from calumma.prior.collect import FINALIST
+from calumma.prior.collection import FINALIST
 from calumma.report import collect as report_of
 from tests.integration.command_line import ROOT, calumma
 from tests.onnx_models import Model

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tvm import topi
 
+from calumma.expressions.windows import Window
 from calumma.operators.convolution import expression as conv
 from calumma.operators.convolution.space import Conv2dSpace
-from calumma.operators.windows import Window
 from calumma.tvm_compat import prefetch
 from tests import isas, reference
 from tests.prim_funcs import check_space, prim_func

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tvm import topi
 
+from calumma.expressions.windows import Window
 from calumma.operators.depthwise import expression as depthwise
 from calumma.operators.depthwise.space import DepthwiseSpace
-from calumma.operators.windows import Window
 from tests import isas, reference
 from tests.prim_funcs import check_space, prim_func, run
 

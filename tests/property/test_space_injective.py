@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tvm import tirx, topi
 
-from calumma.operators import blocking, math
+from calumma.expressions import blocking, math
 from calumma.operators.rows import space as rows
 from calumma.space import injective, reduction
 from tests import isas

@@ -18,7 +18,7 @@ from calumma.artifact import checksum, cpu, file_format
 from calumma.artifact.plan import Lifetime, Plan, Slot, Step, align, place, tensor_bytes
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, InternalError
-from calumma.core.memory import ALIGNMENT
+from calumma.core.pages import ALIGNMENT
 from calumma.core.values import TensorSpec
 
 WEIGHTS: list[np.ndarray] = [

@@ -18,14 +18,14 @@ from calumma.core.errors import InputError
 from calumma.core.values import MeasureResult, Status, Workload
 from calumma.database import MemoryStore
 from calumma.measure import recorder, recording
-from calumma.measure.recording import Source
+from calumma.measure.recording import RecordedKernel
 from calumma.space.generated import GeneratedSpace
 from calumma.space.subspace import SubSpace, part_of
 from tests.prim_funcs import prim_func, tvm
 from tests.simulated_runner import SimulatedRunner
 
 TARGET = tvm_compat.target_for("x86-64-v3")
-SOURCE = Source("a model", "a task", "generated")
+SOURCE = RecordedKernel("a model", "a task", "generated")
 
 
 class PretendRunner(SimulatedRunner):

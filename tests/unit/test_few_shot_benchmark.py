@@ -11,7 +11,7 @@ from benchmarks.prior_few_shot import SHOTS, Contender, Recording, SeenSpace, me
 from benchmarks.prior_networks import Ensemble, MetaTrainedModel, adapted, embedded
 from calumma.core.errors import InputError
 from calumma.cost_model import GradientBoostedTrees
-from calumma.cost_model.base import Features, Scores
+from calumma.cost_model.scoring import Features, Scores
 from tests.conformance.test_design_space_contract import ToySpace
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calumma.operators import blocking
+from calumma.expressions import blocking
 from tests import reference
 from tests.prim_funcs import apply
 

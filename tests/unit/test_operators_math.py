@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from calumma.operators import math
+from calumma.expressions import math
 from tests.prim_funcs import apply
 
 _ERF = np.vectorize(reference.erf)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calumma.operators.blocking import block_channels, unblock_channels
+from calumma.expressions.blocking import block_channels, unblock_channels
 from calumma.operators.normalisation.expression import local_response_norm
 from calumma.operators.pooling.expression import (
     AxisWindow,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calumma.operators import windows
+from calumma.expressions import windows
 from calumma.operators.convolution import expression as conv
 from calumma.operators.depthwise import expression as depthwise
 from calumma.operators.matmul import expression as matmul

@@ -18,7 +18,7 @@ from calumma.cli import main
 from calumma.core.errors import InputError
 from calumma.core.values import COLLECTION, Budget, Candidate, MeasureResult, Status
 from calumma.database import MemoryStore
-from calumma.prior.collect import (
+from calumma.prior.collection import (
     DEFAULT,
     FINALIST,
     RANDOM,

@@ -19,7 +19,7 @@ from calumma.core.errors import InputError
 from calumma.core.values import MeasureResult, Status, Workload
 from calumma.database import MemoryStore
 from calumma.measure import recorder, recording
-from calumma.measure.recording import Source
+from calumma.measure.recording import RecordedKernel
 from calumma.prior import library
 from calumma.space.generated import GeneratedSpace
 from calumma.space.subspace import part_of
@@ -142,7 +142,7 @@ def folder(tmp_path_factory):
     func = prim_func(lambda x, y: topi.einsum("bij,blj->bil", x, y), (2, 16, 24), (2, 12, 24))
     part = part_of(GeneratedSpace(func, target, 2), np.random.default_rng(0), 150, 220)
     workload = Workload("feed", str(tvm.ir.save_json(func)))
-    source = Source("a model", "a task", "generated")
+    source = RecordedKernel("a model", "a task", "generated")
     recorded = recorder.record(
         "toy", workload, part, _Bowl(), MemoryStore(), target, source=source, say=lambda line: None
     )

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calumma.expressions.windows import Window
 from calumma.frontend import simplify
 from calumma.graph import nodes as names
 from calumma.graph.nodes import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node, constant
-from calumma.operators.windows import Window
 from tests import reference
 
 SHAPE = (2, 6, 3, 4)

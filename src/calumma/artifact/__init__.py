@@ -4,7 +4,7 @@ Building needs all of TVM; loading and running need its runtime library, tvm_ffi
 """
 
 from calumma.artifact.artifact import Artifact, KernelTime, Profile, load
-from calumma.artifact.codegen import Executable, build, save
+from calumma.artifact.building import Executable, build, save
 from calumma.artifact.lowered import LoweredModel
 from calumma.artifact.session import InferenceSession, NodeArg
 from calumma.core.values import TensorSpec

@@ -21,11 +21,11 @@ from calumma.artifact import cpu, file_format, runtime
 from calumma.artifact.plan import Plan
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, InputError
-from calumma.core.memory import huge_pages
+from calumma.core.pages import huge_pages
 from calumma.core.values import TensorSpec
 
 if TYPE_CHECKING:
-    from calumma.artifact.codegen import Executable
+    from calumma.artifact.building import Executable
 
 
 @dataclass(frozen=True)

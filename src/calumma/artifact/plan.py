@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from calumma.core.errors import InternalError
-from calumma.core.memory import ALIGNMENT
+from calumma.core.pages import ALIGNMENT
 from calumma.core.values import TensorSpec
 
 Section = Literal["arena", "weights"]

@@ -15,7 +15,7 @@ from calumma.cli.output import INTERRUPTED, STDOUT, Output, table_lines
 from calumma.cli.progress import can_redraw, pace
 
 if TYPE_CHECKING:
-    from calumma.prior.collect import CollectProgress
+    from calumma.prior.collection import CollectProgress
 
 _DEFAULT_BUDGET_S = 600.0
 _REDRAW_S = 0.5

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from calumma.prior.collect import CollectProgress
+    from calumma.prior.collection import CollectProgress
     from calumma.tuner import Event, Listener, SessionProgress, TaskProgress
 
 _REDRAW_S = 0.5

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calumma.cost_model.base import CostModel, Features, Scores
+from calumma.cost_model.scoring import CostModel, Features, Scores
 
 
 class Committee:

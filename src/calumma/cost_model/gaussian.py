@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calumma.cost_model.base import Features, Scores
+from calumma.cost_model.scoring import Features, Scores
 from calumma.cost_model.trees import standing
 
 Floats = NDArray[np.float64]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calumma.cost_model.base import Features, Scores
 from calumma.cost_model.boosting import xgboost
+from calumma.cost_model.scoring import Features, Scores
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from calumma.cost_model.base import Features, Scores
 from calumma.cost_model.boosting import xgboost
+from calumma.cost_model.scoring import Features, Scores
 
 _OBJECTIVES: dict[str, dict[str, str | int | bool]] = {
     # Since XGBoost 2 pairs are formed among the top by default, and since 3 gradients are divided by the difference of

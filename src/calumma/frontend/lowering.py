@@ -20,10 +20,10 @@ from calumma.core.values import TensorSpec
 from calumma.frontend.fusion import fuse
 from calumma.frontend.importer import reason
 from calumma.frontend.stored_types import stored_types
+from calumma.graph.context import Declined, LoweringContext
+from calumma.graph.layouts import Slots, Value
 from calumma.graph.nodes import CONSTANT, INPUT, Graph, Node
 from calumma.operators import registry
-from calumma.operators.context import Declined, LoweringContext
-from calumma.operators.values import Slots, Value
 from calumma.target import Target
 from calumma.tvm_compat import kernel_calls
 

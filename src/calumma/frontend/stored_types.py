@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from calumma.core.contraction import Contraction
+from calumma.graph.context import StoredTypes
 from calumma.graph.nodes import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node
 from calumma.operators import registry
-from calumma.operators.context import StoredTypes
 from calumma.operators.elementwise.chains import BINARY_NAMES, origin
 
 

@@ -22,7 +22,7 @@ from calumma import tvm_compat
 from calumma.core.protocols import Runner, Store
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status, Workload
-from calumma.measure.recording import SESSION, Corpus, Source
+from calumma.measure.recording import SESSION, Corpus, RecordedKernel
 from calumma.measure.timing import standard_error
 from calumma.space.subspace import SubSpace
 from calumma.target import Target
@@ -46,7 +46,7 @@ def record(
     store: Store,
     target: Target,
     *,
-    source: Source,
+    source: RecordedKernel,
     limit: int | None = None,
     say: Callable[[str], None] = print,
     clock: Callable[[], float] = time.monotonic,

@@ -48,7 +48,7 @@ _COLUMNS = ("status", "reason", "latency", "error", "count", "build", "run")
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordedKernel:
     """Where a corpus comes from."""
 
     model: str
@@ -77,7 +77,7 @@ def generated_space(func: Any, target: Target, threads: int) -> KnobSpace:
     return GeneratedSpace(func, target, threads)
 
 
-def entry_of(source: Source) -> str:
+def entry_of(source: RecordedKernel) -> str:
     """What a runner's workers call for the space of a source's candidates."""
     return _SPACES[source.space]
 
@@ -87,7 +87,7 @@ class Corpus:
     """A recording, as data; `space` makes it a design space again."""
 
     name: str
-    source: Source
+    source: RecordedKernel
     workload: Workload
     template: str
     version: int
@@ -234,7 +234,7 @@ def _restored(header: Mapping[str, Any], arrays: archives.Arrays) -> Corpus:
         latencies = (latency / 1e9,) if latency else ()
         phases = {"build": build / 1e4, "run": run / 1e4}
         results.append(MeasureResult(statuses[status], latencies, reasons[reason], phases))
-    source = Source(**{**header["source"], "algorithms": tuple(header["source"].get("algorithms", ()))})
+    source = RecordedKernel(**{**header["source"], "algorithms": tuple(header["source"].get("algorithms", ()))})
     if source.space not in _SPACES:
         raise MalformedError(f"a space of kind {source.space!r}")
     return Corpus(

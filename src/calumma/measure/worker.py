@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.memory import ALIGNMENT, huge_pages
+from calumma.core.pages import ALIGNMENT, huge_pages
 from calumma.core.values import WEIGHTS, Candidate, Status, Workload
 from calumma.measure import messages, timing, verification
 from calumma.measure.messages import WorkerSettings

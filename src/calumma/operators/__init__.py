@@ -3,6 +3,8 @@
 `registry.Operator` says what a family brings. A family from outside of the package is made known by `register`.
 """
 
+from calumma.graph.context import INJECTIVE, OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
+from calumma.graph.layouts import Value
 from calumma.operators import (
     convolution,
     depthwise,
@@ -13,9 +15,7 @@ from calumma.operators import (
     pooling,
     rows,
 )
-from calumma.operators.context import INJECTIVE, OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
 from calumma.operators.registry import Operator, design_space, register
-from calumma.operators.values import Value
 
 __all__ = [
     "INJECTIVE",

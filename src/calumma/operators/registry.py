@@ -17,10 +17,10 @@ from tvm import tirx
 from calumma.core import extensions
 from calumma.core.contraction import Contraction
 from calumma.core.errors import InputError
+from calumma.graph.context import Declined, LoweringContext
+from calumma.graph.layouts import ChannelParts, Slots, Value
 from calumma.graph.nodes import Graph, Node
-from calumma.operators.context import Declined, LoweringContext
 from calumma.operators.samples import SampleWriter
-from calumma.operators.values import ChannelParts, Slots, Value
 from calumma.space import STRUCTURAL_TEMPLATES, KnobSpace, blocks, structural_space
 from calumma.target import Target
 

@@ -279,7 +279,7 @@ class _Lane:
         if self.reason:
             return
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "calumma.peers.worker"],
+            [sys.executable, "-m", "calumma.peers.peer_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,  # Ctrl-C is for the parent, which then ends this one

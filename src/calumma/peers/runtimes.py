@@ -2,7 +2,7 @@
 
 Every one computes in float32 with the given number of threads, tuned for the latency of one request, all graph
 optimisations on; whatever else it does is its own default, as a user would get it. Each lives alone in a process
-(`calumma.peers.worker`), so a constructor may set process-wide state.
+(`calumma.peers.peer_worker`), so a constructor may set process-wide state.
 """
 
 from __future__ import annotations

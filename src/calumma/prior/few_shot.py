@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calumma.core.protocols import DesignSpace, Indices
-from calumma.cost_model.base import Features, Scores
+from calumma.cost_model.scoring import Features, Scores
 from calumma.prior.forest import Floats, Forest
 from calumma.prior.predictor import TaskPredictor
 from calumma.prior.training import EMPHASIS

@@ -22,7 +22,7 @@ from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.protocols import Store
 from calumma.core.values import COLLECTION, Hardware
-from calumma.cost_model.base import aligned
+from calumma.cost_model.scoring import aligned
 from calumma.prior import features, library, training
 from calumma.prior.dataset import Dataset, Group, from_records
 from calumma.prior.forest import Floats

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from calumma.core.errors import InputError
 from calumma.core.protocols import Indices
 from calumma.core.rng import generator
-from calumma.cost_model.base import aligned
+from calumma.cost_model.scoring import aligned
 from calumma.prior import features, ranking
 from calumma.prior.features import TaskView
 from calumma.prior.forest import Floats

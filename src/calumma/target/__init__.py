@@ -1,13 +1,14 @@
 """Targets: what CPUs are, as plain data, one module per architecture. Imports neither TVM nor torch.
 
-describe("x86-64", Facts(...))     the target of a CPU
-register_target("riscv64", family)    another architecture, described outside of this package
+describe("x86-64", Facts(...))        the target of a CPU
+register_target("riscv64", family)    an architecture, or a single CPU, described outside of this package
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from calumma.core import extensions
 from calumma.core.errors import InputError
 from calumma.target import aarch64, x86
 from calumma.target.costs import CostConstants
@@ -27,21 +28,24 @@ def kind_of(machine: str) -> str:
 
 
 def describe(kind: str, facts: Facts) -> Target:
-    """The target of a CPU; of an architecture that no family describes, one that assumes little."""
-    return _FAMILIES.get(kind, _generic)(facts)
+    """The target of a CPU, by the family of its name, or else of its architecture; one that assumes little without."""
+    family = _FAMILIES.get(facts.mcpu) or _FAMILIES.get(kind, _generic)
+    return family(facts)
 
 
-def register_target(kind: str, family: Callable[[Facts], Target]) -> None:
-    """Let `describe` call `family` for an architecture, in this process.
+def register_target(name: str, family: Family) -> None:
+    """Let `describe` call `family` for an architecture ("riscv64") or for one CPU by LLVM's name ("haswell").
 
+    That is how a CPU gets cost constants of its own: its family calls that of the architecture and replaces them.
     Workers of a runner describe nothing: they are told the target as it is.
 
     Raises:
-        InputError: the architecture has a family already.
+        InputError: that name has a family already; or the main script registers it (`core.extensions`).
     """
-    if kind in _FAMILIES:
-        raise InputError(f"targets of kind {kind!r} are described already: choose another kind")
-    _FAMILIES[kind] = family
+    if name in _FAMILIES:
+        raise InputError(f"targets called {name!r} are described already: choose another name")
+    extensions.note_caller(f"target {name!r}")
+    _FAMILIES[name] = family
 
 
 def _generic(facts: Facts) -> Target:

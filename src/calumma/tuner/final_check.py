@@ -22,7 +22,7 @@ from calumma.tuner.verify import Verifier
 
 
 @dataclass(frozen=True)
-class Decision:
+class FinalDecision:
     """The configuration to use for a task."""
 
     key: Key
@@ -101,11 +101,11 @@ class FinalCheck:
                     return
                 self._measure(number, trials)
 
-    def decide(self, state: TaskState) -> Decision:
+    def decide(self, state: TaskState) -> FinalDecision:
         """The configuration to use for a task; verifies it where that is still to be done."""
         key, checked = self._winner(state)
         final = self._alternations[state.hash].latencies if checked else {}
-        return Decision(
+        return FinalDecision(
             key,
             checked,
             median(final[key]) if key in final else state.latencies.get(key),

@@ -11,12 +11,12 @@ from calumma._version import __version__
 from calumma.core.contraction import FLOAT32
 from calumma.core.keys import indices_of
 from calumma.core.values import Session
-from calumma.tuner.final_check import Decision
+from calumma.tuner.final_check import FinalDecision
 from calumma.tuner.result import ModelContest, TaskResult, TuningResult
 from calumma.tuner.state import TaskState
 
 
-def task_result(state: TaskState, decision: Decision) -> TaskResult:
+def task_result(state: TaskState, decision: FinalDecision) -> TaskResult:
     """What was decided for a task, with what a result says of it."""
     return TaskResult(
         workload=state.hash,

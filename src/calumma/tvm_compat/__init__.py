@@ -74,7 +74,6 @@ def toolchain() -> str:
     return f"tvm {PINS['apache-tvm']}, llvm {codegen.llvm_version_major()}"
 
 
-@functools.cache
 def target_for(mcpu: str | None = None) -> Target:
     """Describe the CPU to compile for: the host, or `mcpu` (an LLVM name) with the host's caches.
 
@@ -105,7 +104,6 @@ def target_of(hardware: Hardware) -> Target:
     return found
 
 
-@functools.cache
 def _described(cpu_model: str, mcpu: str, l1_bytes: int, l2_bytes: int, l3_bytes: int, cores: int) -> Target:
     features = target_features(mcpu)
     return describe(kind_of(platform.machine()), Facts(cpu_model, mcpu, features, l1_bytes, l2_bytes, l3_bytes, cores))

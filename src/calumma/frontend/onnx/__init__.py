@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 from calumma import tvm_compat
 from calumma.frontend.importer import Clock, ImportedModel, Shapes
 from calumma.frontend.onnx.element_types import check_types, inferred_types
-from calumma.frontend.onnx.fields import opset_of
+from calumma.frontend.onnx.error_text import located, onnx_step
+from calumma.frontend.onnx.graph_fields import opset_of
+from calumma.frontend.onnx.initializers import detach_weights
 from calumma.frontend.onnx.input_shapes import fix_shapes
-from calumma.frontend.onnx.messages import located, onnx_step
 from calumma.frontend.onnx.repairs import leave_out_empty_inputs, lift_constants, modernise, prune
 from calumma.frontend.onnx.slimming import slim
 from calumma.frontend.onnx.source import Fingerprint, Source, parse
 from calumma.frontend.onnx.structure import check_graph, check_opset
 from calumma.frontend.onnx.supported import check_operators, expand_functions
-from calumma.frontend.onnx.weights import detach_weights
 
 _SHAPE_ARITHMETIC = frozenset(
     {"ConstantOfShape", "If", "Loop", "NonZero", "Range", "Scan", "SequenceAt", "SequenceConstruct", "Shape", "Size"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 from onnx import AttributeProto, helper, inliner, version_converter
 
-from calumma.frontend.onnx.fields import assign, captured, opset_of
-from calumma.frontend.onnx.messages import onnx_step
+from calumma.frontend.onnx.error_text import onnx_step
+from calumma.frontend.onnx.graph_fields import assign, captured, opset_of
 
 _RENEWED = frozenset({"Resize", "Slice", "TopK", "Upsample"})
 """Operators whose attributes became inputs by opset 11; the converter knows only the later form."""

@@ -9,8 +9,8 @@ from onnx import checker
 from onnx.checker import ValidationError
 
 from calumma.core.errors import ModelError
-from calumma.frontend.onnx.fields import ONNX_DOMAINS, opset_of
-from calumma.frontend.onnx.messages import first_line
+from calumma.frontend.onnx.error_text import first_line
+from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, opset_of
 
 OPSETS = range(7, 22)
 """Opsets of the default domain that can be imported."""

@@ -6,7 +6,7 @@ import onnx
 from onnx import inliner
 
 from calumma.core.errors import ModelError
-from calumma.frontend.onnx.fields import ONNX_DOMAINS, opset_of
+from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, opset_of
 from calumma.frontend.onnx.repairs import prune
 
 _CONTRIB_DOMAIN = "com.microsoft"

@@ -10,7 +10,7 @@ from calumma.integrations.metaschedule.interchange import (
     export_database,
     import_database,
 )
-from calumma.integrations.metaschedule.strategy import search_strategy
+from calumma.integrations.metaschedule.search_strategy import search_strategy
 
 __all__ = [
     "RECORD_FILE",

@@ -8,8 +8,8 @@ Dynamo finds the backend by its entry point; nothing has to be imported. What ca
 run it, and one warning says why. docs/torch-compile.md tells the rest.
 """
 
+from calumma.integrations.torch_compile.backend_options import Options
 from calumma.integrations.torch_compile.cache import CacheWarning
-from calumma.integrations.torch_compile.options import Options
 from calumma.integrations.torch_compile.regions import FallbackWarning, backend
 
 __all__ = ["CacheWarning", "FallbackWarning", "Options", "backend"]

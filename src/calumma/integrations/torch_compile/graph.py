@@ -36,7 +36,7 @@ _LITERALS = (
 
 
 @dataclass(frozen=True)
-class Output:
+class RegionOutput:
     """One tensor that a region computes."""
 
     dtype: torch.dtype
@@ -164,7 +164,7 @@ def _is_fixed(value: Any) -> bool:
     return not isinstance(value, torch.Tensor) or all(isinstance(size, int) for size in value.shape)
 
 
-def _output(node: torch.fx.Node, is_open: bool) -> Output:
+def _output(node: torch.fx.Node, is_open: bool) -> RegionOutput:
     value = _value(node)
     if not isinstance(value, torch.Tensor):
         raise ModelError(f"node {node.name}: it returns a {type(value).__name__}, expected tensors alone")
@@ -174,7 +174,7 @@ def _output(node: torch.fx.Node, is_open: bool) -> Output:
             "call the model under torch.inference_mode() or torch.no_grad()"
         )
     is_dense = torch.ops.aten.is_non_overlapping_and_dense(value)
-    return Output(value.dtype, None if is_open or not is_dense else tuple(value.stride()))
+    return RegionOutput(value.dtype, None if is_open or not is_dense else tuple(value.stride()))
 
 
 def _check_memory(placeholders: Sequence[torch.fx.Node], computed: Sequence[torch.fx.Node]) -> None:

@@ -21,10 +21,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from calumma.artifact import Artifact, load
 from calumma.core import hardware
 from calumma.core.errors import ArtifactError, EnvironmentFault, InputError, InternalError, ModelError
-from calumma.core.memory import ALIGNMENT
+from calumma.core.pages import ALIGNMENT
 from calumma.integrations.torch_compile import cache
-from calumma.integrations.torch_compile.graph import Output, RegionGraph, lines
-from calumma.integrations.torch_compile.options import Options
+from calumma.integrations.torch_compile.backend_options import Options
+from calumma.integrations.torch_compile.graph import RegionGraph, RegionOutput, lines
 
 MOST_SIZES = 8
 """Combinations of sizes that a region is compiled for with the same weights: as many as Dynamo itself tries."""
@@ -210,7 +210,7 @@ def _usable(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
-def _laid_out(result: torch.Tensor, output: Output) -> torch.Tensor:
+def _laid_out(result: torch.Tensor, output: RegionOutput) -> torch.Tensor:
     if output.stride is None or output.stride == result.stride():
         return result
     return torch.empty_strided(result.shape, output.stride, dtype=output.dtype).copy_(result)

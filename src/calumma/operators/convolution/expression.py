@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from tvm import te, tirx
 
 from calumma.core.contraction import contraction_reading
-from calumma.operators import casts
-from calumma.operators.values import Slots, ints
-from calumma.operators.windows import Window, cropped, padded_to, tileable
+from calumma.expressions import casts
+from calumma.expressions.integers import ints
+from calumma.expressions.windows import Window, cropped, padded_to, tileable
+from calumma.graph.layouts import Slots
 from calumma.space.blocks import OPERATOR
 
 _CHUNK = 64

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from calumma.core.contraction import Contraction
+from calumma.expressions.integers import ints, pair, sides
+from calumma.expressions.windows import Window
+from calumma.graph.context import OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
+from calumma.graph.layouts import Slots, Value, phase_slots
 from calumma.graph.nodes import CONSTANT, INTERLEAVE, Graph, Node
-from calumma.operators.context import OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
 from calumma.operators.convolution import expression
 from calumma.operators.elementwise.chains import BINARY_NAMES, is_map, origin
-from calumma.operators.values import Slots, Value, ints, pair, phase_slots, sides
-from calumma.operators.windows import Window
 
 _PART_OF_SLOTS = 0.875
 """Share of held slots below which an input with holes is better gathered: measured on channel splits of ShuffleNet V2,

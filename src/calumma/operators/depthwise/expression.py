@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import te
 
-from calumma.operators.values import Slots, ints
-from calumma.operators.windows import Window, padded_to
+from calumma.expressions.integers import ints
+from calumma.expressions.windows import Window, padded_to
+from calumma.graph.layouts import Slots
 from calumma.space.blocks import OPERATOR
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from calumma.graph.context import OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
+from calumma.graph.layouts import Value
 from calumma.graph.nodes import Node
-from calumma.operators.context import OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
 from calumma.operators.convolution.rule import refusal, window_of
 from calumma.operators.depthwise import expression
-from calumma.operators.values import Value
 
 
 def lower_depthwise(lo: LoweringContext, node: Node) -> Value | Declined:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import te, tirx, topi
 
-from calumma.operators import math
+from calumma.expressions import math
 
 Scalar = Callable[[tirx.Expr], tirx.Expr]
 

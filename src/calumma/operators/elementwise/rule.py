@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tvm import relax, te
 
+from calumma.graph.context import Declined, LoweringContext
+from calumma.graph.layouts import Slots, Value
 from calumma.graph.nodes import CONSTANT, Node
-from calumma.operators.context import Declined, LoweringContext
 from calumma.operators.elementwise import expression
-from calumma.operators.values import Slots, Value
 
 
 def lower_unary(lo: LoweringContext, node: Node) -> Value | Declined:

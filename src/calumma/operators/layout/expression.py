@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tvm import te, topi
 
-from calumma.operators import casts
+from calumma.expressions import casts
 
 
 def interleave(

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tvm import te, tirx
 
 from calumma.core.contraction import contraction_reading
-from calumma.operators import casts
-from calumma.operators.windows import tileable
+from calumma.expressions import casts
+from calumma.expressions.windows import tileable
 from calumma.space.blocks import OPERATOR
 
 

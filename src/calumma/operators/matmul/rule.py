@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from calumma.core.contraction import Contraction
+from calumma.graph.context import OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
+from calumma.graph.layouts import Value
 from calumma.graph.nodes import CONSTANT, MATMUL, Node
-from calumma.operators.context import OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
 from calumma.operators.matmul import expression
-from calumma.operators.values import Value
 
 
 def lower_matmul(lo: LoweringContext, node: Node) -> Value | Declined:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
-from calumma.operators import math
+from calumma.expressions import math
 from calumma.space.blocks import OPERATOR
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from calumma.graph.context import OUT_ELEMENTWISE_FUSABLE, LoweringContext
+from calumma.graph.layouts import Value
 from calumma.graph.nodes import Node
-from calumma.operators.context import OUT_ELEMENTWISE_FUSABLE, LoweringContext
 from calumma.operators.normalisation import expression
-from calumma.operators.values import Value
 
 
 def lower_lrn(lo: LoweringContext, node: Node) -> Value:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tvm import te, tirx
 
-from calumma.operators import casts, math
+from calumma.expressions import casts, math
 from calumma.space.blocks import OPERATOR
 
 _LOWEST = -3.4028234663852886e38

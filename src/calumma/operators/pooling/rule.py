@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from calumma.expressions.integers import ints, pair, sides
+from calumma.graph.context import OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
+from calumma.graph.layouts import Value
 from calumma.graph.nodes import Node
-from calumma.operators.context import OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
 from calumma.operators.pooling import expression
-from calumma.operators.values import Value, ints, pair, sides
 
 
 def lower_pool2d(lo: LoweringContext, node: Node) -> Value | Declined:

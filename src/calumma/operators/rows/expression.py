@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
 
-from calumma.operators import math
+from calumma.expressions import math
 from calumma.space.blocks import OPERATOR
 
 _CHAINS = (4, 2, 1)

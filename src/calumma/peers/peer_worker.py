@@ -1,4 +1,4 @@
-"""The process of one runtime: `python -m calumma.peers.worker` answers requests on stdin with replies on stdout.
+"""The process of one runtime: `python -m calumma.peers.peer_worker` answers requests on stdin with replies on stdout.
 
 Requests: `load` (runtime, source, shapes, threads), `set_inputs` (names; arrays), `outputs`, `time` (warmup, runs).
 """

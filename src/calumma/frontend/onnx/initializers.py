@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calumma.core.errors import ModelError
 from calumma.frontend.importer import reason
-from calumma.frontend.onnx.fields import assign, captured
+from calumma.frontend.onnx.graph_fields import assign, captured
 from calumma.frontend.onnx.source import Fingerprint, Source
 
 _DETACHED_ELEMENTS = 256

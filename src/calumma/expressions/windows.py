@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from tvm import te, tirx
 
-from calumma.operators import casts
-from calumma.operators.values import ints
+from calumma.expressions import casts
+from calumma.expressions.integers import ints
 
 _GOOD_TILE = range(6, 15)
 """Columns of a register tile that keep a core's multiply-add units busy and fit into its registers."""

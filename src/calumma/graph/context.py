@@ -21,9 +21,9 @@ import tvm
 from tvm import relax, te
 
 from calumma.core.contraction import Contraction
+from calumma.expressions import blocking, casts
+from calumma.graph.layouts import Slots, Value, identity_slots, places
 from calumma.graph.nodes import CONSTANT, Node
-from calumma.operators import blocking, casts
-from calumma.operators.values import Slots, Value, identity_slots, places
 from calumma.target import Target
 
 OUT_ELEMENTWISE_FUSABLE = 4

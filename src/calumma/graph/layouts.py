@@ -7,7 +7,6 @@ which logical channel each physical channel slot holds (-1: a hole).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,21 +70,3 @@ def places(slots: Slots, channels: int) -> Slots:
     held = slots >= 0
     found[slots[held]] = np.nonzero(held)[0]
     return found
-
-
-def ints(values: Any) -> tuple[int, ...]:
-    """TVM's integers as Python's."""
-    return tuple(int(v) for v in values)
-
-
-def pair(values: Any) -> tuple[int, int]:
-    """Two of TVM's integers: height and width."""
-    height, width = ints(values)
-    return height, width
-
-
-def sides(padding: Any) -> tuple[int, int, int, int]:
-    """Padding as top, left, bottom, right; Relax also has the first two alone for the same on both sides."""
-    top, left, *rest = ints(padding)
-    bottom, right = rest or (top, left)
-    return top, left, bottom, right

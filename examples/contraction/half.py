@@ -1,0 +1,11 @@
+"""A number format from outside of the package: operands in IEEE half precision, sums in float32.
+
+Half the bytes of weights and activations, on every CPU that converts vectors of half precision (F16C, since 2012). For
+kernels that wait for memory; where arithmetic is the limit, the conversions cost more than they save.
+
+    CALUMMA_EXTENSIONS=half calumma compile model.onnx -o model.so --precision fp16
+"""
+
+from calumma.core.contraction import Contraction, register_contraction
+
+register_contraction(Contraction("fp16", read="float16"))
