@@ -27,7 +27,7 @@ def haswell(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_code_for_another_cpu_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codegen, "build", lambda *arguments: pytest.fail("code was built"))
     isas.require("x86-64-v3")
-    with pytest.raises(RuntimeError, match="code for x86-64-v4 cannot run here: this CPU lacks avx512bw, .*avx512vl"):
+    with pytest.raises(RuntimeError, match=r"code for x86-64-v4 cannot run here: this CPU lacks avx512bw, .*avx512vl"):
         prim_funcs.run(None, [], (1,), isas.hardware("x86-64-v4"))
 
 
