@@ -23,7 +23,7 @@ from calumma.operators.matmul import expression as matmul
 from calumma.operators.normalisation import expression as local_response_norm
 from calumma.operators.pooling import expression as pool
 from calumma.operators.rows.expression import softmax
-from tests import reference
+from tests import isas, reference
 
 LANES = 16
 
@@ -101,14 +101,15 @@ def _guarded(array: NDArray) -> NDArray:
     return copy
 
 
-def main(mcpu: str) -> None:
+def main(isa: str) -> None:
     """Run every case's default and a few other schedules."""
     from calumma import tvm_compat
     from calumma.operators import design_space
     from calumma.tvm_compat import codegen
     from tests.prim_funcs import prim_func, tvm
 
-    target = tvm_compat.target_for(mcpu or None)
+    target = isas.target(isa)
+    isas.require(target.mcpu)
     for name, operator, inputs in _cases():
         func = prim_func(operator, *(i.shape for i in inputs), dtypes=[str(i.dtype) for i in inputs])
         space = design_space(func, target, 2)
@@ -124,9 +125,9 @@ def main(mcpu: str) -> None:
     sys.stdout.write("done\n")
 
 
-@pytest.mark.parametrize("mcpu", ["", "x86-64-v3"])
-def test_nothing_is_read_behind_an_input(mcpu: str) -> None:
+@pytest.mark.parametrize("isa", isas.ISAS)
+def test_nothing_is_read_behind_an_input(isa: str) -> None:
     code = "import sys; from tests.integration import test_memory_safety as t; t.main(sys.argv[1])"
-    command = [sys.executable, "-c", code, mcpu]
+    command = [sys.executable, "-c", code, isa]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=Path(__file__).parents[2])
     assert done.stdout.endswith("done\n"), f"{done.stdout.splitlines()[-1:]} {done.stderr[-300:]}"

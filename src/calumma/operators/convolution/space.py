@@ -37,7 +37,7 @@ _LEAST_ACCUMULATORS = 6
 _MAX_CHANNEL_BLOCKS = 8
 _MAX_ROWS = 8
 _MOST_CHUNK = 32
-"""Limits of a tile's sides and of a chunk: they keep spaces small; nothing larger fits a CPU's registers, or pays, that we know of."""
+"""Limits of a tile's sides and of a chunk: they keep spaces small."""
 
 
 class Conv2dSpace(blocks.AnchorSpace):

@@ -29,7 +29,7 @@ _LEAST_ACCUMULATORS = 4
 _MAX_M_TILE = 16
 _MAX_N_TILE = 8
 _MAX_N_GROUP = 64
-"""Limits of a tile's sides and of a column group: they keep spaces small; nothing larger fits a CPU's registers, or pays, that we know of."""
+"""Limits of a tile's sides and of a column group: they keep spaces small."""
 
 
 class MatmulSpace(blocks.AnchorSpace):
