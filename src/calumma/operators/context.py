@@ -206,7 +206,9 @@ class LoweringContext:
                     lambda x: blocking.unblock_channels(x, channels), value.expr, kind=INJECTIVE, name="unblock"
                 )
             else:
-                expr = self.emit(blocking.gather_channels, value.expr, self._table(place), kind=INJECTIVE, name="unblock")
+                expr = self.emit(
+                    blocking.gather_channels, value.expr, self._table(place), kind=INJECTIVE, name="unblock"
+                )
             self.transforms += 1
             self._plain[key] = Value(expr, value.shape)
         return self._plain[key]

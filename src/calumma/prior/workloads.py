@@ -16,6 +16,7 @@ from typing import Any
 from tvm import tirx
 
 from calumma.core.errors import InputError, InternalError
+from calumma.core.protocols import Template
 from calumma.core.values import Hardware, Task
 from calumma.frontend.importer import import_model
 from calumma.frontend.lowering import lower
@@ -24,7 +25,6 @@ from calumma.operators import design_space
 from calumma.operators.registry import sample_writers
 from calumma.operators.samples import Layer, LayerModel
 from calumma.prior.sampling import SHARES, LayerSampler, in_turn
-from calumma.space import KnobSpace
 from calumma.tasks import extract
 
 _KEPT_SPACES = 64
@@ -123,7 +123,7 @@ def realise(layer: Layer, lanes: int) -> TrainingWorkload:
 
 
 @functools.lru_cache(maxsize=_KEPT_SPACES)
-def kept_space(function: Any, hardware: Hardware, threads: int) -> KnobSpace:
+def kept_space(function: Any, hardware: Hardware, threads: int) -> Template:
     """The design space of a function; kept, since a worker asks for it once per candidate."""
     return design_space(function, hardware, threads)
 

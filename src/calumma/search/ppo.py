@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
 from calumma.core.files import replacing
-from calumma.core.protocols import DesignSpace, Indices
+from calumma.core.protocols import Indices, SearchSpace
 from calumma.search.history import History
 from calumma.search.stats import PolicyUpdate, SearchStats
 from calumma.search.strategy import Explored, Score
@@ -94,7 +94,7 @@ class Observation(NamedTuple):
 class Observer:
     """Turns configurations of one space into observations."""
 
-    def __init__(self, space: DesignSpace, shared: bool) -> None:
+    def __init__(self, space: SearchSpace, shared: bool) -> None:
         self._space = space
         self._shared = shared
         self._counts = np.array([len(knob.values) for knob in space.knobs], dtype=np.int64)
@@ -162,7 +162,7 @@ class SharedPolicy(torch.nn.Module):
         each = torch.cat([knobs, summary[:, None, :].expand(-1, knobs.shape[1], -1)], dim=2)
         return self.actor(each), self.critic(summary)[:, 0]
 
-    def fit_scale(self, spaces: Sequence[DesignSpace], rng: np.random.Generator) -> None:
+    def fit_scale(self, spaces: Sequence[SearchSpace], rng: np.random.Generator) -> None:
         """Set the scale of the features from random configurations of all spaces; a slot that never varies is off."""
         samples = [Observer(space, True)(space.sample(rng, _SCALE_SAMPLES)).context for space in spaces]
         context = np.concatenate(samples)
@@ -342,7 +342,7 @@ class PolicyExplorer:
 
     def __init__(
         self,
-        space: DesignSpace,
+        space: SearchSpace,
         rng: np.random.Generator,
         *,
         policy: Policy | None = None,
@@ -424,7 +424,7 @@ class PolicyExplorer:
 
 
 def train_policy(
-    tasks: Sequence[tuple[DesignSpace, Score]],
+    tasks: Sequence[tuple[SearchSpace, Score]],
     rng: np.random.Generator,
     rounds: int,
     settings: PpoSettings | None = None,
