@@ -19,8 +19,8 @@ from calumma.core.errors import InputError
 from calumma.core.values import MeasureResult, Status, Workload
 from calumma.database import MemoryStore
 from calumma.space.generated import GeneratedSpace
+from calumma.testing import SimulatedRunner
 from tests.prim_funcs import prim_func, tvm
-from tests.simulated_runner import SimulatedRunner
 
 HARDWARE = tvm_compat.hardware_for("x86-64-v3")
 SOURCE = Source("a model", "a task", "generated")

@@ -28,8 +28,8 @@ from calumma.prior.collect import (
     FamilyProgress,
 )
 from calumma.prior.workloads import TrainingWorkload, drawn_workloads
+from calumma.testing import SimulatedRunner
 from calumma.tvm_compat import hardware_for
-from tests.simulated_runner import SimulatedRunner
 
 FAMILIES = ("pointwise", "depthwise", "dense")
 ONCE = CollectSettings(finalists=0)

@@ -22,8 +22,8 @@ from calumma.core.values import Candidate, MeasureResult, Status, Workload
 from calumma.database import MemoryStore
 from calumma.prior import library
 from calumma.space.generated import GeneratedSpace
+from calumma.testing import SimulatedRunner
 from tests.prim_funcs import prim_func, tvm
-from tests.simulated_runner import SimulatedRunner
 
 
 def run(strategy, *improvements, workload="w", seed=0, seconds=100.0, steps=1000, budget=256, **more):

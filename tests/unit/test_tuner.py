@@ -14,6 +14,7 @@ from calumma.core.errors import InputError
 from calumma.core.values import Budget, Candidate, Hardware, MeasureResult, Status, Task, Workload, config_text
 from calumma.database import MemoryStore
 from calumma.prior.forest import Forest
+from calumma.testing import SimulatedRunner, ToySpace
 from calumma.tuner import (
     REMEASURED,
     FinalCheckStarted,
@@ -32,8 +33,6 @@ from calumma.tuner import (
 from calumma.tuner.allocation import Allocator
 from calumma.tuner.phases import PhaseClock
 from calumma.tuner.session import DEFAULT, PRIOR
-from tests.conformance.test_design_space_contract import ToySpace
-from tests.simulated_runner import SimulatedRunner
 
 HARDWARE = Hardware("Toy CPU", "generic", 512, 32 << 10, 1 << 20, 32 << 20, 2)
 ORDERS = ("xck", "xkc", "cxk", "kxc")
