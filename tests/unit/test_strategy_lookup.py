@@ -14,6 +14,7 @@ import pytest
 from calumma.core import extensions
 from calumma.core.errors import InputError
 from calumma.core.rng import generator
+from calumma.core.values import Budget
 from calumma.prior.collect import CollectSettings
 from calumma.search import (
     RandomStrategy,
@@ -27,6 +28,7 @@ from calumma.search import (
     strategy_names,
 )
 from calumma.testing import ToySpace
+from tests.unit.test_tuner import Landscape, World, task, three
 
 SPACE = ToySpace()
 
@@ -99,7 +101,7 @@ def test_a_strategy_is_taken_as_it_is_where_one_space_is_searched() -> None:
     known = SPACE.sample(np.random.default_rng(0), 8)
     assert make_strategy(own, SPACE, generator(0, "test"), warm=(known, np.ones(8))) is own
     assert not {row.tobytes() for row in known} & {row.tobytes() for row in own.ask(64)}
-    with pytest.raises(InputError, match="'random' is one object.*give a function"):
+    with pytest.raises(InputError, match=r"'random' is one object.*give a function"):
         check_strategy(own, single=False)
     with pytest.raises(InputError, match="give a function"):
         CollectSettings(strategy=own)
@@ -110,5 +112,22 @@ def test_a_strategy_is_taken_as_it_is_where_one_space_is_searched() -> None:
 def test_what_is_no_strategy_is_refused(wrong: Any) -> None:
     with pytest.raises(InputError, match="expected a name"):
         make_strategy(wrong, SPACE, generator(0, "test"))
-    with pytest.raises(InputError, match="preset .* made .*expected an object"):
+    with pytest.raises(InputError, match=r"preset .* made .*expected an object"):
         make_strategy(lambda parts: wrong, SPACE, generator(0, "test"))
+
+
+@pytest.mark.parametrize("made", ["factory", "object"])
+def test_a_session_takes_what_is_no_name(made: str) -> None:
+    world = World([task("only")], [Landscape(1e-3)])
+    space = world.tasks[0][1]
+    choice = luck if made == "factory" else RandomStrategy(space, generator(0, "test"))
+    world.run(Budget(trials=16), strategy=choice)
+    (session,) = world.store.sessions()
+    assert session.options["strategy"] == strategy_name(choice)
+    assert "random" in {record.strategy for record in world.store.records()}
+
+
+def test_a_session_of_several_tasks_wants_a_factory() -> None:
+    with pytest.raises(InputError, match="give a function"):
+        three().session(Budget(trials=16), strategy=RandomStrategy(SPACE, generator(0, "test")))
+    three().run(Budget(trials=16), strategy=luck)
