@@ -1,5 +1,7 @@
 """What every runner promises (`calumma.core.protocols.Runner`), on toy kernels some of which fail.
 
+A test supplies one fixture::
+
     class TestMine(RunnerConformance):
         @pytest.fixture
         def make_runner(self):

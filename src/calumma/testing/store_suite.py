@@ -1,9 +1,11 @@
 """What every store promises (`calumma.core.protocols.Store`).
 
-class TestMine(StoreConformance):
-    @pytest.fixture
-    def open_store(self, tmp_path):
-        return lambda: MyStore(tempfile.mkdtemp(dir=tmp_path))
+A test supplies one fixture::
+
+    class TestMine(StoreConformance):
+        @pytest.fixture
+        def open_store(self, tmp_path):
+            return lambda: MyStore(tempfile.mkdtemp(dir=tmp_path))
 """
 
 from __future__ import annotations

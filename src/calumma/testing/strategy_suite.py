@@ -1,9 +1,11 @@
 """What every search strategy promises (`calumma.core.protocols.Strategy`), whatever its parts.
 
-class TestMine(StrategyConformance):
-    @pytest.fixture
-    def strategy(self):
-        return "mine"  # a name, or a function of `StrategyParts`
+A test supplies one fixture::
+
+    class TestMine(StrategyConformance):
+        @pytest.fixture
+        def strategy(self):
+            return "mine"  # a name, or a function of `StrategyParts`
 """
 
 from __future__ import annotations

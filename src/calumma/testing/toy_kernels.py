@@ -59,11 +59,7 @@ def _raise(error: Exception) -> Any:
 
 
 class ToyKernelSpace(KnobSpace):
-    """Knobs: `split` and `parallel` of the outermost loop, and `fault`: how scheduling, building or running goes wrong.
-
-    Attributes:
-        faults: value of the last knob -> makes the function that is scheduled in the place of the right one.
-    """
+    """Knobs: `split` and `parallel` of the outermost loop, and `fault`: how scheduling, building or running goes wrong."""
 
     template, version = TEMPLATE, VERSION
     feature_names = ("split", "parallel", "fault")
@@ -72,6 +68,7 @@ class ToyKernelSpace(KnobSpace):
         "build_error": lambda: _raise(RuntimeError("LLVM has given up")),
         "wrong": lambda: scale(offset=1.01),
     }
+    """Value of the last knob -> makes the function that is scheduled in the place of the right one."""
 
     def __init__(self, function: Any) -> None:
         knobs = Knob("split", (0, 2, 4, 8, 16, 32)), Knob("parallel", (False, True)), Knob("fault", ("", *self.faults))
