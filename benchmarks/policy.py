@@ -22,7 +22,7 @@ from statistics import mean
 from benchmarks import output
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.protocols import DesignSpace
+from calumma.core.protocols import SearchSpace
 from calumma.core.rng import generator
 from calumma.prior import library
 from calumma.prior.predictor import Predictor
@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tasks(n: int, threads: int) -> list[tuple[DesignSpace, Score]]:
+def _tasks(n: int, threads: int) -> list[tuple[SearchSpace, Score]]:
     """Design spaces with the prior's scores of their configurations.
 
     Raises:
@@ -85,7 +85,7 @@ def _tasks(n: int, threads: int) -> list[tuple[DesignSpace, Score]]:
     if prior is None or data is None:
         raise InputError(f"no prior to walk on: {reason or 'no data set is shipped for this machine'}")
     groups = [group for group in data.groups if group.template in _TEMPLATES and group.threads == threads]
-    found: list[tuple[DesignSpace, Score]] = []
+    found: list[tuple[SearchSpace, Score]] = []
     for i in generator(0, "workloads").permutation(len(groups))[:n]:
         group = groups[i]
         space = group.space(target)

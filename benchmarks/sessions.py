@@ -19,7 +19,7 @@ from benchmarks import corpora
 from benchmarks.curves import Recorder, Run
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.protocols import DesignSpace, Indices, Runner
+from calumma.core.protocols import Indices, Runner, SearchSpace
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Workload
 from calumma.cost_model import CostModel
@@ -113,7 +113,7 @@ class ReplayClock:
 class ColdStart(View):
     """A design space whose default is a random configuration: what a search is worth where nobody reasoned first."""
 
-    def __init__(self, space: DesignSpace, rng: np.random.Generator) -> None:
+    def __init__(self, space: SearchSpace, rng: np.random.Generator) -> None:
         super().__init__(space)
         self._start = space.sample(rng, 1)[0]
 
@@ -123,7 +123,7 @@ class ColdStart(View):
 
 def search(
     strategy_name: str,
-    space: DesignSpace,
+    space: SearchSpace,
     candidate: Callable[[Mapping[str, KnobValue]], Candidate],
     runner: Runner,
     clock: SessionClock,

@@ -6,6 +6,7 @@ from calumma import tvm_compat
 from calumma.artifact import Artifact, LoweredModel, TensorSpec, build
 from calumma.core import hardware as host
 from calumma.frontend.importer import ImportedModel
+from calumma.testing import require
 from tests import isas
 
 THREADS = min(2, host.physical_cores())
@@ -20,7 +21,7 @@ def compiled(imported: ImportedModel, isa: str = isas.NATIVE) -> Artifact:
     from calumma.pipeline.extraction import extract_tasks
 
     target = isas.target(isa)
-    isas.require(target.mcpu)
+    require(target)
     lowered = extract_tasks(imported, target).graph
     mod = lowered.mod
     repacking = {}

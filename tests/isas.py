@@ -2,8 +2,8 @@
 
 A test whose code depends on the width of vectors runs for `ISAS`: the CPU as it is, and every narrower level of x86-64.
 A CPU with AVX-512 so shows what breaks on one with AVX2 or SSE alone. Its own name stands for the level of its width.
-Whatever runs code in the test's process asks `require` first; code for another CPU would end the process with an
-illegal instruction.
+Whatever runs code in the test's process asks `calumma.testing.require` first; code for
+another CPU would end the process with an illegal instruction.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 
 from calumma import tvm_compat
-from calumma.core import hardware as host
 from calumma.target import Target
+from calumma.testing import missing_flags
 
 NATIVE = "native"
 LEVELS = {"x86-64-v2": 4, "x86-64-v3": 8, "x86-64-v4": 16}
@@ -21,22 +21,8 @@ LEVELS = {"x86-64-v2": 4, "x86-64-v3": 8, "x86-64-v4": 16}
 
 @functools.cache
 def missing(mcpu: str) -> tuple[str, ...]:
-    """Flags of /proc/cpuinfo that code for `mcpu` (LLVM's name) may rely on and this CPU lacks, sorted.
-
-    An emulator may show the flags of the machine that it runs on; what LLVM takes the CPU for is asked too.
-    """
-    present = host.cpu_flags() & set(tvm_compat.target_for().flags)
-    return tuple(flag for flag in tvm_compat.target_for(mcpu).flags if flag not in present)
-
-
-def require(mcpu: str) -> None:
-    """Refuse to run code for `mcpu` where the CPU lacks its instructions.
-
-    Raises:
-        RuntimeError: names the missing flags.
-    """
-    if missing(mcpu):
-        raise RuntimeError(f"code for {mcpu} cannot run here: this CPU lacks {', '.join(missing(mcpu))}")
+    """Flags of /proc/cpuinfo that code for `mcpu` (LLVM's name) may rely on and this CPU lacks, sorted."""
+    return missing_flags(tvm_compat.target_for(mcpu))
 
 
 def target(isa: str = NATIVE) -> Target:

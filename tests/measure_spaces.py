@@ -1,51 +1,26 @@
-"""Small workloads, and a design space that misbehaves on demand, for tests of everything that measures.
+"""The kit's toy kernels with more ways to go wrong, for tests of everything that measures.
 
 Workers find the space by the name `SPACE_ENTRY`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import tvm
 from tvm import te
 from tvm.script import tirx as T
 
-from calumma.core.values import Candidate, KnobValue, Workload
 from calumma.target import Target
+from calumma.testing.toy_kernels import TEMPLATE, VERSION, ToyKernelSpace, candidate, matmul, scale, workload_of
+
+__all__ = ["FAULTS", "SPACE_ENTRY", "TEMPLATE", "VERSION", "candidate", "matmul", "scale", "workload_of"]
 
 SPACE_ENTRY = "tests.measure_spaces:design_space"
-TEMPLATE, VERSION = "toy", 1
-
-
-def workload_of(function: Any) -> Workload:
-    text = str(tvm.ir.save_json(function))
-    return Workload(hashlib.sha256(text.encode()).hexdigest()[:16], text)
-
-
-def scale(rows: int = 32, *, offset: float = 1.0, extern: Callable[[Any], Any] | None = None) -> Any:
-    """C[i, j] = A[i, j] * B[j] + offset over (rows, 64); `extern` is added to every element."""
-    a = te.placeholder((rows, 64), name="A")
-    b = te.placeholder((64,), name="B")
-
-    def element(i: Any, j: Any) -> Any:
-        value = a[i, j] * b[j] + offset
-        return value if extern is None else value + tvm.tirx.Cast("float32", extern(i))
-
-    return te.create_prim_func([a, b, te.compute(a.shape, element, name="C")])
-
-
-def matmul(n: int = 64) -> Any:
-    """C = max(A @ B, 0), all (n, n)."""
-    a, b = te.placeholder((n, n), name="A"), te.placeholder((n, n), name="B")
-    k = te.reduce_axis((0, n), name="k")
-    product = te.compute((n, n), lambda i, j: te.sum(a[i, k] * b[k, j], axis=k), name="product")
-    return te.create_prim_func([a, b, te.compute((n, n), lambda i, j: te.max(product[i, j], 0.0), name="C")])
 
 
 def negative_logarithm(n: int = 64) -> Any:
@@ -58,43 +33,6 @@ def zeros(n: int = 64) -> Any:
     """C = 0 * A: no input can tell whether a kernel is right."""
     a = te.placeholder((n,), name="A")
     return te.create_prim_func([a, te.compute(a.shape, lambda i: a[i] * 0.0, name="C")])
-
-
-def candidate(function: Any, **config: KnobValue) -> Candidate:
-    return Candidate(workload_of(function), TEMPLATE, VERSION, config)
-
-
-class ToySpace:
-    """Knobs: `split`, `parallel`, and `fault`: how scheduling, building or running goes wrong."""
-
-    template, version = TEMPLATE, VERSION
-
-    def __init__(self, function: Any) -> None:
-        self._function = function
-
-    def schedule(self, config: Mapping[str, KnobValue]) -> Any:
-        fault = str(config.get("fault", ""))
-        function = FAULTS[fault]() if fault else self._function
-        schedule = tvm.s_tir.Schedule(function)
-        for block in schedule.get_child_blocks(schedule.get_sblock("root")):
-            outer = schedule.get_loops(block)[0]
-            if config.get("split"):
-                outer, _ = schedule.split(outer, [None, int(config["split"])])
-            if config.get("parallel"):
-                schedule.parallel(outer)
-        return schedule
-
-    def repacking(self, config: Mapping[str, KnobValue]) -> Mapping[int, Any]:
-        return {}
-
-
-def design_space(function: Any, target: Target, threads: int) -> ToySpace:
-    assert threads >= 1 and target.lanes >= 4
-    return ToySpace(function)
-
-
-def _raise(error: Exception) -> Any:
-    raise error
 
 
 def _kill_self() -> Any:
@@ -126,8 +64,7 @@ def _extern(name: str, argument: int) -> Callable[[Any], Any]:
 
 
 FAULTS: dict[str, Callable[[], Any]] = {
-    "invalid": lambda: _raise(ValueError("this split does not fit")),
-    "build_error": lambda: _raise(RuntimeError("LLVM has given up")),
+    **ToyKernelSpace.faults,
     "build_crash": _kill_self,
     "build_exit": lambda: os._exit(3),
     "build_hang": lambda: time.sleep(60),
@@ -136,6 +73,16 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "run_hang": lambda: scale(extern=_extern("sleep", 60)),
     "run_error": lambda: scale(extern=lambda i: tvm.tirx.call_packed("tests.no_such_function", i)),
     "run_memory": lambda: _hungry(),
-    "wrong": lambda: scale(offset=1.01),
     "unwritten": lambda: _unwritten,
 }
+
+
+class ToySpace(ToyKernelSpace):
+    """With every way to go wrong."""
+
+    faults = FAULTS
+
+
+def design_space(function: Any, target: Target, threads: int) -> ToySpace:
+    assert threads >= 1 and target.lanes >= 4
+    return ToySpace(function)

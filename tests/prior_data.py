@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calumma import tvm_compat
-from calumma.core.protocols import Indices
+from calumma.core.protocols import Indices, SearchSpace
 from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status
 
 THREADS = 2
@@ -19,7 +19,6 @@ from calumma.prior import dataset  # noqa: E402  (after the threads are set)
 from calumma.prior.dataset import Dataset  # noqa: E402
 from calumma.prior.training import TrainingSettings  # noqa: E402
 from calumma.prior.workloads import TrainingWorkload, drawn_workloads, kept_space  # noqa: E402
-from calumma.space import KnobSpace  # noqa: E402
 
 WORKLOADS = 10
 CONFIGS = 24
@@ -33,7 +32,7 @@ def workloads(count: int = WORKLOADS) -> tuple[TrainingWorkload, ...]:
     return tuple(next(drawn) for _ in range(count))
 
 
-def cost_of(space: KnobSpace, indices: Indices) -> NDArray[np.float64]:
+def cost_of(space: SearchSpace, indices: Indices) -> NDArray[np.float64]:
     """Nanoseconds per operation of configurations (N, D) -> (N,)."""
     columns = dict(zip(space.feature_names, space.features(indices).T.astype(np.float64), strict=True))
     return (0.01 + 0.2 / columns["accumulators"]) * (1 + 0.3 * np.log2(columns["k_unroll"]))

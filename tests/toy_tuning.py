@@ -9,13 +9,12 @@ import numpy as np
 
 from calumma.core.values import Budget, Candidate, Hardware, MeasureResult, Status, Task, Workload, config_text
 from calumma.database import MemoryStore
+from calumma.testing import SimulatedRunner, ToySpace
 from calumma.tuner import (
     REMEASURED,
     TuningResult,
     TuningSession,
 )
-from tests.conformance.test_design_space_contract import ToySpace
-from tests.simulated_runner import SimulatedRunner
 
 HARDWARE = Hardware("Toy CPU", "generic", 512, 32 << 10, 1 << 20, 32 << 20, 2)
 ORDERS = ("xck", "xkc", "cxk", "kxc")

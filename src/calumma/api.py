@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from calumma.core.protocols import Store
     from calumma.pipeline.preparation import Configs, PreparedModel
     from calumma.prior.collection import CollectProgress, CollectResult
+    from calumma.search import StrategyChoice
     from calumma.tuner.events import Listener
 
 __all__ = [
@@ -142,7 +143,7 @@ def tune(
     output: str | PathLike[str] | None = None,
     overwrite: bool = False,
     budget: Budget | float | str = DEFAULT_BUDGET,
-    strategy: str = DEFAULT_STRATEGY,
+    strategy: StrategyChoice = DEFAULT_STRATEGY,
     database: str | PathLike[str] | Store | None = None,
     seed: int = 0,
     example_inputs: Sequence[Any] | None = None,
@@ -161,7 +162,8 @@ def tune(
     Args:
         budget: seconds as a number or as text ("90s", "2m"), or seconds, trials or both as a `Budget`; importing and
             building the model come on top.
-        strategy: how candidates are proposed; see `calumma.search.strategy_names`.
+        strategy: how candidates are proposed: a name of `calumma.search.strategy_names`, or a function of
+            `calumma.search.StrategyParts` that makes a strategy; of a model with one task also the strategy itself.
         database: where records go, and come from: a path, a URL, or an open store; the user's own by default.
         seed: decides everything random.
         prior: name or file of a prior whose best predictions are tried first and whose trees, refitted to what is
@@ -178,12 +180,10 @@ def tune(
     """
     from calumma.measure import LocalRunner
     from calumma.prior import zero_shot
-    from calumma.search import strategy_names
+    from calumma.search import check_strategy
     from calumma.tuner import TuningSession
     from calumma.tuner.contest import Contest
 
-    if strategy not in strategy_names():
-        raise InputError(f"strategy={strategy!r}: there is no such strategy; one of {', '.join(strategy_names())}")
     check_seed(seed)
     destination = check_destination(output, model, overwrite)
     budget = durations.budget(budget)
@@ -196,6 +196,7 @@ def tune(
         precision=precision,
     )
     count = options.set_threads()
+    check_strategy(strategy)
     on_phase = _phase_listener(on_event)
     on_phase("load")
     target = options.measurable_target()

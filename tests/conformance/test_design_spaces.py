@@ -14,8 +14,8 @@ from calumma.operators.depthwise import expression as depthwise
 from calumma.operators.matmul import expression as matmul
 from calumma.operators.pooling.expression import global_avg_pool2d
 from calumma.operators.rows.expression import softmax
+from calumma.testing import check_space
 from tests import isas
-from tests.conformance.test_design_space_contract import check_space
 from tests.prim_funcs import prim_func
 
 

@@ -1,9 +1,8 @@
-"""What every `core.protocols.Runner` must do; an implementation only supplies a fixture."""
+"""Every runner of the package keeps what runners promise; and what only one of them promises."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,25 +12,21 @@ from calumma.core.errors import InputError
 from calumma.core.protocols import Runner
 from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status
 from calumma.measure import LocalRunner, ReplayRunner
-from tests import measure_spaces as spaces
+from calumma.testing import toy_kernels
+from calumma.testing.runner_suite import FAILING, GOOD, INVALID, WRONG, RunnerConformance
 
 pytestmark = pytest.mark.xdist_group("measures")
 
 THREADS = 2
 
-GOOD = [
-    spaces.candidate(spaces.matmul(), split=8, parallel=True),
-    spaces.candidate(spaces.matmul(), split=4),
-    spaces.candidate(spaces.scale(), parallel=True),
-]
-INVALID = spaces.candidate(spaces.scale(), fault="invalid")
-FAILING = spaces.candidate(spaces.scale(), fault="build_error")
-WRONG = spaces.candidate(spaces.scale(), fault="wrong")
+
+def local_runner() -> LocalRunner:
+    return LocalRunner(tvm_compat.target_for(), THREADS, space_entry=toy_kernels.SPACE_ENTRY)
 
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalRunner]:
-    with LocalRunner(tvm_compat.target_for(), THREADS, space_entry=spaces.SPACE_ENTRY) as runner:
+    with local_runner() as runner:
         yield runner
 
 
@@ -46,70 +41,25 @@ def records(local: LocalRunner) -> list[MeasureRecord]:
     return [*recorded, record(WRONG, local.verify([WRONG])[0])]
 
 
-@pytest.fixture(params=["local", "replay"])
-def runner(request: pytest.FixtureRequest, local: LocalRunner, records: list[MeasureRecord]) -> Runner:
-    return local if request.param == "local" else ReplayRunner(records)
+class Common(RunnerConformance):
+    def test_conditions(self, runner: Runner) -> None:
+        assert (runner.threads, runner.cache_state) == (THREADS, "cold")
 
 
-def test_says_under_which_conditions_it_measures(runner: Runner) -> None:
-    assert (runner.threads, runner.cache_state) == (THREADS, "cold")
+class TestLocalRunner(Common):
+    @pytest.fixture
+    def make_runner(self) -> Callable[[], Runner]:
+        return local_runner
+
+    @pytest.fixture
+    def runner(self, local: LocalRunner) -> Runner:
+        return local
 
 
-def test_an_empty_batch_has_no_results(runner: Runner) -> None:
-    assert runner.measure([]) == []
-    assert runner.verify([]) == []
-
-
-def test_one_result_per_candidate_in_order(runner: Runner) -> None:
-    batch = [GOOD[0], INVALID, GOOD[1], FAILING, GOOD[2], GOOD[0]]
-    statuses = [result.status for result in runner.measure(batch)]
-    assert statuses == [Status.OK, Status.INVALID_CONFIG, Status.OK, Status.BUILD_ERROR, Status.OK, Status.OK]
-
-
-def test_a_success_has_latencies_and_phases(runner: Runner) -> None:
-    for result in runner.measure(GOOD):
-        assert result.reason == ""
-        assert len(result.latencies_s) >= 3
-        assert all(0 < latency < 1 for latency in result.latencies_s)
-        assert set(result.phases_s) == {"build", "run"}
-        assert all(seconds > 0 for seconds in result.phases_s.values())
-
-
-def test_a_failure_has_one_line_of_reason_and_no_latency(runner: Runner) -> None:
-    for result, word in zip(
-        runner.measure([INVALID, FAILING]), ["split does not fit", "LLVM has given up"], strict=True
-    ):
-        assert word in result.reason
-        assert "\n" not in result.reason
-        assert result.latencies_s == ()
-        assert math.isinf(result.latency_s)
-
-
-def test_a_known_best_leaves_the_status_as_it_is(runner: Runner) -> None:
-    best_s = {GOOD[0].workload.hash: 1e-9}
-    assert [result.status for result in runner.measure(GOOD[:2], best_s)] == [Status.OK, Status.OK]
-
-
-def test_verify_tells_right_from_wrong(runner: Runner) -> None:
-    right, wrong = runner.verify([GOOD[0], WRONG])
-    assert (right.status, right.reason) == (Status.OK, "")
-    assert wrong.status is Status.WRONG_OUTPUT
-    assert "relative error" in wrong.reason
-    assert right.phases_s["verify"] >= 0
-
-
-def test_verify_reports_how_a_candidate_failed(runner: Runner) -> None:
-    assert runner.verify([FAILING])[0].status is Status.BUILD_ERROR
-
-
-@pytest.mark.parametrize("kind", ["local", "replay"])
-def test_close_is_idempotent(kind: str, records: list[MeasureRecord]) -> None:
-    if kind == "local":
-        runner: Runner = LocalRunner(tvm_compat.target_for(), THREADS, space_entry=spaces.SPACE_ENTRY)
-    else:
-        runner = ReplayRunner(records)
-    runner.close()
-    runner.close()
+class TestReplayRunner(Common):
+    @pytest.fixture
+    def make_runner(self, records: list[MeasureRecord]) -> Callable[[], Runner]:
+        return lambda: ReplayRunner(records)
 
 
 def test_replay_charges_the_recorded_seconds(records: list[MeasureRecord]) -> None:
@@ -126,7 +76,7 @@ def test_replay_answers_as_recorded(records: list[MeasureRecord]) -> None:
 
 
 def test_replay_refuses_what_was_not_recorded(records: list[MeasureRecord]) -> None:
-    result = ReplayRunner(records).measure([spaces.candidate(spaces.matmul(), split=32)])[0]
+    result = ReplayRunner(records).measure([toy_kernels.candidate(toy_kernels.matmul(), split=32)])[0]
     assert result.status is Status.INVALID_CONFIG
     assert "not in the recording" in result.reason
 

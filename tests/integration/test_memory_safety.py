@@ -105,11 +105,12 @@ def main(isa: str) -> None:
     """Run every case's default and a few other schedules."""
     from calumma import tvm_compat
     from calumma.operators import design_space
+    from calumma.testing import require
     from calumma.tvm_compat import codegen
     from tests.prim_funcs import prim_func, tvm
 
     target = isas.target(isa)
-    isas.require(target.mcpu)
+    require(target)
     for name, operator, inputs in _cases():
         func = prim_func(operator, *(i.shape for i in inputs), dtypes=[str(i.dtype) for i in inputs])
         space = design_space(func, target, 2)

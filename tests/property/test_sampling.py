@@ -14,7 +14,7 @@ from calumma.search.adaptive import AdaptiveSampler, AdaptiveSettings
 from calumma.search.samplers import GreedyPlanSampler
 from calumma.search.strategy import one_knob_away
 from calumma.search.synthesis import synthesise
-from tests.conformance.test_design_space_contract import ToySpace
+from calumma.testing import ToySpace
 
 SPACES = (ToySpace(width=2), ToySpace(width=28), ToySpace(width=56, extra=8))
 

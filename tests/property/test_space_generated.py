@@ -11,8 +11,8 @@ from calumma.core.errors import InputError
 from calumma.operators import design_space
 from calumma.space import generated
 from calumma.space.generated import GeneratedSpace
+from calumma.testing import check_space as check_contract
 from tests import isas
-from tests.conformance.test_design_space_contract import check_space as check_contract
 from tests.prim_funcs import apply, check_space, prim_func
 
 

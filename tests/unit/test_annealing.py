@@ -14,7 +14,7 @@ from calumma.search import History, SearchStats
 from calumma.search.annealing import AnnealingExplorer, AnnealingSettings
 from calumma.search.genetic import GeneticSettings, GeneticStrategy
 from calumma.search.kmeans import grow
-from tests.conformance.test_design_space_contract import ToySpace
+from calumma.testing import ToySpace
 
 LARGE = ToySpace(width=56, extra=6)
 

@@ -21,8 +21,8 @@ from calumma.measure import recorder, recording
 from calumma.measure.recording import RecordedKernel
 from calumma.space.generated import GeneratedSpace
 from calumma.space.subspace import SubSpace, part_of
+from calumma.testing import SimulatedRunner
 from tests.prim_funcs import prim_func, tvm
-from tests.simulated_runner import SimulatedRunner
 
 TARGET = tvm_compat.target_for("x86-64-v3")
 SOURCE = RecordedKernel("a model", "a task", "generated")

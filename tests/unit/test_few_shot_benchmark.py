@@ -12,7 +12,7 @@ from benchmarks.prior_networks import Ensemble, MetaTrainedModel, adapted, embed
 from calumma.core.errors import InputError
 from calumma.cost_model import GradientBoostedTrees
 from calumma.cost_model.scoring import Features, Scores
-from tests.conformance.test_design_space_contract import ToySpace
+from calumma.testing import ToySpace
 
 
 class Oracle:

@@ -8,6 +8,8 @@ import pytest
 
 from calumma import tvm_compat
 from calumma.core import hardware as host
+from calumma.core.errors import InputError
+from calumma.testing import require
 from calumma.tvm_compat import codegen
 from tests import isas, prim_funcs
 
@@ -26,12 +28,12 @@ def haswell(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("haswell")
 def test_code_for_another_cpu_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codegen, "build", lambda *arguments: pytest.fail("code was built"))
-    isas.require("x86-64-v3")
-    with pytest.raises(RuntimeError, match=r"code for x86-64-v4 cannot run here: this CPU lacks avx512bw, .*avx512vl"):
+    require(isas.target("x86-64-v3"))
+    with pytest.raises(InputError, match=r"code for x86-64-v4 cannot run here: this CPU lacks avx512bw, .*avx512vl"):
         prim_funcs.run(None, [], (1,), isas.target("x86-64-v4"))
 
 
 def test_this_cpu_and_what_is_narrower_runs() -> None:
-    isas.require(isas.target().mcpu)
+    require(isas.target())
     assert [isas.lanes(isa) for isa in isas.NARROWER] == [n for n in isas.LEVELS.values() if n < isas.lanes()]
     assert set(isas.NARROWER) <= set(isas.RUNNABLE)

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks import live, metaschedule_baseline, search
 from calumma.core.values import Candidate, MeasureResult, Status, Workload
+from calumma.testing import SimulatedRunner
 from tests.search_runs import QUICK, run
-from tests.simulated_runner import SimulatedRunner
 
 
 def test_a_race_has_the_last_word():

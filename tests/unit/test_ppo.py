@@ -28,7 +28,7 @@ from calumma.search.ppo import (
     masked_log_softmax,
     train_policy,
 )
-from tests.conformance.test_design_space_contract import ToySpace
+from calumma.testing import ToySpace
 
 SPACE = ToySpace(width=360)
 """`tile_x` has 15 values up to 32 that are valid, beside knobs of 4, 6, 4 and 2."""

@@ -29,8 +29,8 @@ from calumma.prior.collection import (
     FamilyProgress,
 )
 from calumma.prior.workloads import TrainingWorkload, drawn_workloads
+from calumma.testing import SimulatedRunner
 from tests import isas
-from tests.simulated_runner import SimulatedRunner
 
 FAMILIES = ("pointwise", "depthwise", "dense")
 ONCE = CollectSettings(finalists=0)

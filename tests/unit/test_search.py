@@ -12,7 +12,7 @@ from calumma.cost_model import ConstantModel, CostModel, GradientBoostedTrees, S
 from calumma.search import Explored, History, SearchStats
 from calumma.search.evolution import EvolutionaryExplorer
 from calumma.search.samplers import EpsilonGreedySampler
-from tests.conformance.test_design_space_contract import ToySpace
+from calumma.testing import ToySpace
 
 LARGE = ToySpace(width=56, extra=12)
 

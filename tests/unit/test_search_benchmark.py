@@ -23,9 +23,9 @@ from calumma.measure.recording import RecordedKernel
 from calumma.prior import library
 from calumma.space.generated import GeneratedSpace
 from calumma.space.subspace import part_of
+from calumma.testing import SimulatedRunner
 from tests.prim_funcs import prim_func, tvm
 from tests.search_runs import BASE, NEVER, QUICK, run
-from tests.simulated_runner import SimulatedRunner
 
 
 def test_a_level_costs_what_was_spent_until_then():

@@ -60,7 +60,7 @@ MODULES_OF_ONE_NAME = {
     "strategy",
     "worker",
 }
-CLASSES_OF_ONE_NAME = {"Knob", "Output", "Window"}
+CLASSES_OF_ONE_NAME = {"Output", "Window"}
 
 
 def _files(*folders: str) -> Iterator[Path]:

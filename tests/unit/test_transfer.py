@@ -13,7 +13,7 @@ from calumma.cost_model import ScaledCommittee
 from calumma.cost_model.trees import GradientBoostedTrees, TreeSettings, standing
 from calumma.search import Explored, History, make_strategy, strategy_names
 from calumma.search.strategy import climbed, one_knob_away
-from tests.conformance.test_design_space_contract import ToySpace
+from calumma.testing import ToySpace
 
 SPACE = ToySpace(width=56, extra=4)
 

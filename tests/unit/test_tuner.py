@@ -13,6 +13,7 @@ from calumma.core.errors import InputError
 from calumma.core.values import Budget, Candidate, MeasureResult, Status, config_text
 from calumma.database import MemoryStore
 from calumma.prior.forest import Forest
+from calumma.testing import ToySpace
 from calumma.tuner import (
     REMEASURED,
     FinalCheckStarted,
@@ -29,7 +30,6 @@ from calumma.tuner import (
 from calumma.tuner.allocation import Allocator
 from calumma.tuner.phases import PhaseClock
 from calumma.tuner.trial_runner import DEFAULT, PRIOR
-from tests.conformance.test_design_space_contract import ToySpace
 from tests.toy_tuning import HARDWARE, ORDERS, Landscape, World, proposals, task, three
 
 

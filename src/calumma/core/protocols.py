@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calumma.core.values import Candidate, KnobValue, MeasureRecord, MeasureResult, Session
+from calumma.core.values import Candidate, Knob, KnobValue, MeasureRecord, MeasureResult, Repacking, Session
 
 Indices = NDArray[np.int32]
 """Configurations as knob indices: (n_knobs,) for one, (n_configs, n_knobs) for many."""
 
 
-class Knob(Protocol):
-    """One named choice of a design space."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def values(self) -> tuple[KnobValue, ...]: ...
-
-
-class DesignSpace(Protocol):
-    """All the ways a template can schedule one workload. A configuration is one index per knob."""
-
-    template: str
-    version: int
-    """Grows when an old configuration would mean different code."""
+class SearchSpace(Protocol):
+    """The configurations of a design space as vectors of indices, one per knob: what searches and cost models see."""
 
     @property
     def knobs(self) -> tuple[Knob, ...]: ...
@@ -79,8 +66,46 @@ class DesignSpace(Protocol):
     @property
     def feature_names(self) -> tuple[str, ...]: ...
 
+
+class Template(SearchSpace, Protocol):
+    """All the ways a template can schedule one workload: what workers, the pipeline and the prior need besides.
+
+    `calumma.space.KnobSpace` answers all of it but validity, default, features and schedule.
+    """
+
+    template: str
+    version: int
+    """Grows when an old configuration would mean different code."""
+    error: float
+    """About the largest error of the algorithm by itself, relative to the largest output; 0 where it computes as the
+    workload says."""
+
     def schedule(self, config: Mapping[str, KnobValue]) -> Any:
         """Apply a configuration; returns a `tvm.s_tir.Schedule`. Raises ScheduleError from TVM if it cannot."""
+        ...
+
+    def repacking(self, config: Mapping[str, KnobValue]) -> Mapping[int, Repacking]:
+        """Weights, by position of the argument, that `schedule(config)` takes in another form than the workload."""
+        ...
+
+    def default_in_model(self) -> Indices:
+        """The configuration (n_knobs,) to use in a model without any measurement; mostly `default`."""
+        ...
+
+    def grid(self, fixed: Collection[str] = ()) -> Indices:
+        """Every valid configuration (m, n_knobs) whose `fixed` knobs are at their first value, whatever the size."""
+        ...
+
+    def within(self, tolerance: float) -> Template:
+        """The same without algorithms whose `error` exceeds a tolerance; the plain one always stays."""
+        ...
+
+    def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
+        """Operations and bytes of weights of the workload, by each algorithm that there is for it."""
+        ...
+
+    def estimate(self, indices: Indices) -> NDArray[np.float64]:
+        """Relative times (n_configs,), above 0, by the template's own reasoning; all 1 where it does not reason."""
         ...
 
 

@@ -6,10 +6,12 @@ import enum
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
+
+from numpy.typing import NDArray
 
 KnobValue = int | str | bool
 """A knob's value: a JSON scalar."""
@@ -55,6 +57,26 @@ class TensorSpec:
 
 WEIGHTS = "calumma.weights"
 """Attribute of a workload's function: positions of the arguments that are weights of the model."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One named choice of a design space."""
+
+    name: str
+    values: tuple[KnobValue, ...]
+    neutral: int = 0
+    """Index that a configuration recorded before this knob existed takes."""
+
+
+@dataclass(frozen=True)
+class Repacking:
+    """How a weight that the model holds in one form becomes what a scheduled function takes."""
+
+    name: str
+    """Equal names mean equal results."""
+    apply: Callable[[NDArray[Any]], NDArray[Any]]
+    """The weight as the workload takes it -> as the scheduled function does."""
 
 
 @dataclass(frozen=True)

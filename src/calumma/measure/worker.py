@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.pages import ALIGNMENT, huge_pages
-from calumma.core.values import WEIGHTS, Candidate, Status, Workload
+from calumma.core.protocols import Template
+from calumma.core.values import WEIGHTS, Candidate, Repacking, Status, Workload
 from calumma.measure import messages, timing, verification
 from calumma.measure.messages import WorkerSettings
 
@@ -68,7 +69,7 @@ class _Known:
 
     function: Any
     signature: Signature
-    space: Any = None
+    space: Template | None = None
     """Made when the first candidate is built."""
 
 
@@ -78,8 +79,8 @@ class _Kernel:
     name: str
     function: Any
     workload: Workload
-    repacking: Mapping[int, Any] = field(default_factory=dict)
-    """Position of a weight -> `space.Repacking`: the form in which the kernel takes it."""
+    repacking: Mapping[int, Repacking] = field(default_factory=dict)
+    """Position of a weight -> the form in which the kernel takes it."""
 
     def packed(self, position: int, array: NDArray) -> NDArray:
         """An argument of the workload as the kernel takes it."""
@@ -146,7 +147,7 @@ class Worker:
         self._kernels[request["id"]] = replace(self._compile(scheduled.mod, candidate.workload), repacking=repacking)
         return {}
 
-    def _schedule(self, known: _Known, candidate: Candidate) -> tuple[Any, Mapping[int, Any]]:
+    def _schedule(self, known: _Known, candidate: Candidate) -> tuple[Any, Mapping[int, Repacking]]:
         if known.space is None:
             known.space = self._space(known.function, self._settings.target, self._settings.threads)
         space = known.space

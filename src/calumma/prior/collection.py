@@ -27,12 +27,12 @@ import numpy as np
 
 from calumma.core.errors import InputError
 from calumma.core.keys import Key, indices_of, key_of
-from calumma.core.protocols import DesignSpace, Runner, Store
+from calumma.core.protocols import Runner, Store, Template
 from calumma.core.rng import generator
 from calumma.core.values import COLLECTION, Budget, Candidate, MeasureRecord, MeasureResult, Status
 from calumma.cost_model import CostModel, SharedTrees
 from calumma.prior.workloads import TrainingWorkload, kept_space
-from calumma.search import make_strategy, strategy_names
+from calumma.search import StrategyChoice, check_strategy, make_strategy
 from calumma.target import Target
 
 SPACE_ENTRY = "calumma.prior.workloads:kept_space"
@@ -63,8 +63,8 @@ class CollectSettings:
     """Configurations of a workload, those of earlier sessions included."""
     random_share: float = 0.5
     """Part of them that is random; the others are a search trajectory."""
-    strategy: str = "evolutionary"
-    """Of the trajectory; a name that `make_strategy` knows."""
+    strategy: StrategyChoice = "evolutionary"
+    """Of the trajectory: a name that `make_strategy` knows, or what makes a strategy for every workload."""
     together: int = 8
     """Workloads that are open at a time."""
     turn: int = 4
@@ -84,8 +84,7 @@ class CollectSettings:
                 f"{self.measurements} measurements must be at least 1, and a random share of {self.random_share} "
                 "between 0 and 1"
             )
-        if self.strategy not in strategy_names():
-            raise InputError(f"no strategy is called {self.strategy!r}: one of {', '.join(strategy_names())}")
+        check_strategy(self.strategy, single=False)
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class _Open:
     """A workload that is being measured."""
 
     def __init__(
-        self, workload: TrainingWorkload, space: DesignSpace, settings: CollectSettings, seed: int, model: CostModel
+        self, workload: TrainingWorkload, space: Template, settings: CollectSettings, seed: int, model: CostModel
     ) -> None:
         hash_ = workload.task.workload.hash
         self.workload = workload
@@ -217,7 +216,7 @@ class _Open:
         for row in asked:
             if (key := key_of(row)) not in taken:
                 taken.add(key)
-                proposed.append((key, self._settings.strategy))
+                proposed.append((key, self._strategy.name))
         for row in self.space.sample(self._rng, n + len(taken)):
             if len(proposed) >= n:
                 break
@@ -375,7 +374,7 @@ class Collection:
         opened.learn(known)
         return opened
 
-    def _cost_model(self, space: DesignSpace) -> CostModel:
+    def _cost_model(self, space: Template) -> CostModel:
         kind = space.template, space.version, tuple(space.feature_names)
         trees, members = self._trees.get(kind, (None, _TREE_MEMBERS))
         if trees is None or members >= _TREE_MEMBERS:

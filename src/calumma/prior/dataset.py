@@ -35,12 +35,11 @@ from calumma import tvm_compat
 from calumma.core import archives
 from calumma.core.errors import InputError
 from calumma.core.keys import Key, indices_of, key_of, keys_of
-from calumma.core.protocols import Indices
+from calumma.core.protocols import Indices, Template
 from calumma.core.values import Hardware, KnobValue, MeasureRecord, MeasureResult, Status
 from calumma.database.codec import MalformedError, restore_hardware, restore_workload
 from calumma.measure.timing import given_up
 from calumma.operators import design_space
-from calumma.space import KnobSpace
 from calumma.target import Target
 
 FORMAT = 1
@@ -86,11 +85,11 @@ class Group:
         """The unscheduled function, a `tirx.PrimFunc`."""
         return tvm.ir.load_json(self.text)
 
-    def space(self, target: Target) -> KnobSpace:
+    def space(self, target: Target) -> Template:
         """Today's design space of the workload."""
         return design_space(self.func, target, self.threads)
 
-    def encoded(self, space: KnobSpace) -> Indices:
+    def encoded(self, space: Template) -> Indices:
         """The configurations (M, D) in a design space, which may have gained knobs and values since.
 
         Raises:

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import s_tir, tirx
 
-from calumma.core.protocols import Indices
+from calumma.core.protocols import Indices, Template
 from calumma.core.values import WEIGHTS
-from calumma.space import KnobSpace, loops
+from calumma.space import loops
 from calumma.space.alternatives import ALGORITHM
 from calumma.tasks import task_of, weight_bytes_of
 from calumma.tasks.roofline import MachineLimits, bound_s
@@ -39,7 +39,7 @@ RELATIVE = "-default"
 class TaskView:
     """One task through the eyes of the prior."""
 
-    space: KnobSpace
+    space: Template
     shared: dict[str, float]
     """Columns (T) that all configurations have in common, by name."""
     bound_s: float
@@ -74,7 +74,7 @@ class TaskView:
         return [i for i, name in enumerate(self.space.feature_names) if name != implied]
 
 
-def view(func: tirx.PrimFunc, space: KnobSpace, limits: MachineLimits, cache_state: str) -> TaskView:
+def view(func: tirx.PrimFunc, space: Template, limits: MachineLimits, cache_state: str) -> TaskView:
     """Look at a task.
 
     Args:

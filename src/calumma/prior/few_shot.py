@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from calumma.core.protocols import DesignSpace, Indices
+from calumma.core.protocols import Indices, SearchSpace
 from calumma.cost_model.scoring import Features, Scores
 from calumma.prior.forest import Floats, Forest
 from calumma.prior.predictor import TaskPredictor
@@ -86,7 +86,7 @@ def _spread(places: NDArray[np.intp], shares: NDArray[np.float64], forest: Fores
 class KnownSpace(View):
     """A design space whose features are the columns that a prior knows it by."""
 
-    def __init__(self, space: DesignSpace, task: TaskPredictor) -> None:
+    def __init__(self, space: SearchSpace, task: TaskPredictor) -> None:
         super().__init__(space)
         self._task = task
         self.feature_names = task.family.columns

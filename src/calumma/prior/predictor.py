@@ -22,14 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
-from calumma.core.protocols import Indices
+from calumma.core.protocols import Indices, Template
 from calumma.core.rng import generator
 from calumma.cost_model.scoring import aligned
 from calumma.prior import features, ranking
 from calumma.prior.features import TaskView
 from calumma.prior.forest import Floats
 from calumma.prior.weights import NEVER, Family, Prior
-from calumma.space import KnobSpace
 from calumma.target import Target
 
 KEPT = 64
@@ -151,7 +150,7 @@ class Predictor:
         self._cache_state = cache_state
         self._seed = seed
 
-    def task(self, func: Any, space: KnobSpace) -> TaskPredictor | None:
+    def task(self, func: Any, space: Template) -> TaskPredictor | None:
         """The view of one task; None where the prior does not know the template, or knows another version of it.
 
         Args:

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calumma.core.keys import Key, keys_of
-from calumma.core.protocols import Indices
-from calumma.space import KnobSpace
+from calumma.core.protocols import Indices, Template
 
 Scores = NDArray[np.float64]
 
@@ -32,7 +31,7 @@ class RankingSettings:
 
 
 def best(
-    space: KnobSpace,
+    space: Template,
     score: Callable[[Indices], Scores],
     rng: np.random.Generator,
     settings: RankingSettings | None = None,
@@ -59,7 +58,7 @@ def best(
     return found[order], scores[order]
 
 
-def _one_step(space: KnobSpace, places: Indices) -> Indices:
+def _one_step(space: Template, places: Indices) -> Indices:
     """Everything (M, D) that differs from one of `places` (B, D) in one knob, valid or not."""
     moved = []
     for d, knob in enumerate(space.knobs):

@@ -16,13 +16,13 @@ from typing import Any
 from tvm import tirx
 
 from calumma.core.errors import InputError, InternalError
+from calumma.core.protocols import Template
 from calumma.core.values import Task
 from calumma.operators import design_space
 from calumma.operators.registry import sample_writers
 from calumma.operators.samples import Layer, LayerModel
 from calumma.pipeline.extraction import extract_tasks
 from calumma.prior.sampling import SHARES, LayerSampler, in_turn
-from calumma.space import KnobSpace
 from calumma.target import Target
 
 _KEPT_SPACES = 64
@@ -119,7 +119,7 @@ def realise(layer: Layer, target: Target) -> TrainingWorkload:
 
 
 @functools.lru_cache(maxsize=_KEPT_SPACES)
-def kept_space(function: Any, target: Target, threads: int) -> KnobSpace:
+def kept_space(function: Any, target: Target, threads: int) -> Template:
     """The design space of a function; kept, since a worker asks for it once per candidate."""
     return design_space(function, target, threads)
 

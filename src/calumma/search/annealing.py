@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calumma.core.keys import Key, keys_of
-from calumma.core.protocols import DesignSpace, Indices
+from calumma.core.protocols import Indices, SearchSpace
 from calumma.search.history import History
 from calumma.search.stats import SearchStats
 from calumma.search.strategy import Explored, Score
@@ -40,7 +40,7 @@ class AnnealingSettings:
 class AnnealingExplorer:
     """Returns the `keep` best predicted configurations its chains came by, none measured before, best first."""
 
-    def __init__(self, space: DesignSpace, rng: np.random.Generator, settings: AnnealingSettings | None = None) -> None:
+    def __init__(self, space: SearchSpace, rng: np.random.Generator, settings: AnnealingSettings | None = None) -> None:
         self._space = space
         self._rng = rng
         self._settings = settings or AnnealingSettings()

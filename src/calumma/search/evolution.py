@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calumma.core.protocols import DesignSpace, Indices
+from calumma.core.protocols import Indices, SearchSpace
 from calumma.search.history import History
 from calumma.search.stats import SearchStats
 from calumma.search.strategy import Explored, Score
@@ -38,7 +38,7 @@ class EvolutionSettings:
 class EvolutionaryExplorer:
     """Breeds from the best measured configurations and random ones."""
 
-    def __init__(self, space: DesignSpace, rng: np.random.Generator, settings: EvolutionSettings | None = None) -> None:
+    def __init__(self, space: SearchSpace, rng: np.random.Generator, settings: EvolutionSettings | None = None) -> None:
         self._space = space
         self._rng = rng
         self._settings = settings or EvolutionSettings()

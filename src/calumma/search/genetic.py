@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calumma.core.protocols import DesignSpace, Indices
+from calumma.core.protocols import Indices, SearchSpace
 from calumma.search.history import History
 from calumma.search.stats import SearchStats
 
@@ -33,7 +33,7 @@ class GeneticStrategy:
 
     name = "genetic"
 
-    def __init__(self, space: DesignSpace, rng: np.random.Generator, settings: GeneticSettings | None = None) -> None:
+    def __init__(self, space: SearchSpace, rng: np.random.Generator, settings: GeneticSettings | None = None) -> None:
         self.stats = SearchStats()
         self._space = space
         self._rng = rng

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from calumma.core.errors import InternalError
 from calumma.core.keys import Key, keys_of
-from calumma.core.protocols import DesignSpace, Indices
+from calumma.core.protocols import Indices, SearchSpace
 
 
 class History:
@@ -20,7 +20,7 @@ class History:
         features: its features, (N, F).
     """
 
-    def __init__(self, space: DesignSpace) -> None:
+    def __init__(self, space: SearchSpace) -> None:
         self.space = space
         self.indices: Indices = np.empty((0, len(space.knobs)), dtype=np.int32)
         self.scores: NDArray[np.float64] = np.empty(0)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
 from calumma.core.files import replacing
-from calumma.core.protocols import DesignSpace, Indices
+from calumma.core.protocols import Indices, SearchSpace
 
 Floats = NDArray[np.float32]
 _FORMAT = "calumma-policy"
@@ -48,7 +48,7 @@ class Observation(NamedTuple):
 class Observer:
     """Turns configurations of one space into observations."""
 
-    def __init__(self, space: DesignSpace, shared: bool) -> None:
+    def __init__(self, space: SearchSpace, shared: bool) -> None:
         self._space = space
         self._shared = shared
         self._counts = np.array([len(knob.values) for knob in space.knobs], dtype=np.int64)
@@ -116,7 +116,7 @@ class SharedPolicy(torch.nn.Module):
         each = torch.cat([knobs, summary[:, None, :].expand(-1, knobs.shape[1], -1)], dim=2)
         return self.actor(each), self.critic(summary)[:, 0]
 
-    def fit_scale(self, spaces: Sequence[DesignSpace], rng: np.random.Generator) -> None:
+    def fit_scale(self, spaces: Sequence[SearchSpace], rng: np.random.Generator) -> None:
         """Set the scale of the features from random configurations of all spaces; a slot that never varies is off."""
         samples = [Observer(space, True)(space.sample(rng, _SCALE_SAMPLES)).context for space in spaces]
         context = np.concatenate(samples)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from calumma.core.protocols import DesignSpace, Indices
+from calumma.core.protocols import Indices, SearchSpace
 from calumma.search.history import History
 from calumma.search.policies import Floats, Observation, Observer, Policy, SharedPolicy, SpacePolicy
 from calumma.search.stats import PolicyUpdate, SearchStats
@@ -230,7 +230,7 @@ class PolicyExplorer:
 
     def __init__(
         self,
-        space: DesignSpace,
+        space: SearchSpace,
         rng: np.random.Generator,
         *,
         policy: Policy | None = None,
@@ -312,7 +312,7 @@ class PolicyExplorer:
 
 
 def train_policy(
-    tasks: Sequence[tuple[DesignSpace, Score]],
+    tasks: Sequence[tuple[SearchSpace, Score]],
     rng: np.random.Generator,
     rounds: int,
     settings: PpoSettings | None = None,

@@ -1,17 +1,11 @@
-"""Strategies by name. A new preset is one function, which wires explorer, sampler and cost model, and one entry."""
+"""The strategies of this package. Each is one function, which wires explorer, sampler and cost model, and one entry."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from calumma.core.errors import InputError
-from calumma.core.protocols import DesignSpace, Indices
 from calumma.cost_model import (
     Committee,
     CostModel,
@@ -25,33 +19,21 @@ from calumma.cost_model import (
 from calumma.search.annealing import AnnealingExplorer
 from calumma.search.evolution import EvolutionaryExplorer
 from calumma.search.genetic import GeneticStrategy
+from calumma.search.parts import Preset, StrategyParts
 from calumma.search.samplers import EpsilonGreedySampler, GreedyPlanSampler
 from calumma.search.strategy import Explorer, GuidedStrategy, RandomStrategy, Sampler, SearchStrategy
 from calumma.search.views import KnobFeatures
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What `make_strategy` was given."""
-
-    name: str
-    space: DesignSpace
-    rng: np.random.Generator
-    seed: int
-    """For what has a generator of its own, drawn from `rng`."""
-    model: CostModel | None
-    policy: Path | None
-
-
-def _random(parts: _Parts) -> SearchStrategy:
+def _random(parts: StrategyParts) -> SearchStrategy:
     return RandomStrategy(parts.space, parts.rng)
 
 
-def _genetic(parts: _Parts) -> SearchStrategy:
+def _genetic(parts: StrategyParts) -> SearchStrategy:
     return GeneticStrategy(parts.space, parts.rng)
 
 
-def _evolutionary(parts: _Parts) -> SearchStrategy:
+def _evolutionary(parts: StrategyParts) -> SearchStrategy:
     return GuidedStrategy(
         parts.name,
         parts.space,
@@ -63,37 +45,37 @@ def _evolutionary(parts: _Parts) -> SearchStrategy:
     )
 
 
-def _autotvm(parts: _Parts) -> SearchStrategy:
+def _autotvm(parts: StrategyParts) -> SearchStrategy:
     """The published baseline: its cost model too, whatever model was given."""
     return _guided(parts, _annealing(parts), GreedyPlanSampler(parts.rng), RankedTrees(parts.seed))
 
 
-def _autotvm_regression(parts: _Parts) -> SearchStrategy:
+def _autotvm_regression(parts: StrategyParts) -> SearchStrategy:
     model = RankedTrees(parts.seed, RankedTreesSettings(loss="regression"))
     return _guided(parts, _annealing(parts), GreedyPlanSampler(parts.rng), model)
 
 
-def _autotvm_knobs(parts: _Parts) -> SearchStrategy:
+def _autotvm_knobs(parts: StrategyParts) -> SearchStrategy:
     return _autotvm(replace(parts, space=KnobFeatures(parts.space)))
 
 
-def _sa_as(parts: _Parts) -> SearchStrategy:
+def _sa_as(parts: StrategyParts) -> SearchStrategy:
     return _guided(parts, _annealing(parts), _adaptive(parts))
 
 
-def _sa_topk(parts: _Parts) -> SearchStrategy:
+def _sa_topk(parts: StrategyParts) -> SearchStrategy:
     return _guided(parts, _annealing(parts), _adaptive(parts, representative="top"))
 
 
-def _rl(parts: _Parts) -> SearchStrategy:
+def _rl(parts: StrategyParts) -> SearchStrategy:
     return _guided(parts, _learnt(parts), GreedyPlanSampler(parts.rng))
 
 
-def _rl_as(parts: _Parts) -> SearchStrategy:
+def _rl_as(parts: StrategyParts) -> SearchStrategy:
     return _guided(parts, _learnt(parts), _adaptive(parts))
 
 
-def _chameleon(parts: _Parts) -> SearchStrategy:
+def _chameleon(parts: StrategyParts) -> SearchStrategy:
     """`rl+as` that plans no further than it is asked, much of it around the best, with short walks and a committee.
 
     A model that was given may know something before anything is measured: then the best by it is looked for, and more
@@ -111,7 +93,7 @@ def _chameleon(parts: _Parts) -> SearchStrategy:
 
 
 def _guided(
-    parts: _Parts,
+    parts: StrategyParts,
     explorer: Explorer,
     sampler: Sampler,
     model: CostModel | None = None,
@@ -132,11 +114,11 @@ def _guided(
     )
 
 
-def _annealing(parts: _Parts) -> Explorer:
+def _annealing(parts: StrategyParts) -> Explorer:
     return AnnealingExplorer(parts.space, parts.rng)
 
 
-def _adaptive(parts: _Parts, **settings: Any) -> Sampler:
+def _adaptive(parts: StrategyParts, **settings: Any) -> Sampler:
     try:
         from calumma.search.adaptive import AdaptiveSampler, AdaptiveSettings
     except ModuleNotFoundError as missing:
@@ -147,7 +129,7 @@ def _adaptive(parts: _Parts, **settings: Any) -> Sampler:
     return AdaptiveSampler(parts.rng, AdaptiveSettings(**settings))
 
 
-def _learnt(parts: _Parts, **settings: Any) -> Explorer:
+def _learnt(parts: StrategyParts, **settings: Any) -> Explorer:
     try:
         from calumma.search.policies import load_policy
         from calumma.search.ppo import PolicyExplorer, PpoSettings
@@ -165,9 +147,7 @@ _REFERENCE = 512
 _CLIMBED_DRAWS, _CLIMBS = 512, 4
 """Random configurations that the first plan is chosen from where the neighbours of the best follow, and how often."""
 
-Preset = Callable[[_Parts], SearchStrategy]
-
-_PRESETS: dict[str, Preset] = {
+PRESETS: dict[str, Preset] = {
     "random": _random,
     "evolutionary": _evolutionary,
     "genetic": _genetic,
@@ -180,40 +160,3 @@ _PRESETS: dict[str, Preset] = {
     "rl+as": _rl_as,
     "chameleon": _chameleon,
 }
-
-
-def strategy_names() -> tuple[str, ...]:
-    """Names `make_strategy` knows."""
-    return tuple(_PRESETS)
-
-
-def make_strategy(
-    name: str,
-    space: DesignSpace,
-    rng: np.random.Generator,
-    *,
-    warm: tuple[Indices, NDArray[np.float64]] | None = None,
-    model: CostModel | None = None,
-    policy: Path | None = None,
-) -> SearchStrategy:
-    """Return a new strategy for one design space.
-
-    Args:
-        name: one of `strategy_names()`.
-        space: the design space.
-        rng: the strategy's own generator; all its randomness comes from it.
-        warm: outcomes of earlier sessions, indices (n, n_knobs) and scores (n,): learnt from and never proposed again.
-        model: the cost model that guides; fresh boosted trees if not given. What it knows before anything is measured
-            counts: that is how a prior comes in. The AutoTVM baselines keep to their own.
-        policy: file of a policy that the strategies which learn to explore start from; from scratch if not given.
-
-    Raises:
-        InputError: there is no strategy of that name, it needs a package that is missing, or the policy does not fit.
-    """
-    if name not in _PRESETS:
-        raise InputError(f"no strategy is called {name!r}: choose one of {', '.join(_PRESETS)}")
-    seed = int(rng.integers(1 << 31))
-    strategy = _PRESETS[name](_Parts(name, space, rng, seed, model, policy))
-    if warm is not None and len(warm[0]):
-        strategy.tell(*warm)
-    return strategy

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calumma.core.keys import Key, keys_of
-from calumma.core.protocols import DesignSpace, Indices, Strategy
+from calumma.core.protocols import Indices, SearchSpace, Strategy
 from calumma.cost_model import CostModel
 from calumma.search.history import History
 from calumma.search.stats import SearchStats
@@ -58,6 +58,7 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
 class SearchStrategy(Strategy, Protocol):
     """A strategy that says what it has cost."""
 
@@ -69,7 +70,7 @@ class RandomStrategy:
 
     name = "random"
 
-    def __init__(self, space: DesignSpace, rng: np.random.Generator) -> None:
+    def __init__(self, space: SearchSpace, rng: np.random.Generator) -> None:
         self.stats = SearchStats()
         self._history = History(space)
         self._default = space.default()
@@ -93,7 +94,7 @@ class GuidedStrategy:
     def __init__(
         self,
         name: str,
-        space: DesignSpace,
+        space: SearchSpace,
         rng: np.random.Generator,
         *,
         explorer: Explorer,
@@ -225,7 +226,7 @@ def climbed(explored: Explored, history: History, score: Score, climbs: int) -> 
     return explored
 
 
-def one_knob_away(space: DesignSpace, indices: Indices) -> Indices:
+def one_knob_away(space: SearchSpace, indices: Indices) -> Indices:
     """All valid configurations (m, D) that have another value than (D,) at one knob, whatever value that is."""
     counts = [len(knob.values) for knob in space.knobs]
     rows = np.repeat(np.asarray(indices, dtype=np.int32)[None, :], sum(counts), axis=0)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,31 +16,13 @@ from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
 from calumma.core.protocols import Indices
-from calumma.core.values import KnobValue
+from calumma.core.values import Knob, KnobValue, Repacking
+
+__all__ = ["Knob", "KnobSpace", "Repacking"]
 
 _ENUMERABLE = 1 << 16
 _SAMPLING_ROUNDS = 64
 _FEW_ROUNDS = 4
-
-
-@dataclass(frozen=True)
-class Knob:
-    """One named choice."""
-
-    name: str
-    values: tuple[KnobValue, ...]
-    neutral: int = 0
-    """Index that a configuration recorded before this knob existed takes."""
-
-
-@dataclass(frozen=True)
-class Repacking:
-    """How a weight that the model holds in one form becomes what a scheduled function takes."""
-
-    name: str
-    """Equal names mean equal results."""
-    apply: Callable[[NDArray], NDArray]
-    """The weight as the workload takes it -> as the scheduled function does."""
 
 
 class KnobSpace(ABC):

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 from calumma.core.keys import Key, indices_of, key_of
-from calumma.core.protocols import DesignSpace, Strategy
+from calumma.core.protocols import Strategy, Template
 from calumma.core.values import Candidate, MeasureResult, Status, Task
 from calumma.tuner.events import TaskProgress
 
@@ -27,7 +27,7 @@ class TaskState:
         finished: why no more trials go here; empty while some do.
     """
 
-    def __init__(self, task: Task, space: DesignSpace, strategy: Strategy, bound_s: float | None) -> None:
+    def __init__(self, task: Task, space: Template, strategy: Strategy, bound_s: float | None) -> None:
         self.task = task
         self.space = space
         self.strategy = strategy

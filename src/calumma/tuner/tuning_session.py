@@ -19,13 +19,13 @@ import numpy as np
 
 from calumma.core.errors import InputError
 from calumma.core.keys import Key, indices_of, key_of
-from calumma.core.protocols import DesignSpace, Runner, Store
+from calumma.core.protocols import Runner, SearchSpace, Store, Template
 from calumma.core.rng import generator
 from calumma.core.values import Budget, Hardware, KnobValue, MeasureRecord, MeasureResult, Status, Task
 from calumma.cost_model import CostModel, GradientBoostedTrees, SharedTrees
 from calumma.prior.few_shot import FewShotForest, KnownSpace
 from calumma.prior.predictor import TaskPredictor
-from calumma.search import make_strategy
+from calumma.search import StrategyChoice, check_strategy, make_strategy, strategy_name
 from calumma.tuner import events, summary
 from calumma.tuner.allocation import Allocator
 from calumma.tuner.final_check import FinalCheck
@@ -43,7 +43,7 @@ class TuningSession:
 
     def __init__(
         self,
-        tasks: Sequence[tuple[Task, DesignSpace]],
+        tasks: Sequence[tuple[Task, Template]],
         runner: Runner,
         store: Store,
         budget: Budget,
@@ -51,7 +51,7 @@ class TuningSession:
         hardware: Hardware,
         toolchain: str,
         bounds: Mapping[str, float],
-        strategy: str = "evolutionary",
+        strategy: StrategyChoice = "evolutionary",
         seed: int = 0,
         model: str = "",
         model_hash: str = "",
@@ -74,7 +74,7 @@ class TuningSession:
             hardware: of this machine.
             toolchain: versions that decide the generated code.
             bounds: workload hash -> roofline bound of one call in seconds; a task without one is never "near bound".
-            strategy: a name `make_strategy` knows.
+            strategy: a name, or what makes one for every task; of a single task also the strategy itself.
             seed: decides everything that is random.
             model: its name, for people.
             model_hash: its identity.
@@ -89,18 +89,19 @@ class TuningSession:
             clock: monotonic seconds.
 
         Raises:
-            InputError: no strategy of that name, no limit at all in the budget, or one workload given twice.
+            InputError: no such strategy, no limit at all in the budget, or one workload given twice.
         """
         if budget.seconds is None and budget.trials is None:
             raise InputError("a tuning session needs a budget: give seconds, trials or both")
         repeated = [h for h, n in Counter(task.workload.hash for task, _ in tasks).items() if n > 1]
         if repeated:
             raise InputError(f"workload {repeated[0]} was given twice: merge equal tasks and add their weights")
+        check_strategy(strategy, single=len(tasks) <= 1)
         self._store = store
         self._strategy = strategy
         self._seed = seed
         self._model, self._model_hash = model, model_hash
-        self._options = {"strategy": strategy, "seed": seed, **(options or {})}
+        self._options = {"strategy": strategy_name(strategy), "seed": seed, **(options or {})}
         self._emit = progress or (lambda event: None)
         self._settings = settings or TuningSettings()
         self._contest = contest
@@ -160,7 +161,7 @@ class TuningSession:
 
     def _task_states(
         self,
-        tasks: Sequence[tuple[Task, DesignSpace]],
+        tasks: Sequence[tuple[Task, Template]],
         bounds: Mapping[str, float],
         first: Mapping[str, Sequence[Mapping[str, KnobValue]]],
         known: Mapping[str, TaskPredictor],
@@ -178,11 +179,11 @@ class TuningSession:
         return states
 
     def _guides(
-        self, tasks: Sequence[tuple[Task, DesignSpace]], known: Mapping[str, TaskPredictor]
-    ) -> list[tuple[DesignSpace, CostModel]]:
+        self, tasks: Sequence[tuple[Task, Template]], known: Mapping[str, TaskPredictor]
+    ) -> list[tuple[SearchSpace, CostModel]]:
         """What every task's strategy sees of its space, and the cost model of that."""
         shared: dict[tuple[str, int, tuple[str, ...]], SharedTrees] = {}
-        guides: list[tuple[DesignSpace, CostModel]] = []
+        guides: list[tuple[SearchSpace, CostModel]] = []
         for task, space in tasks:
             view = known.get(task.workload.hash)
             kind = (space.template, space.version, tuple(space.feature_names))
