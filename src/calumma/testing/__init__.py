@@ -2,7 +2,7 @@
 
 | an author of | tests with |
 |---|---|
-| a template | `check_template`: contract and results; `check_space`: the contract alone |
+| a template | `check_space`: what spaces promise; `check_template`: the results of its configurations |
 | a strategy | `calumma.testing.strategy_suite.StrategyConformance` |
 | a runner | `calumma.testing.runner_suite.RunnerConformance` |
 | a store | `calumma.testing.store_suite.StoreConformance` |
