@@ -42,7 +42,8 @@ def test_a_chain_is_built_in_time_and_computes_what_numpy_says(operator, functio
 def test_what_fits_is_one_kernel_and_what_does_not_is_cut():
     assert len(extracted(chain("Tanh", 4, 2, 20)).parts.tasks) == 1
     assert sum(task.weight for task in extracted(chain("Tanh", 9, 2, 20)).parts.tasks) == 3
-    assert sum(task.weight for task in extracted(chain("Abs", 600, 4)).parts.tasks) == 3
+    kernels = extracted(chain("Abs", 600, 4)).parts.tasks
+    assert sum(task.weight for task in kernels) == 5, "256, one apart, 256, one apart, 86"
 
 
 def test_a_cut_chain_behind_a_convolution_leaves_it_its_epilogue():
@@ -50,9 +51,9 @@ def test_a_cut_chain_behind_a_convolution_leaves_it_its_epilogue():
     x = m.conv(m.input(1, 32, 6, 6), (32, 32))
     for _ in range(6):
         x = m.op("Tanh", x)
-    first, *rest = extracted(m.bytes(x)).parts.tasks
-    assert first.name.startswith("fused_conv2d") and "tanh" in first.name
-    assert rest
+    names = [task.name for task in extracted(m.bytes(x)).parts.tasks]
+    assert any(name.startswith("fused_conv2d") and "tanh" in name for name in names), names
+    assert any("tanh" in name and "conv2d" not in name for name in names), names
 
 
 def test_the_arguments_of_a_cut_kernel_are_read_once():

@@ -18,7 +18,7 @@ from calumma.space import loops
 from calumma.tvm_compat import kernel_calls
 
 _MOST_EXPANDED = 2_000_000
-"""Four tanh in a row (36^4) build in 0.1 s, five in 1.4 s, six in 51 s: measured with TVM 0.27 on a Zen 4."""
+"""Four tanh in a row (36^4) build in 0.1 s, five in 1.4 s, six in 51 s: measured with TVM 0.27 on a core of 2.6 GHz."""
 _MOST_CALLS = 256
 """Kernels in one fused function: TVM's passes over a function take more than linear time in its length."""
 _OPAQUE = 8
