@@ -8,4 +8,4 @@ kernels that wait for memory; where arithmetic is the limit, the conversions cos
 
 from calumma.core.contraction import Contraction, register_contraction
 
-register_contraction(Contraction("fp16", read="float16"))
+register_contraction(Contraction("fp16", read="float16", tolerance=1e-2))

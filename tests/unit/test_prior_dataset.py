@@ -63,7 +63,7 @@ def test_records_that_do_not_compare_stay_out() -> None:
         "other cache state or toolchain": 2,
         "other template or version": 1,
         "no such configuration today": 1,
-        "bfloat16": 1,
+        "narrow types": 1,
     }
 
 

@@ -30,7 +30,8 @@ class Contraction:
     needs_dot_product: bool = False
     """Whether a CPU without a dot product of `pack` elements (`target.DotProduct`) is refused, as too slow for it."""
     tolerance: float = 1e-3
-    """Largest difference of two schedules of one kernel, relative to the largest output: sums come in another order."""
+    """Largest difference of results stored as `read` by two schedules of one kernel, relative to the largest of them:
+    sums come in another order, and what is stored is rounded."""
 
     @property
     def is_narrow(self) -> bool:
@@ -49,7 +50,7 @@ class Contraction:
 
 
 FLOAT32 = Contraction("fp32", "float32")
-BFLOAT16 = Contraction("bf16", "bfloat16", pack=2, needs_dot_product=True)
+BFLOAT16 = Contraction("bf16", "bfloat16", pack=2, needs_dot_product=True, tolerance=2e-2)
 
 _BY_NAME = {contraction.name: contraction for contraction in (FLOAT32, BFLOAT16)}
 
@@ -71,6 +72,11 @@ def contraction_named(name: str) -> Contraction:
 def contraction_reading(dtype: str) -> Contraction:
     """The contraction whose operands have an element type; FLOAT32 where none has, as for what does not contract."""
     return next((contraction for contraction in _BY_NAME.values() if contraction.read == dtype), FLOAT32)
+
+
+def narrow_types() -> frozenset[str]:
+    """The element types that only contractions read."""
+    return frozenset(contraction.read for contraction in _BY_NAME.values() if contraction.is_narrow)
 
 
 def register_contraction(contraction: Contraction) -> None:

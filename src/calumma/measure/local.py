@@ -153,7 +153,7 @@ class LocalRunner:
         """Compare outputs with the unscheduled function's; see `core.protocols.Runner`.
 
         The reference is computed once per workload and kept as long as the runner. An output not written, a race that
-        shows in two runs, and an error above `verification.TOLERANCE` are all WRONG_OUTPUT.
+        shows in two runs, and an error above `verification.tolerance` are all WRONG_OUTPUT.
 
         Raises:
             EnvironmentFault: workers cannot be started at all.

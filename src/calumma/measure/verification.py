@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from calumma.core.contraction import contraction_reading
 from calumma.core.rng import generator
 
-TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 1e-2, "bfloat16": 2e-2}
-"""Largest relative error by dtype of the output; integers must agree exactly."""
+_TOLERANCE = {"float64": 1e-6, "float16": 1e-2}
+"""Largest relative error by dtype of the output where no contraction says it; integers must agree exactly."""
 
 _TINY = float(np.finfo(np.float32).tiny)
 _PERIOD = 1_048_573  # prime, so that repeating the values never lines up with a loop of the kernel
@@ -47,12 +48,14 @@ def poisoned(shape: Sequence[int], dtype: str) -> NDArray:
 
 
 def numpy_dtype(dtype: str) -> np.dtype:
-    """NumPy's dtype of TVM's name; bfloat16 comes from `ml_dtypes`."""
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
+    """NumPy's dtype of TVM's name; those that NumPy lacks come from `ml_dtypes`, which `core.contraction` imports."""
     return np.dtype(dtype)
+
+
+def tolerance(dtype: str) -> float:
+    """Largest relative error of an output of a type."""
+    contraction = contraction_reading(dtype)
+    return contraction.tolerance if contraction.read == dtype else _TOLERANCE.get(dtype, 0.0)
 
 
 def usable(outputs: Sequence[NDArray]) -> bool:
@@ -72,7 +75,6 @@ def judge(outputs: Sequence[NDArray], references: Sequence[NDArray], dtypes: Seq
             return f"output {number}: {unwritten} of {a.size} elements are not finite or were never written"
         scale = max(float(np.abs(b).max(initial=0.0)), _TINY)
         error = float(np.abs(a - b).max(initial=0.0)) / scale
-        tolerance = TOLERANCE.get(dtype, 0.0)
-        if error > tolerance:
-            return f"output {number}: relative error {error:.3g}, allowed {tolerance:g}"
+        if error > tolerance(dtype):
+            return f"output {number}: relative error {error:.3g}, allowed {tolerance(dtype):g}"
     return ""

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from calumma import tvm_compat
 from calumma.core import archives
+from calumma.core.contraction import narrow_types
 from calumma.core.errors import InputError
 from calumma.core.keys import Key, indices_of, key_of, keys_of
 from calumma.core.protocols import Indices, Template
@@ -179,7 +180,7 @@ def from_records(
 
     Several measurements of one configuration become their median. What another machine, toolchain or version of a
     template measured is left out, and so are configurations that ever computed something wrong, and kernels with
-    bfloat16, whose costs features do not tell from float32's.
+    narrow types, whose costs features do not tell from float32's.
 
     Args:
         records: of any workloads.
@@ -197,8 +198,8 @@ def from_records(
             left_out["other cache state or toolchain"] += 1
         elif candidate.workload.hash in exclude:
             left_out["held out"] += 1
-        elif "bfloat16" in candidate.workload.text:
-            left_out["bfloat16"] += 1
+        elif any(dtype in candidate.workload.text for dtype in narrow_types()):
+            left_out["narrow types"] += 1
         else:
             found.setdefault((candidate.workload.hash, record.threads, record.cache_state), []).append(record)
     groups = []
