@@ -178,12 +178,6 @@ def tune(
     Raises:
         InputError: the model, a setting, the database or the prior cannot be used; says what to do.
     """
-    from calumma.measure import LocalRunner
-    from calumma.prior import zero_shot
-    from calumma.search import check_strategy
-    from calumma.tuner import TuningSession
-    from calumma.tuner.contest import Contest
-
     check_seed(seed)
     destination = check_destination(output, model, overwrite)
     budget = durations.budget(budget)
@@ -195,7 +189,13 @@ def tune(
         tolerance=tolerance,
         precision=precision,
     )
-    count = options.set_threads()
+    count = options.set_threads()  # before TVM is imported
+    from calumma.measure import LocalRunner
+    from calumma.prior import zero_shot
+    from calumma.search import check_strategy
+    from calumma.tuner.contest import Contest
+    from calumma.tuner.tuning_session import TuningSession
+
     check_strategy(strategy)
     on_phase = _phase_listener(on_event)
     on_phase("load")
@@ -416,10 +416,11 @@ def learn(
     Raises:
         InputError: a file cannot be used, or there is too little to learn from.
     """
-    from calumma.prior import dataset, learning, library, weights
-
     start = time.perf_counter()
     check_seed(seed)
+    tvm_compat.load()
+    from calumma.prior import dataset, learning, library, weights
+
     path = library.destination(name)
     if path.parent.is_dir():
         check_output(path, FileKind("a prior", weights.is_prior))

@@ -22,7 +22,8 @@ from calumma.artifact import file_format
 from calumma.core.values import Budget, Status, Task
 from calumma.database import MemoryStore, SqlStore
 from calumma.measure import LocalRunner
-from calumma.tuner import REMEASURED, TuningResult, TuningSession
+from calumma.tuner import REMEASURED, TuningResult
+from calumma.tuner.tuning_session import TuningSession
 from tests import measure_spaces
 from tests.integration import faulty_space
 from tests.integration.command_line import ROOT

@@ -9,6 +9,8 @@ from tests.compiled_model import compiled
 from tests.onnx_models import Model
 
 # isort: split
+from tvm import s_tir
+
 from calumma import tvm_compat
 from calumma.frontend.importer import import_model
 from calumma.pipeline.extraction import ExtractedModel, extract_tasks
@@ -58,5 +60,5 @@ def test_a_cut_chain_behind_a_convolution_leaves_it_its_epilogue():
 
 def test_the_arguments_of_a_cut_kernel_are_read_once():
     for function in extracted(chain("Tanh", 6, 2, 20)).parts.functions.values():
-        sch = loops.s_tir.Schedule(function)
+        sch = s_tir.Schedule(function)
         assert all(loops.points(sch, block) == 40 for block in loops.blocks_of(sch))

@@ -35,7 +35,8 @@ def ffi() -> Any:
         EnvironmentFault: TVM is missing or not the pinned version.
     """
     tvm_compat.check_versions()
-    package = _import_ffi()
+    with tvm_compat.without_torch():
+        import tvm_ffi as package
     spec = importlib.util.find_spec("tvm")
     if spec is None or spec.origin is None:
         raise EnvironmentFault(
@@ -45,20 +46,6 @@ def ffi() -> Any:
         library = Path(spec.origin).parent / "lib" / "libtvm_runtime.so"
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)  # kernels find the thread pool by its symbol
     return package
-
-
-def _import_ffi() -> Any:
-    # tvm_ffi imports torch, 1-2 s, wherever it is installed, and has no switch against it. A None in sys.modules makes
-    # that import fail, which tvm_ffi allows for; torch can still be imported afterwards.
-    hide = "torch" not in sys.modules and "tvm_ffi" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        import tvm_ffi
-    finally:
-        if hide:
-            del sys.modules["torch"]
-    return tvm_ffi
 
 
 def load_library(descriptor: int) -> Any:

@@ -52,9 +52,11 @@ class CompileOptions:
     def set_threads(self) -> int:
         """Give TVM's pool in this process the model's number of threads, and return it.
 
-        To be called before TVM is imported where that is still possible (`tvm_compat.set_threads`).
+        To be called before TVM is imported where that is still possible (`tvm_compat.set_threads`); imports it.
         """
-        return tvm_compat.set_threads(self.threads)
+        count = tvm_compat.set_threads(self.threads)
+        tvm_compat.load()
+        return count
 
     @property
     def contraction(self) -> Contraction:

@@ -20,7 +20,6 @@ from calumma.tuner.events import (
 from calumma.tuner.result import ModelContest, TaskResult, TuningResult
 from calumma.tuner.settings import TuningSettings
 from calumma.tuner.trial_runner import DEFAULT, PRIOR, REMEASURED
-from calumma.tuner.tuning_session import TuningSession
 
 __all__ = [
     "DEFAULT",
@@ -42,7 +41,6 @@ __all__ = [
     "TaskResult",
     "TrialsDone",
     "TuningResult",
-    "TuningSession",
     "TuningSettings",
     "WinnersMeasured",
     "to_json",

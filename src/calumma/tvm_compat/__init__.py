@@ -11,6 +11,8 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from calumma.core import hardware as host
@@ -60,9 +62,27 @@ def set_threads(threads: int | None = None) -> int:
 def load() -> Any:
     """Import TVM after checking its version; returns the module."""
     check_versions()
-    import tvm
+    with without_torch():
+        import tvm
 
     return tvm
+
+
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Let what is imported inside do without torch, unless that is imported already.
+
+    TVM and tvm_ffi import torch, 1 to 3 s, wherever it is installed, and have no switch against it. A None in
+    sys.modules makes that import fail, which they allow for; torch can still be imported afterwards.
+    """
+    hide = "torch" not in sys.modules and "tvm" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules["torch"]
 
 
 @functools.cache
