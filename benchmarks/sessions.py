@@ -19,7 +19,7 @@ from benchmarks import corpora
 from benchmarks.curves import Recorder, Run
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.protocols import Indices, Runner, SearchSpace
+from calumma.core.protocols import Indices, Runner, SearchSpace, Strategy
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Workload
 from calumma.cost_model import CostModel
@@ -140,7 +140,7 @@ def search(
     on_improvement: Callable[[Candidate], None] | None = None,
     on_batch: Callable[[Sequence[Candidate], Sequence[MeasureResult]], None] | None = None,
 ) -> Run:
-    """Run one strategy to the end of its budget.
+    """Run one strategy to the end of its budget. Long because this is the reference of its arguments.
 
     Args:
         strategy_name: of `calumma.search.strategy_names()`; with `INFORMED` behind it, it gets the prior; where there
@@ -165,13 +165,7 @@ def search(
     recorder = Recorder(workload, strategy_name, seed, budget)
     if cold_start:
         space = ColdStart(space, generator(seed, "cold start", workload))
-    name = strategy_name.removesuffix(INFORMED)
-    if name == strategy_name:
-        known = None
-    rng = generator(seed, "search", workload, name if known is None else strategy_name)
-    if known is not None:
-        space, model = KnownSpace(space, cast("TaskPredictor", known)), FewShotForest(known.family.order)
-    strategy = make_strategy(name, space, rng, model=model, policy=policy)
+    space, strategy = _strategy(strategy_name, space, workload, seed, known, model, policy)
     strategy.stats.use_clock(clock.own)
     spent = {"build": 0.0, "run": 0.0}
     best_s = math.inf
@@ -198,12 +192,36 @@ def search(
         strategy.tell(rows, np.array([1 / result.latency_s for result in results]))
         if on_batch is not None:
             on_batch(asked, results)
-    seconds = clock()
-    for phase, own_s in strategy.stats.seconds.items():
-        target = _PHASE_OF.get(phase, "search")
-        spent[target] = spent.get(target, 0.0) + own_s
-    finished = recorder.finish(seconds, strategy.stats.steps, spent)
+    finished = recorder.finish(clock(), strategy.stats.steps, _with_own(spent, strategy.stats.seconds))
     return replace(finished, start="random" if cold_start else "default")
+
+
+def _strategy(
+    strategy_name: str,
+    space: SearchSpace,
+    workload: str,
+    seed: int,
+    known: TaskPredictor | Part | None,
+    model: CostModel | None,
+    policy: Path | None,
+) -> tuple[SearchSpace, Strategy]:
+    """The strategy that a run is about, and the space as it sees it; arguments as for `search`."""
+    name = strategy_name.removesuffix(INFORMED)
+    if name == strategy_name:
+        known = None
+    rng = generator(seed, "search", workload, name if known is None else strategy_name)
+    if known is not None:
+        space, model = KnownSpace(space, cast("TaskPredictor", known)), FewShotForest(known.family.order)
+    return space, make_strategy(name, space, rng, model=model, policy=policy)
+
+
+def _with_own(spent: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by phase of the benchmark: those `spent` on candidates, and a strategy's `own` by its stopwatch."""
+    phases = dict(spent)
+    for phase, own_s in own.items():
+        target = _PHASE_OF.get(phase, "search")
+        phases[target] = phases.get(target, 0.0) + own_s
+    return phases
 
 
 def replay(
