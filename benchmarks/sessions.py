@@ -19,7 +19,7 @@ from benchmarks import corpora
 from benchmarks.curves import Recorder, Run
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.protocols import Indices, Runner, SearchSpace, Strategy
+from calumma.core.protocols import Indices, Runner, SearchSpace
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Workload
 from calumma.cost_model import CostModel
@@ -31,6 +31,7 @@ from calumma.prior.few_shot import FewShotForest, KnownSpace
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.weights import Prior
 from calumma.search import make_strategy
+from calumma.search.strategy import SearchStrategy
 from calumma.search.views import View
 from calumma.space import KnobSpace
 from calumma.space.subspace import SubSpace
@@ -204,7 +205,7 @@ def _strategy(
     known: TaskPredictor | Part | None,
     model: CostModel | None,
     policy: Path | None,
-) -> tuple[SearchSpace, Strategy]:
+) -> tuple[SearchSpace, SearchStrategy]:
     """The strategy that a run is about, and the space as it sees it; arguments as for `search`."""
     name = strategy_name.removesuffix(INFORMED)
     if name == strategy_name:

@@ -67,7 +67,7 @@ def tune(
 
 
 @derived_object
-class _Builder(ms.builder.PyBuilder):  # type: ignore[misc]
+class _Builder(ms.builder.PyBuilder):
     """Compiles in this process, and keeps the libraries by the paths it gives out."""
 
     def __init__(self, folder: Path, built: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class _Builder(ms.builder.PyBuilder):  # type: ignore[misc]
 
 
 @derived_object
-class _Runner(ms.runner.PyRunner):  # type: ignore[misc]
+class _Runner(ms.runner.PyRunner):
     """Runs what was built in this process, and notes how many come at a time."""
 
     def __init__(self, built: Mapping[str, Any], func: tirx.PrimFunc, expected: np.ndarray, batches: list[int]) -> None:
@@ -102,7 +102,7 @@ class _Runner(ms.runner.PyRunner):  # type: ignore[misc]
 
 
 @derived_object
-class _Finished(ms.runner.PyRunnerFuture):  # type: ignore[misc]
+class _Finished(ms.runner.PyRunnerFuture):
     """Checks the outputs of one candidate, and times it, when its result is asked for."""
 
     def __init__(self, library: Any, func: tirx.PrimFunc, expected: np.ndarray) -> None:

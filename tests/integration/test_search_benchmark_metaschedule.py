@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import types
+from typing import Any
 
 import pytest
 from tvm import s_tir, topi
@@ -71,7 +72,7 @@ def test_its_trials_are_schedules_we_can_measure(space, monkeypatch, tmp_path):
     sys.modules.setdefault("tvm.s_tir.tensor_intrin", types.ModuleType("tvm.s_tir.tensor_intrin"))
     logging.getLogger("tvm.s_tir.meta_schedule").handlers.clear()
     func = prim_func(lambda x, y: topi.einsum("bij,blj->bil", x, y), (2, 16, 24), (2, 12, 24))
-    built = []
+    built: list[Any] = []
 
     tune_tir = ms.tune_tir
 
