@@ -152,17 +152,16 @@ def learned(
     Raises:
         InputError: a command failed, or an artifact could not run.
     """
-    common = ("--threads", threads)
     records = folder / "records.db"
-    pupil = {task["workload"] for task in calumma("tasks", suite.path(PUPIL), *common)["tasks"]}
+    tuning = ("--budget", teaching, "--prior", prior, "--threads", threads)
+    pupil = _workloads(suite.path(PUPIL), threads)
     taught: set[str] = set()
     for name, network in TEACHERS.items():
         say(f"tuning {name}, {teaching}")
         model = folder / f"{name}.onnx"
         onnx.save(network(), model)
-        tuning = ("--db", records, "--budget", teaching, "--prior", prior)
-        calumma("tune", model, "-o", folder / f"{name}.so", *tuning, *common)
-        taught |= {task["workload"] for task in calumma("tasks", model, *common)["tasks"]}
+        calumma("tune", model, "-o", folder / f"{name}.so", "--db", records, *tuning)
+        taught |= _workloads(model, threads)
 
     say("learning")
     start = time.perf_counter()
@@ -172,26 +171,12 @@ def learned(
     shared.write_text(json.dumps({PUPIL: sorted(pupil)}))
     calumma("learn", "--db", records, "--exclude", shared, "-o", folder / f"{UNSHARED}.safetensors")
     priors = {BEFORE: prior, **{label: folder / f"{label}.safetensors" for label in (AFTER, UNSHARED)}}
-    chosen = {}
-    for label, used in priors.items():
-        arguments = ("--prior", used, "--db", folder / "empty.db", *common)
-        done = calumma("compile", suite.path(PUPIL), "-o", folder / f"{label}.so", *arguments)
-        chosen[label] = done["predicted"]
+    chosen = _compiled(priors, threads, folder)
     say(f"tuning {PUPIL}, {teaching}")
-    tuning = ("--db", folder / "own.db", "--budget", teaching, "--prior", prior)
-    calumma("tune", suite.path(PUPIL), "-o", folder / f"{TUNED}.so", *tuning, *common)
+    calumma("tune", suite.path(PUPIL), "-o", folder / f"{TUNED}.so", "--db", folder / "own.db", *tuning)
 
     labels = (*priors, TUNED)
-    contestants = [Contestant(label, "calumma", str(folder / f"{label}.so")) for label in labels]
-    results = []
-    for number in range(races):
-        say(f"race {number + 1} of {races}")
-        turned = [*contestants[number % len(labels) :], *contestants[: number % len(labels)]]
-        results.append(race(turned, suite.inputs(PUPIL), threads=threads, rounds=ROUNDS, turn_s=TURN_S))
-    metrics: dict[str, float] = {}
-    for label, metric in _GAINS.items():
-        gain = ratio({PUPIL: [_ratio(result, label) for result in results]}, {PUPIL: [1.0]})
-        metrics |= {metric: gain.value, f"{metric}_low": gain.low, f"{metric}_high": gain.high}
+    results = _races({label: folder / f"{label}.so" for label in labels}, threads, races, say)
     row = {
         "part": "learned",
         "teachers": list(TEACHERS),
@@ -205,7 +190,43 @@ def learned(
             label: median(latency for result in results for latency in result.row(label).rounds_s) for label in labels
         },
     }
-    return metrics, row
+    return _gains(results), row
+
+
+def _workloads(model: Path, threads: int) -> set[str]:
+    """Hashes of the workloads of a network."""
+    return {task["workload"] for task in calumma("tasks", model, "--threads", threads)["tasks"]}
+
+
+def _compiled(priors: Mapping[str, Path], threads: int, folder: Path) -> dict[str, int]:
+    """Compile the fourth network by each prior; returns for how many tasks it chose something else than the default."""
+    chosen = {}
+    for label, prior in priors.items():
+        arguments = ("--prior", prior, "--db", folder / "empty.db", "--threads", threads)
+        done = calumma("compile", suite.path(PUPIL), "-o", folder / f"{label}.so", *arguments)
+        chosen[label] = done["predicted"]
+    return chosen
+
+
+def _races(artifacts: Mapping[str, Path], threads: int, races: int, say: Callable[[str], None]) -> list[RaceResult]:
+    """Race what the fourth network has become, by label; whose turn comes first changes from race to race."""
+    contestants = [Contestant(label, "calumma", str(path)) for label, path in artifacts.items()]
+    results = []
+    for number in range(races):
+        say(f"race {number + 1} of {races}")
+        first = number % len(contestants)
+        turned = [*contestants[first:], *contestants[:first]]
+        results.append(race(turned, suite.inputs(PUPIL), threads=threads, rounds=ROUNDS, turn_s=TURN_S))
+    return results
+
+
+def _gains(results: Sequence[RaceResult]) -> dict[str, float]:
+    """How many times faster than before the other artifacts are, with intervals over the races."""
+    metrics: dict[str, float] = {}
+    for label, metric in _GAINS.items():
+        gain = ratio({PUPIL: [_ratio(result, label) for result in results]}, {PUPIL: [1.0]})
+        metrics |= {metric: gain.value, f"{metric}_low": gain.low, f"{metric}_high": gain.high}
+    return metrics
 
 
 def _ratio(result: RaceResult, label: str) -> float:

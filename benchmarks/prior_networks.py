@@ -148,14 +148,7 @@ def train(
     inputs = [blank.normalised(sample.table) for sample in samples]
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    shape = (len(columns), *settings.hidden, 1)
-    weights, biases = [], []
-    for fan_in, fan_out in itertools.pairwise(shape):
-        bound = math.sqrt(2.0 / fan_in)
-        weights.append(
-            (torch.randn((settings.members, fan_in, fan_out), generator=generator) * bound).requires_grad_(True)
-        )
-        biases.append(torch.zeros((settings.members, 1, fan_out)).requires_grad_(True))
+    weights, biases = _layers((len(columns), *settings.hidden, 1), settings.members, generator)
     ridge = torch.zeros(()).requires_grad_(True)  # its logarithm
     optimiser = torch.optim.AdamW(
         [{"params": [*weights, *biases]}, {"params": [ridge], "weight_decay": 0.0}],
@@ -194,6 +187,18 @@ def train(
         tuple(bias.detach().numpy() for bias in biases),
     )
     return ensemble, math.exp(ridge.item())
+
+
+def _layers(
+    shape: Sequence[int], members: int, generator: torch.Generator
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Weights (E, inputs, outputs) and biases (E, 1, outputs) to begin with, for each layer of `shape`."""
+    weights, biases = [], []
+    for fan_in, fan_out in itertools.pairwise(shape):
+        bound = math.sqrt(2.0 / fan_in)
+        weights.append((torch.randn((members, fan_in, fan_out), generator=generator) * bound).requires_grad_(True))
+        biases.append(torch.zeros((members, 1, fan_out)).requires_grad_(True))
+    return weights, biases
 
 
 def _batch(

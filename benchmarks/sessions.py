@@ -31,6 +31,7 @@ from calumma.prior.few_shot import FewShotForest, KnownSpace
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.weights import Prior
 from calumma.search import make_strategy
+from calumma.search.strategy import SearchStrategy
 from calumma.search.views import View
 from calumma.space import KnobSpace
 from calumma.space.subspace import SubSpace
@@ -140,7 +141,7 @@ def search(
     on_improvement: Callable[[Candidate], None] | None = None,
     on_batch: Callable[[Sequence[Candidate], Sequence[MeasureResult]], None] | None = None,
 ) -> Run:
-    """Run one strategy to the end of its budget.
+    """Run one strategy to the end of its budget. Long because this is the reference of its arguments.
 
     Args:
         strategy_name: of `calumma.search.strategy_names()`; with `INFORMED` behind it, it gets the prior; where there
@@ -165,13 +166,7 @@ def search(
     recorder = Recorder(workload, strategy_name, seed, budget)
     if cold_start:
         space = ColdStart(space, generator(seed, "cold start", workload))
-    name = strategy_name.removesuffix(INFORMED)
-    if name == strategy_name:
-        known = None
-    rng = generator(seed, "search", workload, name if known is None else strategy_name)
-    if known is not None:
-        space, model = KnownSpace(space, cast("TaskPredictor", known)), FewShotForest(known.family.order)
-    strategy = make_strategy(name, space, rng, model=model, policy=policy)
+    space, strategy = _strategy(strategy_name, space, workload, seed, known, model, policy)
     strategy.stats.use_clock(clock.own)
     spent = {"build": 0.0, "run": 0.0}
     best_s = math.inf
@@ -198,12 +193,36 @@ def search(
         strategy.tell(rows, np.array([1 / result.latency_s for result in results]))
         if on_batch is not None:
             on_batch(asked, results)
-    seconds = clock()
-    for phase, own_s in strategy.stats.seconds.items():
-        target = _PHASE_OF.get(phase, "search")
-        spent[target] = spent.get(target, 0.0) + own_s
-    finished = recorder.finish(seconds, strategy.stats.steps, spent)
+    finished = recorder.finish(clock(), strategy.stats.steps, _with_own(spent, strategy.stats.seconds))
     return replace(finished, start="random" if cold_start else "default")
+
+
+def _strategy(
+    strategy_name: str,
+    space: SearchSpace,
+    workload: str,
+    seed: int,
+    known: TaskPredictor | Part | None,
+    model: CostModel | None,
+    policy: Path | None,
+) -> tuple[SearchSpace, SearchStrategy]:
+    """The strategy that a run is about, and the space as it sees it; arguments as for `search`."""
+    name = strategy_name.removesuffix(INFORMED)
+    if name == strategy_name:
+        known = None
+    rng = generator(seed, "search", workload, name if known is None else strategy_name)
+    if known is not None:
+        space, model = KnownSpace(space, cast("TaskPredictor", known)), FewShotForest(known.family.order)
+    return space, make_strategy(name, space, rng, model=model, policy=policy)
+
+
+def _with_own(spent: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by phase of the benchmark: those `spent` on candidates, and a strategy's `own` by its stopwatch."""
+    phases = dict(spent)
+    for phase, own_s in own.items():
+        target = _PHASE_OF.get(phase, "search")
+        phases[target] = phases.get(target, 0.0) + own_s
+    return phases
 
 
 def replay(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,37 +47,6 @@ def tune(
     built: dict[str, Any] = {}
     batches: list[int] = []
 
-    @derived_object
-    class Builder(ms.builder.PyBuilder):
-        def build(self, inputs: list[Any]) -> list[Any]:
-            results = []
-            for entry in inputs:
-                path = str(folder / "built" / str(len(built)) / "library")
-                Path(path).parent.mkdir(parents=True)
-                built[path] = tvm.compile(entry.mod, entry.target).jit()
-                results.append(ms.builder.BuilderResult(path, None))
-            return results
-
-    @derived_object
-    class Runner(ms.runner.PyRunner):
-        def run(self, inputs: list[Any]) -> list[Any]:
-            batches.append(len(inputs))
-            return [Finished(built[entry.artifact_path]) for entry in inputs]
-
-    @derived_object
-    class Finished(ms.runner.PyRunnerFuture):
-        def __init__(self, library: Any) -> None:
-            super().__init__()
-            self._library = library
-
-        def done(self) -> bool:
-            return True
-
-        def result(self) -> Any:
-            np.testing.assert_allclose(_outputs(self._library, func), expected)
-            timer = self._library.time_evaluator("main", tvm.cpu(), number=1, repeat=2)
-            return ms.runner.RunnerResult(list(timer(*_ones(func)).results), None)
-
     _forget_logging()
     database = ms.tune_tir(
         func,
@@ -84,8 +54,8 @@ def tune(
         str(folder),
         max_trials_global=trials,
         num_trials_per_iter=per_round,
-        builder=Builder(),
-        runner=Runner(),
+        builder=_Builder(folder, built),
+        runner=_Runner(built, func, expected, batches),
         cost_model="random",
         strategy=strategy,
         space=space,
@@ -94,6 +64,60 @@ def tune(
     )
     _forget_logging()
     return database, batches
+
+
+@derived_object
+class _Builder(ms.builder.PyBuilder):
+    """Compiles in this process, and keeps the libraries by the paths it gives out."""
+
+    def __init__(self, folder: Path, built: dict[str, Any]) -> None:
+        super().__init__()
+        self._folder = folder
+        self._built = built
+
+    def build(self, inputs: list[Any]) -> list[Any]:
+        results = []
+        for entry in inputs:
+            path = str(self._folder / "built" / str(len(self._built)) / "library")
+            Path(path).parent.mkdir(parents=True)
+            self._built[path] = tvm.compile(entry.mod, entry.target).jit()
+            results.append(ms.builder.BuilderResult(path, None))
+        return results
+
+
+@derived_object
+class _Runner(ms.runner.PyRunner):
+    """Runs what was built in this process, and notes how many come at a time."""
+
+    def __init__(self, built: Mapping[str, Any], func: tirx.PrimFunc, expected: np.ndarray, batches: list[int]) -> None:
+        super().__init__()
+        self._built = built
+        self._func = func
+        self._expected = expected
+        self._batches = batches
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        self._batches.append(len(inputs))
+        return [_Finished(self._built[entry.artifact_path], self._func, self._expected) for entry in inputs]
+
+
+@derived_object
+class _Finished(ms.runner.PyRunnerFuture):
+    """Checks the outputs of one candidate, and times it, when its result is asked for."""
+
+    def __init__(self, library: Any, func: tirx.PrimFunc, expected: np.ndarray) -> None:
+        super().__init__()
+        self._library = library
+        self._func = func
+        self._expected = expected
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> Any:
+        np.testing.assert_allclose(_outputs(self._library, self._func), self._expected)
+        timer = self._library.time_evaluator("main", tvm.cpu(), number=1, repeat=2)
+        return ms.runner.RunnerResult(list(timer(*_ones(self._func)).results), None)
 
 
 def _ones(func: tirx.PrimFunc) -> list[Any]:

@@ -21,10 +21,10 @@ from calumma.core.errors import InputError
 from calumma.core.outputs import FileKind, check_output
 from calumma.core.rng import check_seed
 from calumma.core.values import Budget
-from calumma.pipeline import CompileOptions
+from calumma.pipeline import CompiledModel, CompileOptions
 from calumma.pipeline.compiled import compile_model
 from calumma.pipeline.destination import check_destination
-from calumma.results import CompileResult, LearnResult, TaskListing, TaskRow, TuneResult, task_rows
+from calumma.results import CompileResult, LearnResult, TaskListing, TaskRow, TuneResult, task_rows, tune_result
 
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
@@ -75,7 +75,8 @@ def compile(
     """Compile a model without measuring anything.
 
     Schedules come from the database where this machine has tuned the same workloads before, from a prior where that
-    is sure of something better than the templates' defaults, and from these otherwise.
+    is sure of something better than the templates' defaults, and from these otherwise. Long because this is the
+    reference of its arguments.
 
     Args:
         model: path or bytes of an ONNX model, a `torch.nn.Module` (with `example_inputs`), or an ExportedProgram.
@@ -120,9 +121,7 @@ def compile(
         predictor, note = zero_shot.predictor_for(prepared, prior)
         predicted = {} if predictor is None or defaults_won else zero_shot.choices(prepared, predictor, measured)
     compiled = compile_model(prepared, {**predicted, **recorded})
-    if destination is not None:
-        with prepared.phase("save"):
-            compiled.save(destination)
+    _save(compiled, prepared, destination)
     return CompileResult(
         path=destination,
         phases_s=dict(prepared.phases_s),
@@ -157,7 +156,7 @@ def tune(
 ) -> TuneResult:
     """Tune a model by measurement within a budget, and compile it with the best schedules found.
 
-    Ctrl-C ends the session early and keeps the best so far.
+    Ctrl-C ends the session early and keeps the best so far. Long because this is the reference of its arguments.
 
     Args:
         budget: seconds as a number or as text ("90s", "2m"), or seconds, trials or both as a `Budget`; importing and
@@ -208,6 +207,7 @@ def tune(
             predictor, note = zero_shot.predictor_for(prepared, prior)
             views = {} if predictor is None else zero_shot.views(prepared, predictor)
             first = zero_shot.first_candidates(views)
+            prior_name = None if predictor is None else predictor.prior.name
         session = TuningSession(
             [(task, prepared.spaces[task.workload.hash]) for task in prepared.tasks],
             runner,
@@ -225,11 +225,8 @@ def tune(
                 "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
                 "budget_s": budget.seconds,
                 "trials": budget.trials,
-                "threads": count,
-                "mcpu": target.mcpu,
-                "tolerance": tolerance,
-                "precision": precision,
-                "prior": None if predictor is None else predictor.prior.name,
+                **_conditions(prepared),
+                "prior": prior_name,
             },
             progress=on_event,
             contest=contest,
@@ -240,25 +237,8 @@ def tune(
     configs = {task.workload: task.config for task in result.tasks}
     latencies_s = {task.workload: task.latency_s for task in result.tasks if task.latency_s is not None}
     compiled = contest.compiled(configs, latencies_s, decided=result.contest is not None)
-    if destination is not None:
-        with prepared.phase("save"):
-            compiled.save(destination)
-    phases = dict(prepared.phases_s)
-    for name, seconds in result.phases_s.items():
-        phases[f"tune.{name}"] = seconds
-    return TuneResult(
-        path=destination,
-        phases_s=phases,
-        import_s=prepared.import_s,
-        executable=compiled.executable,
-        lowered=compiled.lowered,
-        session=result.session,
-        tasks=result.tasks,
-        contest=result.contest,
-        interrupted=result.interrupted,
-        prior=None if predictor is None else predictor.prior.name,
-        note=note,
-    )
+    _save(compiled, prepared, destination)
+    return tune_result(prepared, compiled, result, path=destination, prior=prior_name, note=note)
 
 
 def tasks(
@@ -310,7 +290,7 @@ def collect(
     """Measure configurations of many workloads, for prior knowledge to be learnt from.
 
     The same call with the same database goes on where the last one stopped. Ctrl-C ends the session early; whatever
-    was measured is in the database.
+    was measured is in the database. Long because this is the reference of its arguments.
 
     Args:
         models: ONNX files whose workloads are measured; without any, workloads are drawn from the distribution of the
@@ -345,13 +325,8 @@ def collect(
     if models:
         stream = workloads.model_workloads(models, target, exclude_hashes=held_out)
     else:
-        stream = workloads.drawn_workloads(
-            target,
-            seed=seed,
-            families=tuple(families) or tuple(SHARES),
-            exclude=exclude,
-            exclude_hashes=held_out,
-        )
+        drawn = tuple(families) or tuple(SHARES)
+        stream = workloads.drawn_workloads(target, seed=seed, families=drawn, exclude=exclude, exclude_hashes=held_out)
     with (
         _store(database) as store,
         closing(
@@ -477,15 +452,26 @@ def _recorded(prepared: PreparedModel, store: Store) -> tuple[Configs, Collectio
         cache_state=prepared.cache_state,
         toolchain=tvm_compat.toolchain(),
     )
-    same = {
+    defaults_won = tuned_lost(store.sessions(), prepared.model_hash, _conditions(prepared))
+    measured = {record.candidate.workload.hash for record in records}
+    return {} if defaults_won else recorded_configs(prepared, records), measured, defaults_won
+
+
+def _save(compiled: CompiledModel, prepared: PreparedModel, destination: Path | None) -> None:
+    """Write the artifact where the caller wants it, if anywhere."""
+    if destination is not None:
+        with prepared.phase("save"):
+            compiled.save(destination)
+
+
+def _conditions(prepared: PreparedModel) -> dict[str, Any]:
+    """What a session must have been tuned for to say something of this model, as it is kept with the session."""
+    return {
         "threads": prepared.threads,
         "mcpu": prepared.hardware.mcpu,
         "tolerance": prepared.tolerance,
         "precision": prepared.precision,
     }
-    defaults_won = tuned_lost(store.sessions(), prepared.model_hash, same)
-    measured = {record.candidate.workload.hash for record in records}
-    return {} if defaults_won else recorded_configs(prepared, records), measured, defaults_won
 
 
 def _store(database: str | PathLike[str] | Store | None, create: bool = True) -> AbstractContextManager[Store]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from calumma.pipeline.preparation import PreparedModel
     from calumma.prior.weights import Prior
     from calumma.tuner import ModelContest, TaskResult
+    from calumma.tuner.result import TuningResult
 
 
 @dataclass(frozen=True)
@@ -140,3 +141,28 @@ def task_rows(prepared: PreparedModel) -> tuple[TaskRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def tune_result(
+    prepared: PreparedModel,
+    compiled: CompiledModel,
+    tuned: TuningResult,
+    *,
+    path: Path | None,
+    prior: str | None,
+    note: str,
+) -> TuneResult:
+    """What tuning a model ended with; path, prior and note as in `TuneResult`."""
+    return TuneResult(
+        path=path,
+        phases_s={**prepared.phases_s, **{f"tune.{name}": seconds for name, seconds in tuned.phases_s.items()}},
+        import_s=prepared.import_s,
+        executable=compiled.executable,
+        lowered=compiled.lowered,
+        session=tuned.session,
+        tasks=tuned.tasks,
+        contest=tuned.contest,
+        interrupted=tuned.interrupted,
+        prior=prior,
+        note=note,
+    )

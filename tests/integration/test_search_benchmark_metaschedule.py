@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import types
+from typing import Any
 
 import pytest
 from tvm import s_tir, topi
@@ -23,51 +24,61 @@ from tests.prim_funcs import prim_func, tvm
 TARGET = tvm_compat.target_for("x86-64-v3")
 
 
+@derived_object
+class _Builder(ms.builder.PyBuilder):
+    """Builds nothing, and keeps what it was asked to build."""
+
+    def __init__(self, folder, built):
+        super().__init__()
+        self._folder = folder
+        self._built = built
+
+    def build(self, inputs):
+        results = []
+        for entry in inputs:
+            self._built.append(entry.mod)
+            path = self._folder / str(len(self._built)) / "library"
+            path.parent.mkdir()
+            results.append(ms.builder.BuilderResult(str(path), None))
+        return results
+
+
+@derived_object
+class _Runner(ms.runner.PyRunner):
+    def run(self, inputs):
+        return [_Finished(index) for index in range(len(inputs))]
+
+
+@derived_object
+class _Finished(ms.runner.PyRunnerFuture):
+    """Two made-up times; the second of a batch crashed."""
+
+    def __init__(self, index):
+        super().__init__()
+        self._index = index
+
+    def done(self):
+        return True
+
+    def result(self):
+        if self._index == 1:
+            return ms.runner.RunnerResult(None, "crashed")
+        return ms.runner.RunnerResult([1e-3, 3e-3], None)
+
+
 @pytest.mark.parametrize("space", ["own", "ours"])
 def test_its_trials_are_schedules_we_can_measure(space, monkeypatch, tmp_path):
     # Importing the intrinsics of all targets takes a quarter of a minute; plain AVX2 has rules that use none.
     sys.modules.setdefault("tvm.s_tir.tensor_intrin", types.ModuleType("tvm.s_tir.tensor_intrin"))
     logging.getLogger("tvm.s_tir.meta_schedule").handlers.clear()
     func = prim_func(lambda x, y: topi.einsum("bij,blj->bil", x, y), (2, 16, 24), (2, 12, 24))
-    built = []
-
-    @derived_object
-    class Builder(ms.builder.PyBuilder):
-        def build(self, inputs):
-            results = []
-            for entry in inputs:
-                built.append(entry.mod)
-                path = tmp_path / str(len(built)) / "library"
-                path.parent.mkdir()
-                results.append(ms.builder.BuilderResult(str(path), None))
-            return results
-
-    @derived_object
-    class Runner(ms.runner.PyRunner):
-        def run(self, inputs):
-            return [_Finished(index) for index in range(len(inputs))]
-
-    @derived_object
-    class _Finished(ms.runner.PyRunnerFuture):
-        def __init__(self, index):
-            super().__init__()
-            self.index = index
-
-        def done(self):
-            return True
-
-        def result(self):
-            return (
-                ms.runner.RunnerResult(None, "crashed")
-                if self.index == 1
-                else ms.runner.RunnerResult([1e-3, 3e-3], None)
-            )
+    built: list[Any] = []
 
     tune_tir = ms.tune_tir
 
     def in_process(*arguments, **options):
         assert options["num_tuning_cores"] == 2
-        return tune_tir(*arguments, **{**options, "builder": Builder(), "runner": Runner()})
+        return tune_tir(*arguments, **{**options, "builder": _Builder(tmp_path, built), "runner": _Runner()})
 
     monkeypatch.setattr(ms, "tune_tir", in_process)
     monkeypatch.setattr(tvm_compat, "target_for", lambda mcpu=None: TARGET)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,13 +75,7 @@ def records(
     Latencies compare only on the same CPU, with the same threads and cache state. A MetaSchedule database is exchanged
     for the kernels of --model alone, as calumma prepares them: nothing else in it is looked at.
     """
-    given = [
-        name
-        for name, value in zip(_EXCLUSIVE, (export_to, import_from, metaschedule_to, metaschedule_from), strict=True)
-        if value is not None
-    ]
-    if len(given) > 1:
-        raise click.UsageError(f"{given[0]} and {given[1]} exclude each other: do one after the other")
+    _check_exclusive(export_to, import_from, metaschedule_to, metaschedule_from)
     with_metaschedule = metaschedule_to is not None or metaschedule_from is not None
     if with_metaschedule != (model is not None):
         raise click.UsageError(
@@ -104,22 +99,34 @@ def records(
             return
         if sessions:
             known = store.sessions()
-            rows = [_session_row(entry) for entry in known]
             details = [{"options": entry.options, "summary": entry.summary} for entry in known]
-        else:
-            found = [
-                record
-                for record in store.records(session=session, threads=threads)
-                if record.candidate.workload.hash.startswith(workload or "")
-            ]
-            rows = [_record_row(record) for record in found] if everything else _best_rows(found)
-            details = [{} for _ in rows]
-        if rows:
-            out.table(list(rows[0]), [list(row.values()) for row in rows])
-        else:
-            out.line(f"nothing in {store.path} matches: `calumma tune` measures, --import adds a file's records")
-        document = [row | more for row, more in zip(rows, details, strict=True)]
-        out.document({"database": store.path, "rows": document})
+            _show(out, store, [_session_row(entry) for entry in known], details)
+            return
+        found = [
+            record
+            for record in store.records(session=session, threads=threads)
+            if record.candidate.workload.hash.startswith(workload or "")
+        ]
+        _show(out, store, [_record_row(record) for record in found] if everything else _best_rows(found))
+
+
+def _check_exclusive(*values: Path | None) -> None:
+    """Raise a UsageError unless at most one of the options `_EXCLUSIVE`, whose values these are, is given."""
+    given = [name for name, value in zip(_EXCLUSIVE, values, strict=True) if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{given[0]} and {given[1]} exclude each other: do one after the other")
+
+
+def _show(
+    out: Output, store: SqlStore, rows: Sequence[dict[str, Any]], details: Sequence[dict[str, Any]] | None = None
+) -> None:
+    """Print rows of equal columns; `details`, one for each, are for programs alone."""
+    if rows:
+        out.table(list(rows[0]), [list(row.values()) for row in rows])
+    else:
+        out.line(f"nothing in {store.path} matches: `calumma tune` measures, --import adds a file's records")
+    document = [row | more for row, more in zip(rows, details or [{}] * len(rows), strict=True)]
+    out.document({"database": store.path, "rows": document})
 
 
 def _exchange(

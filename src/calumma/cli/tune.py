@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ from calumma.cli.output import INTERRUPTED, Output
 from calumma.cli.progress import show_progress
 
 if TYPE_CHECKING:
-    from calumma.tuner import Event
+    from calumma.results import TuneResult
+    from calumma.tuner import Event, TaskResult
 
 _DEFAULT_BUDGET_S = 60.0
 
@@ -98,26 +100,15 @@ def tune(
             mcpu=mcpu,
             on_event=on_event,
         )
+    _show(out, model, result)
+    return INTERRUPTED if result.interrupted else None
+
+
+def _show(out: Output, model: Path, result: TuneResult) -> None:
+    """Say what was decided for every task, and for the model as a whole."""
     if result.note:
         out.status(result.note)
-    out.table(
-        ["task", "calls", "best ms", "default ms", "speedup", "roofline", "trials", "failed"],
-        [
-            (
-                task.name,
-                task.weight,
-                None if task.latency_s is None else task.latency_s * 1e3,
-                None if task.default_latency_s is None else task.default_latency_s * 1e3,
-                f"{task.default_latency_s / task.latency_s:.2f}x"
-                if task.latency_s and task.default_latency_s
-                else None,
-                None if task.roofline_share is None else f"{task.roofline_share:.0%}",
-                task.trials,
-                sum(task.failures.values()),
-            )
-            for task in sorted(result.tasks, key=lambda task: task.weight * (task.latency_s or 0.0), reverse=True)
-        ],
-    )
+    _show_tasks(out, result.tasks)
     for task in result.tasks:
         if task.latency_s is None and task.last_failure:
             out.line(f"{task.name}: nothing could be measured, the default is used; last: {task.last_failure}")
@@ -149,4 +140,25 @@ def tune(
             "tasks": result.tasks,
         }
     )
-    return INTERRUPTED if result.interrupted else None
+
+
+def _show_tasks(out: Output, tasks: Sequence[TaskResult]) -> None:
+    """One row a task, those with most of the model's time first."""
+    out.table(
+        ["task", "calls", "best ms", "default ms", "speedup", "roofline", "trials", "failed"],
+        [
+            (
+                task.name,
+                task.weight,
+                None if task.latency_s is None else task.latency_s * 1e3,
+                None if task.default_latency_s is None else task.default_latency_s * 1e3,
+                f"{task.default_latency_s / task.latency_s:.2f}x"
+                if task.latency_s and task.default_latency_s
+                else None,
+                None if task.roofline_share is None else f"{task.roofline_share:.0%}",
+                task.trials,
+                sum(task.failures.values()),
+            )
+            for task in sorted(tasks, key=lambda task: task.weight * (task.latency_s or 0.0), reverse=True)
+        ],
+    )

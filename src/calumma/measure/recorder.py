@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
 
 import numpy as np
 
 from calumma import tvm_compat
-from calumma.core.protocols import Runner, Store
+from calumma.core.protocols import Indices, Runner, Store
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status, Workload
 from calumma.measure.recording import SESSION, Corpus, RecordedKernel
@@ -66,32 +65,144 @@ def record(
         say: takes one line of progress per batch.
         clock: seconds, for rates.
     """
-    rows = space.members[generator(SEED, "order", name).permutation(len(space.members))]
-    first = (rows != space.default()).any(axis=1)  # the default leads: from the second batch on, slow ones stop early
-    rows = np.concatenate([rows[~first], rows[first]])
-    candidates = [Candidate(workload, space.template, space.version, space.decode(row)) for row in rows]
-    conditions: dict[str, Any] = {
-        "hardware": target.hardware.fingerprint,
-        "threads": runner.threads,
-        "cache_state": runner.cache_state,
-        "toolchain": tvm_compat.toolchain(),
-    }
+    recording = _Recording(name, workload, space, runner, store, target, say)
+    recording.measure_each(limit, clock)
+    if recording.waiting():
+        return None
+    top = recording.top()
+    recording.measure_again(top)
+    recording.verify(top)
+    return recording.corpus(source)
 
-    def known(session: str) -> dict[str, list[MeasureResult]]:
+
+class _Recording:
+    """A recording under way: what is known of each configuration, and what is still to be measured."""
+
+    def __init__(
+        self,
+        name: str,
+        workload: Workload,
+        space: SubSpace,
+        runner: Runner,
+        store: Store,
+        target: Target,
+        say: Callable[[str], None],
+    ) -> None:
+        """Take in what the store has; arguments as for `record`."""
+        self._name, self._workload, self._space = name, workload, space
+        self._runner, self._store, self._target, self._say = runner, store, target, say
+        rows = space.members[generator(SEED, "order", name).permutation(len(space.members))]
+        # The default leads: from the second batch on, slow ones stop early.
+        first = (rows != space.default()).any(axis=1)
+        self._candidates = self._of(np.concatenate([rows[~first], rows[first]]))
+        self._measured = self._known(SESSION)
+        self._best_s = min(
+            (result.latency_s for results in self._measured.values() for result in results), default=float("inf")
+        )
+
+    def waiting(self) -> list[Candidate]:
+        """What has to be measured, in the order of measuring."""
+        return [c for c in self._candidates if not _is_settled(self._measured.get(c.key, ()))]
+
+    def measure_each(self, limit: int | None, clock: Callable[[], float]) -> None:
+        """Measure what is waiting, at most `limit` of it."""
+        start, done, failed = clock(), 0, 0
+        while waiting := self.waiting()[: None if limit is None else limit - done]:
+            batch = waiting[:BATCH]
+            best_s = {self._workload.hash: self._best_s} if self._best_s < float("inf") else None
+            results = self._runner.measure(batch, best_s)
+            self._keep(batch, results, SESSION)
+            for candidate, result in zip(batch, results, strict=True):
+                self._measured.setdefault(candidate.key, []).append(result)
+            self._best_s = min([self._best_s, *(result.latency_s for result in results)])
+            done += len(batch)
+            failed += sum(result.status is not Status.OK for result in results)
+            rate = done / max(clock() - start, 1e-9)
+            self._say(
+                f"{self._name}: {len(self._measured)}/{len(self._candidates)}, {rate:.1f}/s, "
+                f"{(len(waiting) - len(batch)) / rate:.0f} s left, {failed} failed, best {self._best_s * 1e6:.1f} us"
+            )
+
+    def top(self) -> list[Candidate]:
+        """The fastest, and the default if it works; to be asked when nothing is waiting."""
+        ranked = sorted(self._candidates, key=lambda c: (self._measured[c.key][-1].latency_s, c.key))
+        default = self._candidates[0]
+        top = [*ranked[:TOP], *([default] if default in ranked[TOP:] else [])]
+        return [candidate for candidate in top if self._measured[candidate.key][-1].status is Status.OK]
+
+    def measure_again(self, top: Sequence[Candidate]) -> None:
+        """Measure the fastest until each has `PASSES` more measurements that worked."""
+        for turn in range(PASSES):
+            again = self._known(_AGAIN)
+            batch = [c for c in top if sum(result.status is Status.OK for result in again.get(c.key, [])) <= turn]
+            batch = [c for c in batch if all(r.status is not Status.WRONG_OUTPUT for r in again.get(c.key, []))]
+            if batch:
+                self._keep(batch, self._runner.measure(batch, {self._workload.hash: self._best_s}), _AGAIN)
+                self._say(
+                    f"{self._name}: the fastest and the default, {len(batch)} in all, measured again, "
+                    f"{turn + 1} of {PASSES}"
+                )
+
+    def verify(self, top: Sequence[Candidate]) -> None:
+        """Find those of the fastest that compute something else."""
+        verdicts = zip(top, self._runner.verify(top), strict=True)
+        wrong = [(c, verdict) for c, verdict in verdicts if verdict.status is Status.WRONG_OUTPUT]
+        if wrong:
+            self._keep([c for c, _ in wrong], [verdict for _, verdict in wrong], _AGAIN)
+            self._say(f"{self._name}: {len(wrong)} of the fastest compute something else: {wrong[0][1].reason}")
+
+    def corpus(self, source: RecordedKernel) -> Corpus:
+        """What all passes say, in the order of the space."""
+        again = self._known(_AGAIN)
+        settled = {c.key: _settled(self._measured[c.key][-1], again.get(c.key, [])) for c in self._candidates}
+        space = self._space
+        ordered = [settled[candidate.key] for candidate in self._of(space.members)]
+        return Corpus(
+            name=self._name,
+            source=source,
+            workload=self._workload,
+            template=space.template,
+            version=space.version,
+            values=space.values,
+            indices=space.members,
+            default=space.default(),
+            results=tuple(result for result, _, _ in ordered),
+            errors=np.array([error for _, error, _ in ordered]),
+            counts=np.array([count for _, _, count in ordered]),
+            hardware=self._target.hardware,
+            threads=self._runner.threads,
+            cache_state=self._runner.cache_state,
+            toolchain=tvm_compat.toolchain(),
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+
+    def _of(self, rows: Indices) -> list[Candidate]:
+        space = self._space
+        return [Candidate(self._workload, space.template, space.version, space.decode(row)) for row in rows]
+
+    def _known(self, session: str) -> dict[str, list[MeasureResult]]:
+        """What the store has of a session, by candidate."""
         found: dict[str, list[MeasureResult]] = {}
-        for entry in store.records(workloads=[workload.hash], session=session, **conditions):
+        for entry in self._store.records(
+            workloads=[self._workload.hash],
+            session=session,
+            hardware=self._target.hardware.fingerprint,
+            threads=self._runner.threads,
+            cache_state=self._runner.cache_state,
+            toolchain=tvm_compat.toolchain(),
+        ):
             found.setdefault(entry.candidate.key, []).append(entry.result)
         return found
 
-    def keep(batch: Sequence[Candidate], results: Sequence[MeasureResult], session: str) -> None:
-        store.append(
+    def _keep(self, batch: Sequence[Candidate], results: Sequence[MeasureResult], session: str) -> None:
+        self._store.append(
             [
                 MeasureRecord(
                     candidate,
                     result,
-                    target.hardware,
-                    runner.threads,
-                    runner.cache_state,
+                    self._target.hardware,
+                    self._runner.threads,
+                    self._runner.cache_state,
                     tvm_compat.toolchain(),
                     session=session,
                     strategy=SESSION,
@@ -100,67 +211,6 @@ def record(
                 for candidate, result in zip(batch, results, strict=True)
             ]
         )
-
-    def open_questions(measured: Mapping[str, Sequence[MeasureResult]]) -> list[Candidate]:
-        return [c for c in candidates if not _is_settled(measured.get(c.key, ()))]
-
-    measured = known(SESSION)
-    best_s = min((r.latency_s for results in measured.values() for r in results), default=float("inf"))
-    start, done, failed = clock(), 0, 0
-    while waiting := open_questions(measured)[: None if limit is None else limit - done]:
-        batch = waiting[:BATCH]
-        results = runner.measure(batch, {workload.hash: best_s} if best_s < float("inf") else None)
-        keep(batch, results, SESSION)
-        for candidate, result in zip(batch, results, strict=True):
-            measured.setdefault(candidate.key, []).append(result)
-        best_s = min([best_s, *(result.latency_s for result in results)])
-        done += len(batch)
-        failed += sum(result.status is not Status.OK for result in results)
-        rate = done / max(clock() - start, 1e-9)
-        say(
-            f"{name}: {len(measured)}/{len(candidates)}, {rate:.1f}/s, {(len(waiting) - len(batch)) / rate:.0f} s "
-            f"left, {failed} failed, best {best_s * 1e6:.1f} us"
-        )
-    if open_questions(measured):
-        return None
-    ranked = sorted(candidates, key=lambda c: (measured[c.key][-1].latency_s, c.key))
-    default = candidates[0]
-    top = [*ranked[:TOP], *([default] if default in ranked[TOP:] else [])]
-    top = [candidate for candidate in top if measured[candidate.key][-1].status is Status.OK]
-    for turn in range(PASSES):
-        again = known(_AGAIN)
-        batch = [c for c in top if sum(result.status is Status.OK for result in again.get(c.key, [])) <= turn]
-        batch = [c for c in batch if all(r.status is not Status.WRONG_OUTPUT for r in again.get(c.key, []))]
-        if batch:
-            keep(batch, runner.measure(batch, {workload.hash: best_s}), _AGAIN)
-            say(f"{name}: the fastest and the default, {len(batch)} in all, measured again, {turn + 1} of {PASSES}")
-    verdicts = runner.verify(top)
-    wrong = [(c, verdict) for c, verdict in zip(top, verdicts, strict=True) if verdict.status is Status.WRONG_OUTPUT]
-    if wrong:
-        keep([c for c, _ in wrong], [verdict for _, verdict in wrong], _AGAIN)
-        say(f"{name}: {len(wrong)} of the fastest compute something else: {wrong[0][1].reason}")
-    again = known(_AGAIN)
-    settled = {c.key: _settled(measured[c.key][-1], again.get(c.key, [])) for c in candidates}
-    everything = [Candidate(workload, space.template, space.version, space.decode(row)) for row in space.members]
-    ordered = [settled[candidate.key] for candidate in everything]
-    return Corpus(
-        name=name,
-        source=source,
-        workload=workload,
-        template=space.template,
-        version=space.version,
-        values=space.values,
-        indices=space.members,
-        default=space.default(),
-        results=tuple(result for result, _, _ in ordered),
-        errors=np.array([error for _, error, _ in ordered]),
-        counts=np.array([count for _, _, count in ordered]),
-        hardware=target.hardware,
-        threads=runner.threads,
-        cache_state=runner.cache_state,
-        toolchain=tvm_compat.toolchain(),
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
 
 
 def _is_settled(results: Sequence[MeasureResult]) -> bool:

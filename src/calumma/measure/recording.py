@@ -125,7 +125,7 @@ class Corpus:
         if (whole.template, whole.version) != (self.template, self.version):
             raise InputError(
                 f"corpus {self.name} is of template {self.template} version {self.version}, here it is "
-                f"{whole.template} version {whole.version}: record it again (--record {self.name})"
+                f"{whole.template} version {whole.version}: record it again"
             )
         column = {name: self.indices[:, d] for d, name in enumerate(self.values)}
         absent = np.zeros(len(self.indices), dtype=np.int32)
@@ -201,8 +201,8 @@ def load(name: str, folder: Path) -> Corpus:
     path = folder / f"{name}.npz"
     if not path.exists():
         known = ", ".join(sorted(path.stem for path in folder.glob("[!.]*.npz"))) or "none"
-        raise InputError(f"no corpus {name!r} in {folder} (there: {known}): record it with --record {name}")
-    return archives.load(path, FORMAT, _restored, f"restore it, or record it again (--record {name})")
+        raise InputError(f"no corpus {name!r} in {folder} (there: {known}): record it first")
+    return archives.load(path, FORMAT, _restored, "restore it, or record it again")
 
 
 def _restored(header: Mapping[str, Any], arrays: archives.Arrays) -> Corpus:

@@ -26,7 +26,7 @@ from calumma.prior.training import EMPHASIS
 from calumma.search.views import View
 
 RIDGE = 0.3
-"""Chosen on three recordings of held-out convolutions (docs/prior.md)."""
+"""Chosen on three recordings of held-out convolutions (docs/results/prior.md)."""
 MOST = 512
 """Learns from so many of the fastest at most: the time of a fit grows with their number cubed."""
 

@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Size of the forests. Compared on held-out workloads in docs/prior.md."""
+    """Size of the forests. Compared on held-out workloads in docs/results/prior.md."""
 
     members: int = 6
     trees: int = 50

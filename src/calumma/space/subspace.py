@@ -15,7 +15,7 @@ them (`chosen`): a few hundred configurations each of all would leave each of th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -207,6 +207,36 @@ def part_of(
             f"the space of template {whole.template} has {count:.0f} valid configurations, a corpus needs {least}: "
             "choose a larger workload"
         )
+    kept = _dropped(kept, always, count, lambda fewer: _count(whole, fewer, inert, rng), rng, least, most)
+    values = {knob.name: [knob.values[i] for i in indices] for knob, indices in zip(whole.knobs, kept, strict=True)}
+    start = [int(np.flatnonzero(indices == index)[0]) for indices, index in zip(kept, default, strict=True)]
+    part = SubSpace(whole, values, default=start)
+    if not least <= len(part.members) <= max(most, LARGEST):
+        raise InputError(
+            f"no part of template {whole.template}'s space has {least} to {LARGEST} configurations, the last one had "
+            f"{len(part.members)}: choose another workload"
+        )
+    return part
+
+
+def _dropped(
+    kept: list[NDArray[np.int64]],
+    always: Sequence[set[int]],
+    count: float,
+    counted: Callable[[list[NDArray[np.int64]]], float],
+    rng: np.random.Generator,
+    least: int,
+    most: int,
+) -> list[NDArray[np.int64]]:
+    """Drop values at random by the rule above, until about `most` configurations are left or no drop leads there.
+
+    Args:
+        kept: positions of the values to begin with, by knob.
+        always: positions of those that stay, by knob.
+        count: valid configurations of the grid of `kept`.
+        counted: kept values -> valid configurations of their grid.
+        rng, least, most: as for `part_of`.
+    """
     failures, single = 0, False
     while count > most and failures < _TRIES:
         droppable = [sorted(set(indices.tolist()) - keep) for indices, keep in zip(kept, always, strict=True)]
@@ -217,22 +247,14 @@ def part_of(
         n = 1 if single else max(1, len(kept[d]) // 4)
         fewer = kept.copy()
         fewer[d] = np.setdiff1d(kept[d], rng.permutation(droppable[d])[:n])
-        left = _count(whole, fewer, inert, rng)
+        left = counted(fewer)
         if left >= least:
             kept, count, failures = fewer, left, 0
         else:
             failures += 1
             if failures == _TRIES // 2:
                 single = True
-    values = {knob.name: [knob.values[i] for i in indices] for knob, indices in zip(whole.knobs, kept, strict=True)}
-    start = [int(np.flatnonzero(indices == index)[0]) for indices, index in zip(kept, default, strict=True)]
-    part = SubSpace(whole, values, default=start)
-    if not least <= len(part.members) <= max(most, LARGEST):
-        raise InputError(
-            f"no part of template {whole.template}'s space has {least} to {LARGEST} configurations, the last one had "
-            f"{len(part.members)}: choose another workload"
-        )
-    return part
+    return kept
 
 
 def _inert(whole: KnobSpace, rng: np.random.Generator) -> list[int]:

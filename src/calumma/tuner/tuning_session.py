@@ -63,7 +63,7 @@ class TuningSession:
         known: Mapping[str, TaskPredictor] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare a session; nothing is measured before `run`.
+        """Prepare a session; nothing is measured before `run`. Long because this is the reference of its arguments.
 
         Args:
             tasks: the distinct workloads of the model, each with its design space.
