@@ -13,8 +13,8 @@ from calumma.testing import SimulatedRunner, ToySpace
 from calumma.tuner import (
     REMEASURED,
     TuningResult,
-    TuningSession,
 )
+from calumma.tuner.tuning_session import TuningSession
 
 HARDWARE = Hardware("Toy CPU", "generic", 512, 32 << 10, 1 << 20, 32 << 20, 2)
 ORDERS = ("xck", "xkc", "cxk", "kxc")
