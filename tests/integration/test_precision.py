@@ -186,7 +186,7 @@ def test_a_cpu_without_it_is_refused(mcpu, tmp_path, capsys):
     options = ["--precision", "bf16", "--mcpu", mcpu]
     assert main(["compile", str(path), "-o", str(tmp_path / "model.so"), *options]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].endswith(f"precision='bf16': {mcpu} has no AVX512_BF16, which it needs; use fp32")
+    assert lines[-1].endswith(f"precision='bf16': {mcpu} has no bfloat16 dot product, which it needs; use fp32")
     with pytest.raises(InputError, match="precision='int8': there is no such precision; one of fp32, bf16"):
         api.tasks(path, precision="int8")
 

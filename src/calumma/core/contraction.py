@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ml_dtypes  # noqa: F401 - makes NumPy know "bfloat16"
-import numpy as np
-
 from calumma.core import extensions
 from calumma.core.errors import InputError
 
@@ -41,12 +38,19 @@ class Contraction:
     @property
     def read_bytes(self) -> int:
         """Bytes of one element of an operand."""
-        return np.dtype(self.read).itemsize
+        return _bytes_of(self.read)
 
     @property
     def accumulate_bytes(self) -> int:
         """Bytes of one sum."""
-        return np.dtype(self.accumulate).itemsize
+        return _bytes_of(self.accumulate)
+
+
+def _bytes_of(dtype: str) -> int:
+    import ml_dtypes  # noqa: F401 - makes NumPy know "bfloat16"; not needed by those who only name contractions
+    import numpy as np
+
+    return np.dtype(dtype).itemsize
 
 
 FLOAT32 = Contraction("fp32", "float32")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import ml_dtypes  # noqa: F401 - makes NumPy know "bfloat16"
 import numpy as np
 from numpy.typing import NDArray
 from tvm import te, tirx

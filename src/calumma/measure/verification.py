@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import ml_dtypes  # noqa: F401 - makes NumPy know "bfloat16"
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,7 +49,7 @@ def poisoned(shape: Sequence[int], dtype: str) -> NDArray:
 
 
 def numpy_dtype(dtype: str) -> np.dtype:
-    """NumPy's dtype of TVM's name; those that NumPy lacks come from `ml_dtypes`, which `core.contraction` imports."""
+    """NumPy's dtype of TVM's name; those that NumPy lacks come from `ml_dtypes`."""
     return np.dtype(dtype)
 
 
