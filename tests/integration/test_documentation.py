@@ -6,7 +6,7 @@ A page is one fresh process in a folder of its own, and its blocks run from top 
     ```python file=NAME.py          added to that file
     ```console                      the lines after "$ " run in bash, the others are output
     ```console not-run: REASON      neither; how many of these there are is bounded
-    ```console needs: AVX512_BF16   a CPU that has no bfloat16 refuses the first command in one line that names it
+    ```console needs: bfloat16      a CPU that has no bfloat16 refuses the first command in one line that names it
     ```text                         no code
 
 The folder holds a small `resnet50.onnx`, its input `image.npy`, `dynamic.onnx`, whose batch is open, and, where a page

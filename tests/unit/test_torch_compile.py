@@ -37,7 +37,7 @@ def test_options() -> None:
         ({"threads": 1 << 20}, r"option threads=1048576: this machine has \d+ logical cores"),
         ({"budget": -1}, "option budget: '?-1'? is not a length of time"),
         ({"budget": "soon"}, "option budget: 'soon' is not a length of time"),
-        ({"precision": "int8"}, "option precision='int8': give one of fp32, bf16"),
+        ({"precision": "int8"}, "option precision='int8': there is no such precision; one of fp32, bf16"),
         ({"tolerance": -1}, "option tolerance=-1: give a relative error of 0 or more"),
         ({"tolerance": float("inf")}, "option tolerance=inf: give a relative error of 0 or more"),
         ({"tolerance": "low"}, "option tolerance='low': give a relative error of 0 or more"),
