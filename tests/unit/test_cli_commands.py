@@ -18,6 +18,7 @@ from calumma.artifact import KernelTime, Profile, TensorSpec
 from calumma.cli import main
 from calumma.core.errors import ArtifactError, InternalError, ModelError
 from calumma.core.values import Budget, Status
+from calumma.frontend.lowering import LeftToTvm
 from calumma.tuner import ModelContest, NewBest, PhaseStarted, TaskResult
 
 
@@ -259,6 +260,7 @@ def test_tasks_lists_and_sums(api: FakeApi, model: Path, capsys: pytest.CaptureF
     api.answers["tasks"] = SimpleNamespace(
         rows=(SimpleNamespace(**row),),
         layout_transforms=2,
+        left_to_tvm=(),
         peak_gflop_per_s=100.0,
         machine="peak 100 GFLOP/s is 99% of what the clock allows",
         import_s=1.0,
@@ -266,10 +268,32 @@ def test_tasks_lists_and_sums(api: FakeApi, model: Path, capsys: pytest.CaptureF
     )
     assert main(["tasks", str(model)]) == 0
     text = capsys.readouterr().out
+    assert "lowered by" not in text
     assert "1x16x7" in text
     assert "123,456" in text
     assert "1 tasks, 3 calls, 1.50 GFLOP, bound 3.75 ms" in text
     assert "layout transforms left: 2" in text
+
+
+@pytest.mark.parametrize(
+    "left, shown",
+    [
+        ((), ["every operator is lowered by a rule of calumma"]),
+        (
+            (LeftToTvm("einsum_3", "einsum", ()), LeftToTvm("pool_1", "nn.avg_pool2d", ("its layout is NHWC",))),
+            ["einsum_3", "calumma has no rule for this operator", "pool_1", "its layout is NHWC"],
+        ),
+    ],
+)
+def test_tasks_explains_what_tvm_lowers(
+    api: FakeApi, model: Path, capsys: pytest.CaptureFixture[str], left: tuple[LeftToTvm, ...], shown: list[str]
+) -> None:
+    api.answers["tasks"] = SimpleNamespace(
+        rows=(), layout_transforms=0, left_to_tvm=left, peak_gflop_per_s=1.0, machine="", import_s=1.0, phases_s={}
+    )
+    assert main(["tasks", str(model), "--explain"]) == 0
+    text = capsys.readouterr().out
+    assert all(part in text for part in shown), text
 
 
 class FakeArtifact:
