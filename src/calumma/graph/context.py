@@ -53,14 +53,20 @@ class LoweringContext:
     """A Relax module under construction.
 
     Attributes:
-        target: the CPU; `lanes` are its float32 values per vector, which is also the block of channels.
+        target: the CPU.
+        lanes: its float32 values per vector, which is also the block of channels.
         contraction: what contractions read.
         users: node -> the nodes that read it.
         builder: of the module's `main`.
-        values: node -> its value, or `ChannelParts` of a split.
-        params: the packed parameters; `param_vars` are their variables.
         transforms: kernels so far that only change the layout of an activation.
     """
+
+    values: dict[Node, Any]
+    """Node -> its value, or `ChannelParts` of a split."""
+    params: list[np.ndarray]
+    """The packed parameters."""
+    param_vars: list[relax.Var]
+    """Their variables, in the same order."""
 
     def __init__(
         self,
@@ -74,9 +80,9 @@ class LoweringContext:
         self.contraction = contraction
         self.users = users
         self.builder = relax.BlockBuilder()
-        self.values: dict[Node, Any] = {}
-        self.params: list[np.ndarray] = []
-        self.param_vars: list[relax.Var] = []
+        self.values = {}
+        self.params = []
+        self.param_vars = []
         self.transforms = 0
         self._types = stored_types
         self._packed: dict[tuple, relax.Var] = {}
