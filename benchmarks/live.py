@@ -47,14 +47,13 @@ from benchmarks.sessions import RunLog, WallClock
 from calumma import tvm_compat
 from calumma.core import durations
 from calumma.core.errors import EnvironmentFault, InputError
-from calumma.core.protocols import Runner
+from calumma.core.protocols import Runner, Template
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, KnobValue, MeasureRecord, MeasureResult, Status, Workload
 from calumma.database import SqlStore
 from calumma.measure import LocalRunner
 from calumma.operators import design_space
 from calumma.search import make_strategy, strategy_names
-from calumma.space import KnobSpace
 from calumma.target import Target
 
 MODELS = ("bvlc_alexnet", "vgg19", "resnet18")
@@ -83,7 +82,7 @@ class Task:
 
     name: str
     workload: Workload
-    space: KnobSpace
+    space: Template
 
 
 class TracedSpace:

@@ -30,6 +30,7 @@ import onnx
 import pytest
 from markdown_it import MarkdownIt
 
+from calumma.core.contraction import BFLOAT16
 from tests import isas
 from tests.onnx_models import Model
 
@@ -116,7 +117,7 @@ def script(page: Path) -> str:
             continue
         if block.file is not None:
             code = [f"print({block.content!r}, file=open({block.file!r}, 'a'))"]
-        elif block.instructions and isas.target().dot_product("bfloat16") is None:
+        elif block.instructions and isas.target().dot_product(BFLOAT16) is None:
             code = [REFUSED.format(command=block.commands.splitlines()[0], name=block.instructions)]
         elif block.language == "console":
             command = ["bash", "-euo", "pipefail", "-c", block.commands]

@@ -19,14 +19,25 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
 
-def run(code: str, extension: str, folder: Path, **environment: str) -> str:
+def environment(folder: Path, module: str, path: Path | None = None) -> dict[str, str]:
+    """Variables of a process with an extension, and with records of its own."""
+    found = [str(path)] if path is not None else []
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*found, *sys.path]),
+        "CALUMMA_EXTENSIONS": module,
+        "CALUMMA_DB": str(folder / "records.sqlite"),
+        "COLUMNS": "200",
+    }
+
+
+def run(code: str, extension: str, folder: Path) -> str:
     """Run a program that finds calumma's extension by its name in the environment; returns what it printed."""
-    path = os.pathsep.join([str(EXAMPLES / extension.partition(":")[0]), *sys.path])
-    module = extension.partition(":")[2]
+    example, _, module = extension.partition(":")
     process = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "CALUMMA_EXTENSIONS": module, **environment},
+        env=environment(folder, module, EXAMPLES / example),
         capture_output=True,
         text=True,
         timeout=240,
@@ -98,42 +109,48 @@ assert all(r.result.status == "ok" for r in records), [r.result.reason for r in 
 def test_without_the_extension_the_operator_is_left_to_tvm(tmp_path: Path) -> None:
     wave(tmp_path)
     command = [sys.executable, "-m", "calumma", "tasks", "wave.onnx", "--explain"]
-    path = os.pathsep.join(sys.path)
-    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
-    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        command, cwd=tmp_path, env=environment(tmp_path, ""), capture_output=True, text=True, check=True
+    ).stdout
     assert re.search(r"nn\.conv1d\W+calumma has no rule for this operator", shown), shown
 
 
-def test_a_contraction_reads_half_precision(tmp_path: Path) -> None:
+@pytest.mark.parametrize("isa", isas.ISAS)
+def test_a_contraction_reads_half_precision(isa: str, tmp_path: Path) -> None:
+    options = f'threads=2, precision="fp16", mcpu={None if isa == isas.NATIVE else isa!r}'
     m = Model()
     x = m.op("Relu", m.conv(m.input(1, 32, 10, 10), (32, 48), 1))
     y = m.op("Relu", m.conv(x, (48, 48)))
     z = m.linear(m.op("Flatten", m.op("GlobalAveragePool", y)), (48, 10))
     (tmp_path / "model.onnx").write_bytes(m.bytes(z))
-    code = """
+    code = f"""
 import numpy as np, calumma
 x = np.random.default_rng(0).standard_normal((1, 32, 10, 10), dtype=np.float32)
 full = calumma.compile("model.onnx", threads=2)
-half = calumma.compile("model.onnx", threads=2, precision="fp16")
+half = calumma.compile("model.onnx", {options})
 (name,) = (spec.name for spec in full.artifact.inputs)
-(a,), (b,) = (c.artifact.run({name: x}) for c in (full, half))
+(a,), (b,) = (c.artifact.run({{name: x}}) for c in (full, half))
 assert 0 < np.abs(a - b).max() < 1e-2 * np.abs(a).max()
 from calumma.pipeline import CompileOptions
 from calumma.pipeline.preparation import prepare
-prepared = prepare("model.onnx", CompileOptions(threads=2, precision="fp16"))
+prepared = prepare("model.onnx", CompileOptions({options}))
 assert [str(p.dtype) for p in prepared.graph.params].count("float16") == 3
-tuned = calumma.tune("model.onnx", threads=2, precision="fp16", budget=calumma.Budget(trials=6))
-(c,) = tuned.artifact.run({name: x})
+tuned = calumma.tune("model.onnx", {options}, budget=calumma.Budget(trials=4))
+(c,) = tuned.artifact.run({{name: x}})
 assert np.abs(a - c).max() < 1e-2 * np.abs(a).max()
 """
     run(code, "contraction:half", tmp_path)
 
 
+@pytest.mark.skipif("x86-64-v3" not in isas.RUNNABLE, reason="this CPU cannot run code for a Haswell")
 def test_a_cpu_has_costs_of_its_own(tmp_path: Path) -> None:
+    wave(tmp_path)
     code = """
+import numpy as np, calumma
 from calumma import tvm_compat
-from calumma.core import extensions
-extensions.load_installed()
+known = np.load("wave.npz")
+(z,) = calumma.compile("wave.onnx", threads=2, mcpu="haswell").artifact.run({"x": known["x"]})
+np.testing.assert_allclose(z, known["expected"], rtol=1e-4, atol=1e-4)
 ours, theirs = tvm_compat.target_for("haswell"), tvm_compat.target_for("x86-64-v3")
 assert (ours.costs.tile.accumulators, ours.registers, ours.lanes) == (10, 16, 8)
 assert theirs.costs.tile.accumulators != 10
@@ -145,8 +162,8 @@ assert type(ours).from_text(ours.to_text()) == ours
 def test_an_extension_that_cannot_be_imported_is_one_line(tmp_path: Path) -> None:
     wave(tmp_path)
     command = [sys.executable, "-m", "calumma", "tasks", "wave.onnx"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CALUMMA_EXTENSIONS": "no_such_module"}
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    variables = environment(tmp_path, "no_such_module")
+    process = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert process.returncode == 2
     assert "extension no_such_module cannot be imported" in process.stderr
     assert "Traceback" not in process.stderr

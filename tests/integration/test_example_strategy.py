@@ -11,7 +11,7 @@ import pytest
 import calumma
 from calumma.core import extensions
 from calumma.database import MemoryStore
-from calumma.search import lookup, strategy_names
+from calumma.search import strategy_names
 from calumma.testing.strategy_suite import StrategyConformance
 from tests.onnx_models import Model
 
@@ -22,15 +22,12 @@ MODULE, NAME = "hill_climbing", "hill-climbing"
 @pytest.fixture(scope="module", autouse=True)
 def extension() -> Iterator[None]:
     """The example named in the environment, and forgotten afterwards."""
-    extensions.load_installed.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, extensions.temporary_registrations():
         patch.syspath_prepend(EXAMPLE)
         patch.setenv(extensions.VARIABLE, MODULE)
         assert NAME in strategy_names()
         yield
-    lookup.unregister_strategy(NAME)
     del sys.modules[MODULE]
-    extensions.load_installed.cache_clear()
 
 
 class TestHillClimbing(StrategyConformance):

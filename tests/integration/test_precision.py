@@ -12,6 +12,7 @@ import calumma
 from calumma import api
 from calumma.artifact import Artifact
 from calumma.cli import main
+from calumma.core.contraction import BFLOAT16
 from calumma.core.errors import InputError
 from calumma.core.values import Budget, Status
 from calumma.database import MemoryStore
@@ -21,7 +22,7 @@ from calumma.pipeline.preparation import prepare
 from tests import isas
 from tests.onnx_models import Model, assert_close, reference
 
-runs_bfloat16 = pytest.mark.skipif(isas.target().dot_product("bfloat16") is None, reason="this CPU has no AVX512_BF16")
+runs_bfloat16 = pytest.mark.skipif(isas.target().dot_product(BFLOAT16) is None, reason="this CPU has no AVX512_BF16")
 OTHER = "cooperlake"
 """A CPU that has AVX512_BF16, for what is compiled and not run: on any machine."""
 TOLERANCE = 2e-2

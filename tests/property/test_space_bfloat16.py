@@ -30,7 +30,7 @@ WINDOWS = {
     "rectangular": Window((1, 5), (1, 2), (1, 1), (0, 2, 0, 2)),
 }
 needs_dot_products = pytest.mark.skipif(
-    isas.target().dot_product("bfloat16") is None, reason="this CPU has no AVX512_BF16"
+    isas.target().dot_product(BFLOAT16) is None, reason="this CPU has no AVX512_BF16"
 )
 
 
@@ -136,7 +136,7 @@ def test_without_the_instructions_the_same_comes_out(level):
     """The schedule stays right where nothing is put in its place; AVX-512 without bfloat16 rounds by arithmetic."""
     values = reference.random(4, 64)
     target = isas.target(level)
-    assert target.dot_product("bfloat16") is None
+    assert target.dot_product(BFLOAT16) is None
     func = prim_func(lambda x: casts.widen(narrow(x)), values.shape)
     expected = rounded(values).astype(np.float32)
     check_space(design_space, func, [values], expected, target, n=2, tolerance=0)

@@ -62,3 +62,31 @@ def test_the_arguments_of_a_cut_kernel_are_read_once():
     for function in extracted(chain("Tanh", 6, 2, 20)).parts.functions.values():
         sch = s_tir.Schedule(function)
         assert all(loops.points(sch, block) == 40 for block in loops.blocks_of(sch))
+
+
+def test_a_diamond_counts_its_longest_side():
+    m = Model()
+    x = m.input(4)
+    for _ in range(20):
+        x = m.op("Mul", x, m.op("Abs", x))
+    assert len(extracted(m.bytes(x)).parts.tasks) <= 3, "40 kernels in a row, expanded 2^20 times"
+
+
+def test_a_chain_goes_on_behind_a_split():
+    m = Model()
+    x = m.input(2, 40)
+    for _ in range(4):
+        x = m.op("Tanh", x)
+    left, right = m.op("Split", x, outputs=2, axis=1)
+    for _ in range(4):
+        left = m.op("Tanh", left)
+    artifact = compiled(import_model(m.bytes(left, right)))
+    data = np.random.default_rng(0).standard_normal((2, 40), dtype=np.float32)
+    expected = data.astype(np.float64)
+    for _ in range(4):
+        expected = np.tanh(expected)
+    halves = artifact.run({artifact.inputs[0].name: data})
+    np.testing.assert_allclose(halves[1], expected[:, 20:], rtol=1e-5)
+    for _ in range(4):
+        expected = np.tanh(expected)
+    np.testing.assert_allclose(halves[0], expected[:, :20], rtol=1e-5)

@@ -11,8 +11,8 @@ from tests.prim_funcs import prim_func  # loads TVM with its threads set
 from tvm import te
 
 from calumma import tvm_compat
+from calumma.core.extensions import extensions, temporary_registrations
 from calumma.operators import Operator, design_space, register
-from calumma.operators.registry import unregister
 from calumma.space import fallback
 from calumma.space.blocks import OPERATOR
 
@@ -26,11 +26,12 @@ def test_a_registered_template_is_chosen_by_the_annotation() -> None:
 
     func, target = prim_func(twice, (64,)), tvm_compat.target_for()
     assert design_space(func, target, 2).template == "injective"
-    register(Operator("marked", space=Marked))
-    try:
+    with temporary_registrations():
+        register(Operator("marked", space=Marked))
         assert design_space(func, target, 2).template == "marked"
-    finally:
-        unregister("marked")
+        assert extensions() == (__name__,), "workers import the module that registered it"
+    assert design_space(func, target, 2).template == "injective"
+    assert extensions() == ()
 
 
 @pytest.mark.parametrize("operator", ["conv2d", "matmul"])

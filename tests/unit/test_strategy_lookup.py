@@ -21,7 +21,6 @@ from calumma.search import (
     SearchStrategy,
     StrategyParts,
     check_strategy,
-    lookup,
     make_strategy,
     register_strategy,
     strategy_name,
@@ -39,9 +38,9 @@ def luck(parts: StrategyParts) -> SearchStrategy:
 
 @pytest.fixture
 def registered() -> Iterator[str]:
-    register_strategy("luck", luck)
-    yield "luck"
-    lookup.unregister_strategy("luck")
+    with extensions.temporary_registrations():
+        register_strategy("luck", luck)
+        yield "luck"
 
 
 def test_a_registered_preset_is_made_by_name(registered: str) -> None:
@@ -65,15 +64,13 @@ def test_an_extension_is_imported_when_an_unknown_name_is_looked_up(
     (tmp_path / "fortune_extension.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv(extensions.VARIABLE, "fortune_extension")
-    extensions.load_installed.cache_clear()
-    try:
+    with extensions.temporary_registrations():
         make_strategy("random", SPACE, generator(0, "test"))
         assert "fortune_extension" not in sys.modules
         assert len(make_strategy("fortune", SPACE, generator(0, "test")).ask(4)) == 4
-        lookup.unregister_strategy("fortune")
-    finally:
-        sys.modules.pop("fortune_extension", None)
-        extensions.load_installed.cache_clear()
+    del sys.modules["fortune_extension"]
+    with pytest.raises(InputError, match="no strategy is called 'fortune'"):
+        make_strategy("fortune", SPACE, generator(0, "test"))
 
 
 def test_a_preset_gets_what_the_caller_has() -> None:

@@ -10,7 +10,9 @@ import pytest
 
 import calumma
 from calumma import target, tvm_compat
+from calumma.core.contraction import BFLOAT16
 from calumma.core.errors import InputError
+from calumma.core.extensions import temporary_registrations
 from calumma.core.values import Hardware
 from calumma.target import Facts, Target, describe, kind_of, register_target
 
@@ -41,7 +43,7 @@ def test_widths_registers_and_dot_products_follow_from_features(
     found = described("x86-64", mcpu, features)
     assert (found.kind, found.vector_bits, found.registers, found.lanes) == ("x86-64", bits, registers, bits // 32)
     assert (found.line_bytes, found.l1_way_bytes, found.probe_chains) == (64, 4096, 24 if registers == 32 else 12)
-    dot = found.dot_product("bfloat16")
+    dot = found.dot_product(BFLOAT16)
     assert (dot is not None) == pairs
     if dot is not None:
         assert (dot.pack, dot.lanes, dot.accumulates) == (2, found.lanes, "float32")
@@ -70,13 +72,22 @@ def test_an_architecture_is_registered_once() -> None:
     def family(facts: Facts) -> Target:
         return replace(described("none", facts.mcpu, facts.features), kind="mine", registers=8)
 
-    register_target("mine", family)
-    try:
+    with temporary_registrations():
+        register_target("mine", family)
         assert described("mine", "m1", frozenset()).registers == 8
         with pytest.raises(InputError, match=r"mine.*already"):
             register_target("mine", family)
-    finally:
-        del target._FAMILIES["mine"]
+    assert described("mine", "m1", frozenset()).kind == "generic"
+
+
+def test_one_cpu_has_a_family_of_its_own() -> None:
+    def family(facts: Facts) -> Target:
+        return replace(described("x86-64", "another", facts.features), registers=8)
+
+    with temporary_registrations():
+        register_target("znver5", family)
+        assert described("x86-64", "znver5", ZNVER5).registers == 8
+        assert described("x86-64", "znver4", ZNVER5).registers == 32
 
 
 @pytest.mark.parametrize(

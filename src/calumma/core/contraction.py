@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from calumma.core import extensions
 from calumma.core.errors import InputError
+from calumma.core.extensions import Registry
 
 
 @dataclass(frozen=True)
@@ -53,44 +54,56 @@ def _bytes_of(dtype: str) -> int:
     return np.dtype(dtype).itemsize
 
 
+def _is_float16(dtype: str) -> bool:
+    import ml_dtypes
+
+    try:
+        return int(ml_dtypes.finfo(dtype).bits) == 16  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError):
+        return False
+
+
 FLOAT32 = Contraction("fp32", "float32")
 BFLOAT16 = Contraction("bf16", "bfloat16", pack=2, needs_dot_product=True, tolerance=2e-2)
 
-_BY_NAME = {contraction.name: contraction for contraction in (FLOAT32, BFLOAT16)}
+_CONTRACTIONS = Registry("contraction", {contraction.name: contraction for contraction in (FLOAT32, BFLOAT16)})
 
 
 def contraction_names() -> tuple[str, ...]:
     """The names of all contractions, the default first."""
-    return tuple(_BY_NAME)
+    return _CONTRACTIONS.names()
 
 
 def contraction_named(name: str) -> Contraction:
     """The contraction of a name, an extension's included. Raises InputError where there is none."""
-    if name not in _BY_NAME:
+    if name not in _CONTRACTIONS.names():
         extensions.load_installed()
-    if name not in _BY_NAME:
-        raise InputError(f"precision={name!r}: there is no such precision; one of {', '.join(_BY_NAME)}")
-    return _BY_NAME[name]
+    found = _CONTRACTIONS.get(name)
+    if found is None:
+        raise InputError(f"precision={name!r}: there is no such precision; one of {', '.join(_CONTRACTIONS.names())}")
+    return found
 
 
 def contraction_reading(dtype: str) -> Contraction:
     """The contraction whose operands have an element type; FLOAT32 where none has, as for what does not contract."""
-    return next((contraction for contraction in _BY_NAME.values() if contraction.read == dtype), FLOAT32)
-
-
-def narrow_types() -> frozenset[str]:
-    """The element types that only contractions read."""
-    return frozenset(contraction.read for contraction in _BY_NAME.values() if contraction.is_narrow)
+    return next((contraction for contraction in _CONTRACTIONS.values() if contraction.read == dtype), FLOAT32)
 
 
 def register_contraction(contraction: Contraction) -> None:
-    """Make a contraction known in this process.
+    """Make a contraction known in this process, and in the workers that it starts.
+
+    Kernels widen what they read and add up float32: operands are floats of 16 bits that NumPy or ml_dtypes, and LLVM,
+    can convert.
 
     Raises:
-        InputError: its name, or the type that it reads, is taken.
+        InputError: its name, or the type that it reads, is taken; or its types are others than these.
     """
-    for known in _BY_NAME.values():
-        if known.name == contraction.name or known.read == contraction.read:
+    if not (contraction.accumulate == FLOAT32.accumulate and _is_float16(contraction.read) and contraction.pack >= 1):
+        raise InputError(
+            f"contraction {contraction.name!r} reads {contraction.read}, {contraction.pack} packed, and adds up "
+            f"{contraction.accumulate}: kernels read floats of 16 bits and add up {FLOAT32.accumulate}"
+        )
+    for known in _CONTRACTIONS.values():
+        if known.read == contraction.read:
             raise InputError(f"contraction {contraction.name!r}: {known.name!r} reads {known.read} already")
-    extensions.note_caller(f"contraction {contraction.name!r}")
-    _BY_NAME[contraction.name] = contraction
+    _CONTRACTIONS.add(contraction.name, contraction)

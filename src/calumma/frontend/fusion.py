@@ -19,8 +19,8 @@ from calumma.tvm_compat import kernel_calls
 
 _MOST_EXPANDED = 2_000_000
 """Four tanh in a row (36^4) build in 0.1 s, five in 1.4 s, six in 51 s: measured with TVM 0.27 on a core of 2.6 GHz."""
-_MOST_CALLS = 256
-"""Kernels in one fused function: TVM's passes over a function take more than linear time in its length."""
+_MOST_IN_A_ROW = 256
+"""Kernels that feed one another in one fused function: TVM's passes take more than linear time in its length."""
 _OPAQUE = 8
 """TVM's fusion kind of functions that are fused with nothing."""
 
@@ -47,18 +47,21 @@ def _cut(mod: tvm.IRModule) -> tvm.IRModule:
     """Keep kernels out of fusion where a chain would become too large."""
     kernels: dict[str, _Kernel] = {}
     apart: dict[str, ir.GlobalVar] = {}
-    sizes: dict[Any, tuple[int, int]] = {}  # variable -> expanded size of what it is computed by, calls in that chain
+    sizes: dict[Any, tuple[int, int]] = {}  # variable -> expanded size of what it is computed by, kernels in a row
     cut: list[tuple[Any, str]] = []
     for block in mod["main"].body.blocks:
         for binding in block.bindings:
+            if isinstance(binding.value, relax.TupleGetItem):
+                sizes[binding.var] = sizes.get(binding.value.tuple_value, (1, 0))
             if not kernel_calls.is_call(binding):
                 continue
             name = str(binding.value.args[0].name_hint)
             if name not in kernels:
                 kernels[name] = _Kernel(mod[name])
             chain = [sizes.get(argument, (1, 0)) for argument in kernel_calls.arguments(binding.value)]
-            size, calls = kernels[name].expanded([s for s, _ in chain]), 1 + sum(count for _, count in chain)
-            if (size > _MOST_EXPANDED or calls > _MOST_CALLS) and any(count for _, count in chain):
+            size = kernels[name].expanded([s for s, _ in chain])
+            calls = 1 + max((count for _, count in chain), default=0)
+            if (size > _MOST_EXPANDED or calls > _MOST_IN_A_ROW) and any(count for _, count in chain):
                 cut.append((binding.value, name))
                 size, calls = 1, 0
             sizes[binding.var] = (size, calls) if kernels[name].is_map else (1, 0)

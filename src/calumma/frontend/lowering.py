@@ -222,7 +222,7 @@ def _channel_orders(graph: Graph, users: Mapping[Node, list[Node]], lanes: int) 
     """The slots in which to store the values whose readers want them in an order of their own."""
     joins = frozenset(op for family in registry.families() for op in family.joins)
     found: dict[Node, Slots] = {}
-    for family in registry.families():
+    for family in reversed(registry.families()):  # the youngest has the last word, as with rules
         if family.orders is not None:
             found.update(family.orders(graph, users, lanes, joins))
     return found

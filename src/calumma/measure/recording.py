@@ -28,11 +28,10 @@ from numpy.typing import NDArray
 from calumma import tvm_compat
 from calumma.core import archives
 from calumma.core.errors import InputError
-from calumma.core.protocols import Indices
+from calumma.core.protocols import Indices, Template
 from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Status, Workload
 from calumma.database import codec
 from calumma.database.codec import MalformedError
-from calumma.space import KnobSpace
 from calumma.space.subspace import SubSpace
 from calumma.target import Target
 
@@ -62,7 +61,7 @@ class RecordedKernel:
 
 
 @functools.lru_cache(maxsize=4)
-def template_space(func: Any, target: Target, threads: int) -> KnobSpace:
+def template_space(func: Any, target: Target, threads: int) -> Template:
     """The space that calumma tunes a function in; kept, since a worker asks for it once per candidate."""
     from calumma.operators import design_space
 
@@ -70,7 +69,7 @@ def template_space(func: Any, target: Target, threads: int) -> KnobSpace:
 
 
 @functools.lru_cache(maxsize=4)
-def generated_space(func: Any, target: Target, threads: int) -> KnobSpace:
+def generated_space(func: Any, target: Target, threads: int) -> Template:
     """The space that MetaSchedule generates for a function, whether it has a template of its own or not."""
     from calumma.space.generated import GeneratedSpace
 

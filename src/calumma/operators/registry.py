@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 
 from tvm import tirx
 
-from calumma.core import extensions
 from calumma.core.contraction import Contraction
-from calumma.core.errors import InputError
+from calumma.core.extensions import Registry
+from calumma.core.protocols import Template
 from calumma.graph.context import Declined, LoweringContext
 from calumma.graph.layouts import ChannelParts, Slots, Value
 from calumma.graph.nodes import Graph, Node
 from calumma.operators.samples import SampleWriter
-from calumma.space import STRUCTURAL_TEMPLATES, KnobSpace, blocks, structural_space
+from calumma.space import STRUCTURAL_TEMPLATES, blocks, structural_space
 from calumma.target import Target
 
 Rule = Callable[[LoweringContext, Node], Value | ChannelParts | Declined]
 """Lowers a node, or says why it does not cover it."""
-SpaceFactory = Callable[[tirx.PrimFunc, Target, int], KnobSpace]
+SpaceFactory = Callable[[tirx.PrimFunc, Target, int], Template]
 """(function, target, threads) -> its design space."""
 
 
@@ -42,7 +42,7 @@ class Operator:
     """Design space of the functions that the rules become; None where a structural template schedules them."""
     structure: Callable[[tirx.PrimFunc], bool] | None = None
     """Whether `space` schedules a function, by what that computes; None where the anchor's name decides."""
-    templates: Collection[type[KnobSpace]] = ()
+    templates: Collection[type[Template]] = ()
     """The classes of the spaces that `space` makes, for their versions."""
     contracts: Callable[[Node, Contraction, int], bool] | None = None
     """(node, contraction, lanes) -> whether the rules have a form of the node for a contraction of a narrow type."""
@@ -56,7 +56,7 @@ class Operator:
     """Family of layers -> how one is written as a small model, for a prior to learn from."""
 
 
-_FAMILIES: dict[str, Operator] = {}
+_FAMILIES: Registry[Operator] = Registry("operator", {})
 
 
 def register(operator: Operator) -> None:
@@ -65,15 +65,7 @@ def register(operator: Operator) -> None:
     Raises:
         InputError: a family has that name already; or the caller is no module that workers could import.
     """
-    if operator.name in _FAMILIES:
-        raise InputError(f"operator {operator.name!r} is registered already: change that one, or choose another name")
-    extensions.note_caller(f"operator {operator.name!r}")
-    _FAMILIES[operator.name] = operator
-
-
-def unregister(name: str) -> None:
-    """Forget an operator family, as a test does behind itself."""
-    del _FAMILIES[name]
+    _FAMILIES.add(operator.name, operator)
 
 
 def families() -> tuple[Operator, ...]:
@@ -93,10 +85,10 @@ def moves(op: str) -> bool:
 
 def sample_writers() -> dict[str, SampleWriter]:
     """Family of layers -> how one is written as a small model."""
-    return {layer: writer for family in families() for layer, writer in family.samples.items()}
+    return {layer: writer for family in reversed(families()) for layer, writer in family.samples.items()}
 
 
-def design_space(func: tirx.PrimFunc, target: Target, threads: int) -> KnobSpace:
+def design_space(func: tirx.PrimFunc, target: Target, threads: int) -> Template:
     """Return the design space of a fused PrimFunc with static shapes.
 
     That of the family which the anchor block names; else that of a family which knows the structure; else one of the
@@ -118,6 +110,6 @@ def design_space(func: tirx.PrimFunc, target: Target, threads: int) -> KnobSpace
 
 
 def template_versions() -> dict[str, int]:
-    """Version of every template of this package, by name."""
+    """Version of every template of operator families and of structure, by name."""
     templates = (*(template for family in _FAMILIES.values() for template in family.templates), *STRUCTURAL_TEMPLATES)
     return {template.template: template.version for template in templates}

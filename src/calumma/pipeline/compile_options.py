@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calumma import tvm_compat
-from calumma.core import extensions
-from calumma.core.contraction import FLOAT32, Contraction, contraction_named
+from calumma.core.contraction import FLOAT32, Contraction, contraction_named, contraction_names
 from calumma.core.errors import InputError
 from calumma.target import Target
 
@@ -47,6 +46,8 @@ class CompileOptions:
                 f"tolerance={self.tolerance!r}: give a relative error of 0 or more, such as 1e-6, or none at all for "
                 "no limit"
             )
+        if self.precision not in contraction_names():
+            self.set_threads()  # before an extension, which may be the one that knows it, imports TVM
         contraction_named(self.precision)
 
     def set_threads(self) -> int:
@@ -69,9 +70,8 @@ class CompileOptions:
         Raises:
             InputError: LLVM does not know the CPU, or it lacks what the precision needs.
         """
-        extensions.load_installed()
         target, contraction = tvm_compat.target_for(self.mcpu), self.contraction
-        if contraction.needs_dot_product and target.dot_product(contraction.read) is None:
+        if contraction.needs_dot_product and target.dot_product(contraction) is None:
             raise InputError(
                 f"precision={self.precision!r}: {target.mcpu} has no {contraction.read} dot product, which it needs; "
                 f"use {FLOAT32.name}"

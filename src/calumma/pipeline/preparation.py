@@ -15,12 +15,12 @@ from calumma import tvm_compat
 from calumma.artifact import LoweredModel
 from calumma.artifact.repacking import repack
 from calumma.core.contraction import FLOAT32
+from calumma.core.protocols import Template
 from calumma.core.values import Hardware, KnobValue, Task
 from calumma.frontend.lowering import LoweredGraph
 from calumma.operators import design_space
 from calumma.pipeline.compile_options import CompileOptions
 from calumma.pipeline.extraction import extract_tasks
-from calumma.space import KnobSpace
 from calumma.target import Target
 from calumma.tasks import ModelTasks
 from calumma.tasks.roofline import MachineLimits, bound_s, machine_limits
@@ -40,7 +40,7 @@ class PreparedModel:
     graph: LoweredGraph
     parts: ModelTasks
     tasks: tuple[Task, ...]
-    spaces: Mapping[str, KnobSpace]
+    spaces: Mapping[str, Template]
     """Workload hash -> its design space."""
     limits: MachineLimits
     bounds: Mapping[str, float]
@@ -206,7 +206,7 @@ def prepare(
     )
 
 
-def _bound_s(task: Task, space: KnobSpace, parts: ModelTasks, limits: MachineLimits, resident: bool) -> float:
+def _bound_s(task: Task, space: Template, parts: ModelTasks, limits: MachineLimits, resident: bool) -> float:
     """Roofline bound of one call in seconds, by the algorithm that needs least."""
     weight_bytes = parts.weight_bytes[task.workload.hash]
     other_bytes = task.size_bytes - weight_bytes

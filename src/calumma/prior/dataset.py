@@ -20,6 +20,7 @@ import functools
 import hashlib
 import json
 import lzma
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +34,6 @@ from numpy.typing import NDArray
 
 from calumma import tvm_compat
 from calumma.core import archives
-from calumma.core.contraction import narrow_types
 from calumma.core.errors import InputError
 from calumma.core.keys import Key, indices_of, key_of, keys_of
 from calumma.core.protocols import Indices, Template
@@ -43,6 +43,8 @@ from calumma.measure.timing import given_up
 from calumma.operators import design_space
 from calumma.target import Target
 
+NARROW = re.compile(r"\bb?float(?:4|6|8|16)")
+"""Names of floats of fewer bits than float32, of which priors know nothing."""
 FORMAT = 1
 GroupKey = tuple[str, int, str]
 """Workload hash, threads, cache state."""
@@ -198,7 +200,7 @@ def from_records(
             left_out["other cache state or toolchain"] += 1
         elif candidate.workload.hash in exclude:
             left_out["held out"] += 1
-        elif any(dtype in candidate.workload.text for dtype in narrow_types()):
+        elif NARROW.search(candidate.workload.text):
             left_out["narrow types"] += 1
         else:
             found.setdefault((candidate.workload.hash, record.threads, record.cache_state), []).append(record)

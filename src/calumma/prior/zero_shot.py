@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from calumma.core.contraction import narrow_types
 from calumma.core.values import KnobValue
 from calumma.pipeline.preparation import Configs, PreparedModel
 from calumma.prior import library
+from calumma.prior.dataset import NARROW
 from calumma.prior.predictor import Predictor, TaskPredictor
 
 FIRST = 4
@@ -73,5 +73,5 @@ def first_candidates(
 
 def _float32(model: PreparedModel) -> list[tuple[str, Any]]:
     """The functions that compute with float32 alone, by workload: priors have seen no others."""
-    narrow = {task.workload.hash for task in model.tasks if any(dtype in narrow_types() for _, dtype in task.arguments)}
+    narrow = {task.workload.hash for task in model.tasks if any(NARROW.match(dtype) for _, dtype in task.arguments)}
     return [(key, func) for key, func in model.parts.functions.items() if key not in narrow]

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from calumma.core import extensions
 from calumma.core.errors import InputError
+from calumma.core.extensions import Registry
 from calumma.core.protocols import Indices, SearchSpace
 from calumma.cost_model import CostModel
 from calumma.search.parts import Preset, StrategyChoice, StrategyParts
 from calumma.search.presets import PRESETS
 from calumma.search.strategy import SearchStrategy
 
-_PRESETS: dict[str, Preset] = dict(PRESETS)
+_PRESETS: Registry[Preset] = Registry("strategy", PRESETS, in_workers=False)
 
 
 def register_strategy(name: str, preset: Preset) -> None:
@@ -31,20 +32,13 @@ def register_strategy(name: str, preset: Preset) -> None:
     Raises:
         InputError: the name is taken.
     """
-    if name in _PRESETS:
-        raise InputError(f"strategy {name!r} is registered already: choose another name")
-    _PRESETS[name] = preset
-
-
-def unregister_strategy(name: str) -> None:
-    """Forget a strategy, as a test does behind itself."""
-    del _PRESETS[name]
+    _PRESETS.add(name, preset)
 
 
 def strategy_names() -> tuple[str, ...]:
     """Names `make_strategy` knows, those of installed extensions included."""
     extensions.load_installed()
-    return tuple(_PRESETS)
+    return _PRESETS.names()
 
 
 def strategy_name(strategy: StrategyChoice) -> str:
@@ -68,8 +62,8 @@ def check_strategy(strategy: StrategyChoice, *, single: bool = True) -> None:
             where several design spaces are searched, each of which needs its own.
     """
     if isinstance(strategy, str):
-        if strategy not in _PRESETS and strategy not in strategy_names():
-            raise InputError(f"no strategy is called {strategy!r}: choose one of {', '.join(_PRESETS)}")
+        if _PRESETS.get(strategy) is None and strategy not in strategy_names():
+            raise InputError(f"no strategy is called {strategy!r}: choose one of {', '.join(_PRESETS.names())}")
         return
     if callable(strategy):
         return
@@ -113,7 +107,8 @@ def make_strategy(
     check_strategy(strategy)
     seed = int(rng.integers(1 << 31))
     if isinstance(strategy, str) or callable(strategy):
-        preset = _PRESETS[strategy] if isinstance(strategy, str) else strategy
+        preset = _PRESETS.get(strategy) if isinstance(strategy, str) else strategy
+        assert preset is not None, "check_strategy has looked it up"
         name = strategy_name(strategy)
         made = preset(StrategyParts(name, space, rng, seed, model, policy))
         if not isinstance(made, SearchStrategy):

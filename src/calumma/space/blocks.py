@@ -58,7 +58,7 @@ def vectorize_lanes(sch: s_tir.Schedule, lane: Any, anchor: Any, reduction: Any,
     Where the only loop below `lane` is over packed elements, both become the CPU's dot product, if it has one.
     """
     contraction = contraction_of(sch)
-    dot = target.dot_product(contraction.read) if contraction.pack > 1 else None
+    dot = target.dot_product(contraction) if contraction.pack > 1 else None
     sch.vectorize(lane)
     sch.decompose_reduction(anchor, reduction)
     if dot is not None:

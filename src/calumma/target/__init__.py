@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from calumma.core import extensions
-from calumma.core.errors import InputError
+from calumma.core.extensions import Registry
 from calumma.target import aarch64, x86
 from calumma.target.costs import CostConstants
 from calumma.target.target import DotProduct, Facts, Target, TypicalRates
@@ -19,7 +18,7 @@ __all__ = ["CostConstants", "DotProduct", "Facts", "Target", "TypicalRates", "de
 Family = Callable[[Facts], Target]
 
 GENERIC = "generic"
-_FAMILIES: dict[str, Family] = {x86.KIND: x86.describe, aarch64.KIND: aarch64.describe}
+_FAMILIES: Registry[Family] = Registry("target", {x86.KIND: x86.describe, aarch64.KIND: aarch64.describe})
 
 
 def kind_of(machine: str) -> str:
@@ -29,7 +28,7 @@ def kind_of(machine: str) -> str:
 
 def describe(kind: str, facts: Facts) -> Target:
     """The target of a CPU, by the family of its name, or else of its architecture; one that assumes little without."""
-    family = _FAMILIES.get(facts.mcpu) or _FAMILIES.get(kind, _generic)
+    family = _FAMILIES.get(facts.mcpu) or _FAMILIES.get(kind) or _generic
     return family(facts)
 
 
@@ -37,15 +36,13 @@ def register_target(name: str, family: Family) -> None:
     """Let `describe` call `family` for an architecture ("riscv64") or for one CPU by LLVM's name ("haswell").
 
     That is how a CPU gets cost constants of its own: its family calls that of the architecture and replaces them.
-    Workers of a runner describe nothing: they are told the target as it is.
+    Workers import the module that calls this, since code is built there too. A name stands for one thing: "x86-64", the
+    architecture, cannot be given to LLVM's CPU of that name.
 
     Raises:
         InputError: that name has a family already; or the main script registers it (`core.extensions`).
     """
-    if name in _FAMILIES:
-        raise InputError(f"targets called {name!r} are described already: choose another name")
-    extensions.note_caller(f"target {name!r}")
-    _FAMILIES[name] = family
+    _FAMILIES.add(name, family)
 
 
 def _generic(facts: Facts) -> Target:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from calumma.core.contraction import Contraction
 from calumma.core.values import Hardware
 from calumma.target.costs import CostConstants
 
@@ -123,9 +124,10 @@ class Target:
             cores=self.cores,
         )
 
-    def dot_product(self, reads: str) -> DotProduct | None:
-        """The dot product of elements of a type on whole vectors, or None."""
-        found = (dot for dot in self.dot_products if dot.reads == reads and dot.lanes == self.lanes)
+    def dot_product(self, contraction: Contraction) -> DotProduct | None:
+        """The dot product that a contraction's packed elements take on whole vectors, or None."""
+        wanted = (contraction.read, contraction.accumulate, contraction.pack, self.lanes)
+        found = (dot for dot in self.dot_products if (dot.reads, dot.accumulates, dot.pack, dot.lanes) == wanted)
         return next(found, None)
 
     def to_text(self) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from calumma.core import extensions
 from calumma.core import hardware as host
 from calumma.core.errors import EnvironmentFault, InputError
 from calumma.core.values import Hardware
@@ -98,8 +99,10 @@ def target_for(mcpu: str | None = None) -> Target:
     """Describe the CPU to compile for: the host, or `mcpu` (an LLVM name) with the host's caches.
 
     Raises:
-        InputError: LLVM does not know `mcpu`.
+        InputError: LLVM does not know `mcpu`, or an installed extension cannot be imported.
     """
+    load()
+    extensions.load_installed()  # one of them may describe this CPU
     name = mcpu or host_mcpu()
     if mcpu and mcpu not in _known_cpus():
         raise InputError(f"mcpu={mcpu!r}: LLVM does not know this CPU; leave it out for the host ({host_mcpu()})")

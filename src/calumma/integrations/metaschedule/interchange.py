@@ -32,12 +32,11 @@ from tvm_ffi import structural_equal, structural_hash
 
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.protocols import Store
+from calumma.core.protocols import Store, Template
 from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status, Workload
 from calumma.database import codec
 from calumma.database.codec import MalformedError
 from calumma.operators import design_space
-from calumma.space import KnobSpace
 from calumma.space.generated import GeneratedSpace
 from calumma.target import Target
 
@@ -219,9 +218,9 @@ class _Spaces:
         self.own = functools.cache(lambda key: design_space(functions[key], target, threads))
         self.generated = functools.cache(lambda key: GeneratedSpace(functions[key], target, threads))
 
-    def of(self, key: str, template: Any, version: Any) -> KnobSpace:
+    def of(self, key: str, template: Any, version: Any) -> Template:
         """The space of a function that has this template and version. Raises _Skip if there is none."""
-        space: KnobSpace = self.generated(key) if template == GeneratedSpace.template else self.own(key)
+        space: Template = self.generated(key) if template == GeneratedSpace.template else self.own(key)
         if (space.template, space.version) != (template, version):
             raise _Skip(f"of template {template} version {version}, here {space.template} version {space.version}")
         return space
@@ -326,7 +325,7 @@ class _Reader:
             described = " ".join(str(part)[:40] for part in found if part is not None)
             raise _Skip(f"for another target ({described} cores)")
 
-    def _annotated(self, key: str, note: Mapping[str, Any]) -> tuple[KnobSpace, dict[str, Any]]:
+    def _annotated(self, key: str, note: Mapping[str, Any]) -> tuple[Template, dict[str, Any]]:
         space = self._spaces.of(key, note["template"], note["version"])
         try:
             indices = space.encode(note["config"])
@@ -336,7 +335,7 @@ class _Reader:
             raise _Skip("of a configuration this version does not allow")
         return space, space.decode(indices)
 
-    def _sketched(self, key: str, row: _Row) -> tuple[KnobSpace, dict[str, Any]]:
+    def _sketched(self, key: str, row: _Row) -> tuple[Template, dict[str, Any]]:
         if any(instruction[2] == [_LAYOUT_REWRITE] for instruction in row.instructions):
             raise _Skip("measured with operands repacked outside the function")
         kinds = [instruction[0] for instruction in row.instructions]

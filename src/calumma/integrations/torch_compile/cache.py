@@ -19,7 +19,7 @@ import torch
 import calumma
 from calumma import tvm_compat
 from calumma.artifact import Artifact, load, save
-from calumma.core import hardware
+from calumma.core import extensions, hardware
 from calumma.core.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -115,9 +115,13 @@ def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(contents.data).hexdigest()
 
 
-@functools.cache
 def _surroundings() -> tuple[str, ...]:
-    """What beside graph and settings decides a region: toolchain, CPU, and the code of calumma itself."""
+    """What beside graph and settings decides a region: toolchain, CPU, the code of calumma and of its extensions."""
+    return (*_own_surroundings(), *extensions.sources())
+
+
+@functools.cache
+def _own_surroundings() -> tuple[str, ...]:
     # All of it: a changed template makes other kernels of the same version, a changed strategy finds others.
     code = hashlib.sha256()
     package = Path(calumma.__file__).parent
