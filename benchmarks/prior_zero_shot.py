@@ -27,7 +27,7 @@ from benchmarks.curves import ratio
 from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.keys import Key, indices_of, key_of
-from calumma.core.protocols import Indices
+from calumma.core.protocols import Indices, Template
 from calumma.core.values import Candidate, MeasureRecord, Status, Task
 from calumma.database import SqlStore
 from calumma.measure import LocalRunner, recording
@@ -37,7 +37,6 @@ from calumma.prior import dataset
 from calumma.prior.dataset import Dataset, Group
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.weights import Prior
-from calumma.space import KnobSpace
 
 NETWORKS = ("resnet50", "bert", "mobilenet_v2", "resnet18", "squeezenet")
 LEAST = 500
@@ -69,7 +68,7 @@ class NetworkTask:
 
     network: str
     task: Task
-    space: KnobSpace
+    space: Template
     cache_state: str
     ranked: Indices
     """(up to TOP, D) what the prior would measure first; empty where it does not know the template."""

@@ -19,7 +19,7 @@ from benchmarks import corpora
 from benchmarks.curves import Recorder, Run
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.protocols import Indices, Runner, SearchSpace
+from calumma.core.protocols import Indices, Runner, SearchSpace, Template
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, Hardware, KnobValue, MeasureRecord, MeasureResult, Workload
 from calumma.cost_model import CostModel
@@ -33,7 +33,6 @@ from calumma.prior.weights import Prior
 from calumma.search import make_strategy
 from calumma.search.strategy import SearchStrategy
 from calumma.search.views import View
-from calumma.space import KnobSpace
 from calumma.space.subspace import SubSpace
 from calumma.target import Target
 
@@ -290,7 +289,7 @@ class Part:
         return self._task.table(self._space.outside(indices))
 
 
-def predictor_of(workload: Workload, space: KnobSpace, target: Target, threads: int) -> TaskPredictor | None:
+def predictor_of(workload: Workload, space: Template, target: Target, threads: int) -> TaskPredictor | None:
     """What the newest prior for this machine knows of a task, as `tune` asks it; None where it knows no such template.
 
     The shipped one is learnt from measurements of drawn workloads (docs/prior.md), and none of them is of the suite's

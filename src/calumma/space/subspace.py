@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
-from calumma.core.protocols import Indices
+from calumma.core.protocols import Indices, Template
 from calumma.core.values import KnobValue
 from calumma.space import Knob, KnobSpace
 
@@ -43,7 +43,7 @@ class SubSpace(KnobSpace):
 
     def __init__(
         self,
-        whole: KnobSpace,
+        whole: Template,
         values: Mapping[str, Sequence[KnobValue]],
         members: Indices | None = None,
         default: Sequence[int] | None = None,
@@ -168,7 +168,7 @@ class SubSpace(KnobSpace):
 
 
 def part_of(
-    whole: KnobSpace,
+    whole: Template,
     rng: np.random.Generator,
     least: int = LEAST,
     most: int = MOST,
@@ -257,16 +257,14 @@ def _dropped(
     return kept
 
 
-def _inert(whole: KnobSpace, rng: np.random.Generator) -> list[int]:
+def _inert(whole: Template, rng: np.random.Generator) -> list[int]:
     """Positions of the knobs that mean nothing beside some values of others."""
     counts = [len(knob.values) for knob in whole.knobs]
     draws = rng.integers(0, counts, size=(_SAMPLE, len(counts))).astype(np.int32)
     return [int(d) for d in np.flatnonzero((whole.canonical(draws) != draws).any(axis=0))]
 
 
-def _count(
-    whole: KnobSpace, kept: Sequence[NDArray[np.int64]], inert: Sequence[int], rng: np.random.Generator
-) -> float:
+def _count(whole: Template, kept: Sequence[NDArray[np.int64]], inert: Sequence[int], rng: np.random.Generator) -> float:
     """Valid configurations of the grid of the kept values (index 0 among them wherever a knob may be inert).
 
     In a large grid an estimate: of N points drawn uniformly from G, a point whose canonical form is valid stands for
