@@ -17,7 +17,7 @@ from calumma.space.loops import walk
 from tests.onnx_models import Model
 
 LANES = 16
-MCPUS = {8: "x86-64-v3", 16: "x86-64-v4"}
+MCPUS = {4: "x86-64-v2", 8: "x86-64-v3", 16: "x86-64-v4"}
 """CPUs by lanes; nothing is run here."""
 
 

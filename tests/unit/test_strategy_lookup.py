@@ -69,7 +69,8 @@ def test_an_extension_is_imported_when_an_unknown_name_is_looked_up(
         assert "fortune_extension" not in sys.modules
         assert len(make_strategy("fortune", SPACE, generator(0, "test")).ask(4)) == 4
     del sys.modules["fortune_extension"]
-    with pytest.raises(InputError, match="no strategy is called 'fortune'"):
+    monkeypatch.delenv(extensions.VARIABLE)
+    with extensions.temporary_registrations(), pytest.raises(InputError, match="no strategy is called 'fortune'"):
         make_strategy("fortune", SPACE, generator(0, "test"))
 
 

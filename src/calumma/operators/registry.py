@@ -53,7 +53,8 @@ class Operator:
     orders: Callable[[Graph, Mapping[Node, list[Node]], int, frozenset[str]], Mapping[Node, Slots]] | None = None
     """(graph, users, lanes, `joins` of all families) -> the slots in which to store some values, for their readers."""
     samples: Mapping[str, SampleWriter] = field(default_factory=dict)
-    """Family of layers -> how one is written as a small model, for a prior to learn from."""
+    """Family of layers -> how one is written as a small model, for a prior to learn from. Which layers are drawn is the
+    prior's own: `prior.sampling.SHARES` and the networks of `prior/published`."""
 
 
 _FAMILIES: Registry[Operator] = Registry("operator", {})
