@@ -59,11 +59,6 @@ BFLOAT16 = Contraction("bf16", "bfloat16", pack=2, needs_dot_product=True, toler
 _BY_NAME = {contraction.name: contraction for contraction in (FLOAT32, BFLOAT16)}
 
 
-def contraction_names() -> tuple[str, ...]:
-    """The names of all contractions, the default first."""
-    return tuple(_BY_NAME)
-
-
 def contraction_named(name: str) -> Contraction:
     """The contraction of a name, an extension's included. Raises InputError where there is none."""
     if name not in _BY_NAME:
