@@ -136,7 +136,7 @@ class MatmulSpace(blocks.AnchorSpace):
         unrolled = np.where(ahead | (self.rows == 1), costs.unroll_log2, 0)
         steps = np.abs(np.log2(k["k_unroll"]) - unrolled)
         cost *= 1 + costs.unroll_penalty * steps + costs.group_penalty * np.log2(k["n_group"])
-        # Calls come k_unroll at a time; more often, or for many columns at once, they cost more than they save.
+        # Prefetches come k_unroll at a time; more often, or for many columns at once, they cost more than they save.
         spread = (k["n_tile"] <= costs.prefetch_columns) & (k["k_unroll"] >= costs.prefetch_unroll) & n_first
         spread &= self.rows >= costs.prefetch_row_tiles * k["m_tile"]
         prefetched = np.where(spread, costs.prefetch_factor, costs.hasty_prefetch_factor)
