@@ -15,10 +15,11 @@ THREADS = 2
 tvm_compat.set_threads(THREADS)
 tvm = tvm_compat.load()
 
-from calumma.prior import dataset  # noqa: E402  (after the threads are set)
+from calumma.operators import design_space  # noqa: E402  (after the threads are set)
+from calumma.prior import dataset  # noqa: E402
 from calumma.prior.dataset import Dataset  # noqa: E402
 from calumma.prior.training import TrainingSettings  # noqa: E402
-from calumma.prior.workloads import TrainingWorkload, drawn_workloads, kept_space  # noqa: E402
+from calumma.prior.workloads import TrainingWorkload, drawn_workloads  # noqa: E402
 
 WORKLOADS = 10
 CONFIGS = 24
@@ -44,7 +45,7 @@ def records() -> tuple[MeasureRecord, ...]:
     target = tvm_compat.target_for()
     found = []
     for number, workload in enumerate(workloads()):
-        space = kept_space(workload.function, target, THREADS)
+        space = design_space(workload.function, target, THREADS)
         drawn = space.sample(np.random.default_rng(number), CONFIGS - 1)
         indices = np.unique(np.concatenate([space.default()[None, :], drawn]), axis=0)
         for place, (row, cost) in enumerate(zip(indices, cost_of(space, indices), strict=True)):

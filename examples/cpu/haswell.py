@@ -5,7 +5,9 @@ x86-64 CPU, and replaces what is known better. The figures are samples of what t
 multiply-add has a latency of 5 cycles (Zen 5: 4) on two units, so that ten accumulators are the least that hide it, and
 its memory is further away.
 
-    CALUMMA_EXTENSIONS=haswell calumma compile model.onnx -o model.so --mcpu haswell
+    PYTHONPATH=. CALUMMA_EXTENSIONS=haswell calumma compile model.onnx -o model.so --mcpu haswell
+
+in this folder, which PYTHONPATH has to name: the command does not look for modules in the current one.
 """
 
 from dataclasses import replace

@@ -51,7 +51,7 @@ class Conv1dSpace(blocks.AnchorSpace):
         self.padded = blocks.has_block(sch, "data_pad")
         return (
             Knob("o_tile", blocks.divisors(self.blocks, 4)),
-            Knob("w_tile", blocks.divisors(self.width, self.registers - 2)),
+            Knob("w_tile", blocks.divisors(self.width, self.registers - 1)),  # one holds weights
             Knob("unroll", (False, True)),
         )
 
@@ -71,11 +71,12 @@ class Conv1dSpace(blocks.AnchorSpace):
         }
 
     def default(self):
-        """Ten accumulators or more, few loads per multiply-add, equal shares for the threads."""
+        """Accumulators that hide a multiply-add's latency and do not spill, few loads, equal shares for the threads."""
         grid = self.grid(fixed=["unroll"])
-        q = self._quantities(self.columns(grid))
-        busy = np.minimum(1.0, q["accumulators"] / 10) * q["balance"]
-        return grid[int(np.argmax(busy / (1 + 0.5 * q["loads_per_fma"])))]
+        k, tile = self.columns(grid), self.target.costs.tile
+        q = self._quantities(k)
+        busy = blocks.issue_rate(q["accumulators"], k["o_tile"], self.target) * q["balance"]
+        return grid[int(np.argmax(busy / (1 + tile.load_penalty * q["loads_per_fma"])))]
 
     def schedule(self, config):
         sch = blocks.schedule_of(self.func)

@@ -1,8 +1,9 @@
 """Hill climbing under the cost model, as a strategy from outside of calumma.
 
-    CALUMMA_EXTENSIONS=hill_climbing calumma tune MODEL --strategy hill-climbing
+    PYTHONPATH=. CALUMMA_EXTENSIONS=hill_climbing calumma tune MODEL --strategy hill-climbing
 
-with this folder on PYTHONPATH; an installed package names the module as an entry point instead:
+in this folder, which PYTHONPATH has to name: the command does not look for modules in the current one. An installed
+package names the module as an entry point instead:
 
     [project.entry-points."calumma.extensions"]
     hill-climbing = "hill_climbing"

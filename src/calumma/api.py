@@ -335,7 +335,6 @@ def collect(
                 count,
                 cache_state=cache_state,
                 run_timeout_s=collecting.RUN_TIMEOUT_S,
-                space_entry=collecting.SPACE_ENTRY,
             )
         ) as runner,
     ):

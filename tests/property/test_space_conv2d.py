@@ -148,7 +148,7 @@ def test_bias_residual_and_relu_are_fused(width, isa):
 
 @pytest.mark.parametrize("changes", [{}, {"order": "ic,kh,lane,kw"}, {"accumulate": "plane"}])
 @pytest.mark.parametrize("kernel, tile, chunk", [(3, (4, 4), 2), (3, (8, 8), 1), (1, (4, 2), 4)])
-def test_weights_are_called_for_once_or_more_before_they_are_used(kernel, tile, chunk, changes):
+def test_weights_are_prefetched_once_or_more_before_they_are_used(kernel, tile, chunk, changes):
     """Every cache line of the next channels, or of a plane's next chunk; the first of a plane alone is not."""
     window = _window(kernel, padding=(kernel // 2,) * 4)
     weight = (6, 4, kernel, kernel, 16, 16)
@@ -170,7 +170,7 @@ def test_weights_are_called_for_once_or_more_before_they_are_used(kernel, tile, 
     ahead, depth = space._ahead(1, config)
     plane = config["accumulate"] == "plane"
     inner = [kernel, kernel][:depth] + [1] * (2 - depth)
-    called = set()
+    prefetched = set()
     for oc, oh, ow, ic, kh, kw in np.ndindex(3, 8 // tile[0], 8 // tile[1], 4 // chunk, *inner):
         at = [0, 2 * oc, tile[0] * oh, tile[1] * ow, 0, ic * chunk, kh, kw]
         turn = sum(at[i] // divisor * factor for i, divisor, factor in ahead.turn)
@@ -180,18 +180,18 @@ def test_weights_are_called_for_once_or_more_before_they_are_used(kernel, tile, 
             for row in range(ahead.rows):
                 index = [start[0] + row, *start[1:]]
                 element = np.dot(index, [math.prod(weight[axis + 1 :]) for axis in range(6)])
-                called.add(int(element) // 16 + int(line))
+                prefetched.add(int(element) // 16 + int(line))
     lines_per_block = 4 * kernel * kernel * 16
     for block in range(6):
         lines = set(range(block * lines_per_block, (block + 1) * lines_per_block))
         first_chunk = set(sorted(lines)[: chunk * kernel * kernel * 16])
         if plane:
-            assert lines - first_chunk <= called
+            assert lines - first_chunk <= prefetched
         elif block >= 2:
-            assert lines <= called
+            assert lines <= prefetched
 
 
-def test_what_is_added_is_called_for_a_tile_ahead():
+def test_what_is_added_is_prefetched_a_tile_ahead():
     shape, weight = (1, 2, 6, 8, 16), (2, 2, 1, 1, 16, 16)
 
     def layer(x, w, bias, shortcut):
@@ -201,15 +201,15 @@ def test_what_is_added_is_called_for_a_tile_ahead():
     space = Conv2dSpace(func, isas.target("x86-64-v4"), 1)
     assert space.addends == [3], "neither the input of the same shape, nor the bias"
     config = space.decode(space.default()) | {"oc_tile": 2, "oh_tile": 2, "ow_tile": 4, "ic_chunk": 1}
-    called = set()
+    prefetched = set()
     for ahead in space._addends(config):
         for channels in range(2):
             at = [0, 0, 2, 0, 0, channels, 0, 0]
             start = [(0 if i is None else at[i]) + offset for i, offset in ahead.place]
             turn = sum(at[i] // divisor * factor for i, divisor, factor in ahead.turn)
             for line in prefetch.share(turn, ahead.turns, ahead.lines):
-                called |= {(start[1] + row, start[2], start[3] + int(line)) for row in range(ahead.rows)}
-    assert {(oc, oh, ow) for oc in (0, 1) for oh in (2, 3) for ow in (4, 5, 6, 7)} <= called
+                prefetched |= {(start[1] + row, start[2], start[3] + int(line)) for row in range(ahead.rows)}
+    assert {(oc, oh, ow) for oc in (0, 1) for oh in (2, 3) for ow in (4, 5, 6, 7)} <= prefetched
 
 
 @pytest.mark.parametrize("level, least", [("x86-64-v2", 8), ("x86-64-v3", 8), ("x86-64-v4", 10)])

@@ -15,10 +15,10 @@ import safetensors.numpy
 
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.prior.workloads import kept_space
 from tests import prior_data
 
-from calumma.prior import dataset, learning, library, ranking, training, weights  # isort: skip  (after prior_data)
+from calumma.operators import design_space  # isort: skip  (after prior_data)
+from calumma.prior import dataset, learning, library, ranking, training, weights  # isort: skip
 from calumma.prior.predictor import Predictor, TaskPredictor  # isort: skip
 from calumma.prior.weights import Prior  # isort: skip
 
@@ -34,7 +34,7 @@ def task() -> TaskPredictor:
     workload = prior_data.workloads(prior_data.WORKLOADS + 1)[-1]
     assert workload.task.workload.hash not in trained().data["workloads"]
     target = tvm_compat.target_for()
-    space = kept_space(workload.function, target, prior_data.THREADS)
+    space = design_space(workload.function, target, prior_data.THREADS)
     found = Predictor(trained(), target, prior_data.THREADS).task(workload.function, space)
     assert found is not None
     return found
@@ -84,7 +84,7 @@ def test_an_unseen_task_is_ranked(task: TaskPredictor) -> None:
 
 def test_a_large_space_is_searched_well() -> None:
     workload = prior_data.workloads()[0]
-    space = kept_space(workload.function, tvm_compat.target_for(), prior_data.THREADS)
+    space = design_space(workload.function, tvm_compat.target_for(), prior_data.THREADS)
     names = space.feature_names
 
     def score(indices: np.ndarray) -> np.ndarray:
@@ -169,7 +169,7 @@ def test_another_machine_or_thread_count_is_refused() -> None:
 def test_an_unknown_template_version_is_left_alone(task: TaskPredictor) -> None:
     target = tvm_compat.target_for()
     workload = prior_data.workloads()[0]
-    space = kept_space(workload.function, target, prior_data.THREADS)
+    space = design_space(workload.function, target, prior_data.THREADS)
     family = trained().families["matmul"]
     newer = replace(trained(), families={"matmul": replace(family, version=family.version + 1)})
     assert Predictor(newer, target, prior_data.THREADS).task(workload.function, space) is None

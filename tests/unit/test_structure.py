@@ -14,6 +14,7 @@ MOST_LINES_OF_A_FILE = 500
 MOST_LINES_OF_A_FUNCTION = 60
 REASON = "Long because "
 """How the sentence of a docstring begins that says why the function is longer."""
+FOLDERS = ("src", "tests", "benchmarks", "examples")
 SHARED_MODULES = {"__init__", "__main__"}
 FAMILIES = PACKAGE / "operators"
 ROLES = {"expression", "rule", "sample", "space"}
@@ -61,14 +62,14 @@ def test_no_room_is_larger_than_one_can_hold_in_mind() -> None:
 
 
 def test_no_file_is_long() -> None:
-    long = {_name(path) for path in _files("src", "tests", "benchmarks") if _lines(path) > MOST_LINES_OF_A_FILE}
+    long = {_name(path) for path in _files(*FOLDERS) if _lines(path) > MOST_LINES_OF_A_FILE}
     assert not long, f"above {MOST_LINES_OF_A_FILE} lines: {sorted(long)}"
 
 
 def test_no_function_is_long_without_a_reason() -> None:
     long = {
         f"{_name(path)}:{function.name}"
-        for path in _files("src", "tests", "benchmarks")
+        for path in _files(*FOLDERS)
         for function in _functions(path)
         if _is_long(function)
     }

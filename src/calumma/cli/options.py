@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from calumma.cli.output import STDOUT, Output
-from calumma.core.contraction import FLOAT32, contraction_names
+from calumma.core.contraction import FLOAT32
 from calumma.core.durations import seconds
 from calumma.core.errors import InputError
 from calumma.core.outputs import FileKind, begins_with, check_output, special_file
@@ -151,7 +151,7 @@ def model_options(command: Command) -> Command:
             metavar="NAME",
             default=FLOAT32.name,
             show_default=True,
-            help=f"What convolutions and matrix products read: {', '.join(contraction_names())}. "
+            help="What convolutions and matrix products read: fp32, bf16, or what an extension registers. "
             "bf16 needs a CPU with AVX512_BF16.",
         ),
         click.option("--mcpu", metavar="CPU", help="CPU to generate code for, by LLVM's name. [this machine's]"),

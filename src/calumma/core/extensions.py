@@ -1,8 +1,11 @@
 """Extensions: modules outside of this package that register operators, contractions, targets or strategies.
 
 An installed package names its module as an entry point of the group `calumma.extensions`; others are named in the
-environment variable CALUMMA_EXTENSIONS, separated by commas, or simply imported before calumma is used. Workers import
-the same modules, since what they build and measure may come from there.
+environment variable CALUMMA_EXTENSIONS, separated by commas, or simply imported before calumma is used.
+
+Workers import the modules that registered operators, contractions or targets, since what they build and measure may
+come from there; strategies stay in the session's process. Workers have no torch: a module that registers something for
+them imports torch, if at all, in the functions that need it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ A recording (a corpus) is one file, `NAME.npz`, arrays of integers and a header 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,15 +59,13 @@ class RecordedKernel:
     """Of a template that has several; the part starts from the default of the first one."""
 
 
-@functools.lru_cache(maxsize=4)
 def template_space(func: Any, target: Target, threads: int) -> Template:
-    """The space that calumma tunes a function in; kept, since a worker asks for it once per candidate."""
+    """The space that calumma tunes a function in."""
     from calumma.operators import design_space
 
     return design_space(func, target, threads)
 
 
-@functools.lru_cache(maxsize=4)
 def generated_space(func: Any, target: Target, threads: int) -> Template:
     """The space that MetaSchedule generates for a function, whether it has a template of its own or not."""
     from calumma.space.generated import GeneratedSpace

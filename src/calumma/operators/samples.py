@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 _OPSET = 17
 _IR_VERSION = 8
 
-Value = int | str
+AttributeValue = int | str
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Layer:
     """One layer: the values of its family's attributes, in their order."""
 
     family: str
-    values: tuple[tuple[str, Value], ...]
+    values: tuple[tuple[str, AttributeValue], ...]
 
-    def __getitem__(self, attribute: str) -> Value:
+    def __getitem__(self, attribute: str) -> AttributeValue:
         return dict(self.values)[attribute]
 
     def number(self, attribute: str) -> int:

@@ -34,7 +34,7 @@ class CompileOptions:
     """Largest relative error that an algorithm may have by itself to be considered (`KnobSpace.within`); None takes
     all."""
     precision: str = FLOAT32.name
-    """What convolutions and matrix products read, a name of `core.contraction.contraction_names`."""
+    """What convolutions and matrix products read, by the name of a contraction (`core.contraction`)."""
 
     def __post_init__(self) -> None:
         cores = os.cpu_count() or 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,16 +34,27 @@ class CompiledModel:
 
 
 def compile_model(
-    prepared: PreparedModel, configs: Configs, latencies_s: Mapping[str, float] | None = None
+    prepared: PreparedModel,
+    configs: Configs,
+    latencies_s: Mapping[str, float] | None = None,
+    *,
+    charged: bool = True,
 ) -> CompiledModel:
     """Schedule and build a prepared model.
 
     Args:
-        prepared: the model; gets the seconds of the phases "schedule" and "build".
+        prepared: the model.
         configs, latencies_s: as for `PreparedModel.lowered`.
+        charged: whether the model gets the seconds of the phases "schedule" and "build"; not where the caller charges
+            them to a phase of its own.
     """
-    with prepared.phase("schedule"):
+    phase = prepared.phase if charged else _uncharged
+    with phase("schedule"):
         lowered = prepared.lowered(configs, latencies_s)
-    with prepared.phase("build"):
+    with phase("build"):
         executable = build(lowered, prepared.target, prepared.threads)
     return CompiledModel(executable=executable, lowered=lowered)
+
+
+def _uncharged(name: str) -> AbstractContextManager[None]:
+    return nullcontext()

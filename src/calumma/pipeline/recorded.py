@@ -22,7 +22,7 @@ def recorded_configs(model: PreparedModel, records: Iterable[MeasureRecord]) -> 
     is used only where that was recorded.
     """
     Place = tuple[str, Key]  # workload hash, configuration
-    median: dict[Place, list[float]] = {}
+    latencies_s: dict[Place, list[float]] = {}
     verified: set[Place] = set()
     wrong: set[Place] = set()
     configs: dict[Place, Mapping[str, KnobValue]] = {}
@@ -46,15 +46,15 @@ def recorded_configs(model: PreparedModel, records: Iterable[MeasureRecord]) -> 
         if configs[place] == model.defaults[place[0]]:
             default_known.add(place[0])
         if record.result.status is Status.OK:
-            median.setdefault(place, []).append(record.result.latency_s)
+            latencies_s.setdefault(place, []).append(record.result.latency_s)
             if "verify" in record.result.phases_s:
                 verified.add(place)
         elif record.result.status is Status.WRONG_OUTPUT:
             wrong.add(place)
     best: dict[str, tuple[float, Mapping[str, KnobValue]]] = {}
     default_s: dict[str, float] = {}
-    for place, latencies in median.items():
-        key, latency = place[0], min(latencies)
+    for place, measured_s in latencies_s.items():
+        key, latency = place[0], min(measured_s)
         if configs[place] == model.defaults[key]:
             default_s[key] = latency
         elif place in older and key not in default_known:

@@ -31,12 +31,10 @@ from calumma.core.protocols import Runner, Store, Template
 from calumma.core.rng import generator
 from calumma.core.values import COLLECTION, Budget, Candidate, MeasureRecord, MeasureResult, Status
 from calumma.cost_model import CostModel, SharedTrees
-from calumma.prior.workloads import TrainingWorkload, kept_space
+from calumma.operators import design_space
+from calumma.prior.workloads import TrainingWorkload
 from calumma.search import StrategyChoice, check_strategy, make_strategy
 from calumma.target import Target
-
-SPACE_ENTRY = "calumma.prior.workloads:kept_space"
-"""What the workers of a collection's runner call for a design space."""
 
 RUN_TIMEOUT_S = 4.0
 """For timing one candidate: one that takes longer teaches no more than that it is hopeless."""
@@ -349,7 +347,7 @@ class Collection:
 
     def _opened(self, workload: TrainingWorkload) -> _Open:
         """A workload with what is known of it."""
-        space = kept_space(workload.function, self._target, self._runner.threads)
+        space = design_space(workload.function, self._target, self._runner.threads)
         opened = _Open(workload, space, self._settings, self._seed, self._cost_model(space))
         records = self._store.records(
             workloads=[workload.task.workload.hash],

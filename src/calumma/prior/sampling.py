@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
 from calumma.core.rng import generator
-from calumma.operators.samples import Layer, LayerWindow, Value
+from calumma.operators.samples import AttributeValue, Layer, LayerWindow
 from calumma.prior.networks import networks
 
 SHARES = {
@@ -63,7 +63,7 @@ class _Rows:
     attributes: tuple[str, ...]
     columns: dict[str, NDArray]
     """Attribute -> its value in each row; log2 for numbers."""
-    values: dict[str, tuple[Value, ...]]
+    values: dict[str, tuple[AttributeValue, ...]]
     weights: NDArray[np.float64]
 
 
@@ -112,7 +112,7 @@ class LayerSampler:
     def _attempt(self, family: str, rng: np.random.Generator) -> Layer:
         table = self._rows[family]
         weights = table.weights
-        drawn: list[tuple[str, Value]] = []
+        drawn: list[tuple[str, AttributeValue]] = []
         for attribute in table.attributes:
             row = int(rng.choice(len(weights), p=weights / weights.sum()))
             value = table.values[attribute][row]
@@ -142,7 +142,7 @@ def _table(layers: Sequence[tuple[Layer, float]]) -> _Rows:
     return _Rows(attributes, columns, values, np.array([weight for _, weight in layers]))
 
 
-def _likeness(column: NDArray, value: Value) -> NDArray[np.float64]:
+def _likeness(column: NDArray, value: AttributeValue) -> NDArray[np.float64]:
     """K: how much each row says about layers with this value."""
     if isinstance(value, str):
         return np.where(column == value, 1.0, _LEAK)

@@ -7,25 +7,19 @@ about 50 ms.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
 
 from tvm import tirx
 
 from calumma.core.errors import InputError, InternalError
-from calumma.core.protocols import Template
 from calumma.core.values import Task
-from calumma.operators import design_space
 from calumma.operators.registry import sample_writers
 from calumma.operators.samples import Layer, LayerModel
 from calumma.pipeline.extraction import extract_tasks
 from calumma.prior.sampling import SHARES, LayerSampler, in_turn
 from calumma.target import Target
-
-_KEPT_SPACES = 64
 
 
 @dataclass(frozen=True)
@@ -116,12 +110,6 @@ def realise(layer: Layer, target: Target) -> TrainingWorkload:
         raise InternalError(f"layer {layer} gave the kernels {names or 'none'}, expected a {kernel}")
     task = replace(found[-1], weight=1)
     return TrainingWorkload(task, parts.functions[task.workload.hash], layer.family, str(layer))
-
-
-@functools.lru_cache(maxsize=_KEPT_SPACES)
-def kept_space(function: Any, target: Target, threads: int) -> Template:
-    """The design space of a function; kept, since a worker asks for it once per candidate."""
-    return design_space(function, target, threads)
 
 
 def _words(name: str) -> str:

@@ -121,7 +121,7 @@ def issue_rate(accumulators: NDArray, vectors: NDArray, target: Target, most: in
 
 
 def overlapped(compute: Any, memory: Any, costs: RegisterTileCosts) -> Any:
-    """Time of computing with weights that are called for ahead: the longer of both, and some of the shorter."""
+    """Time of computing with prefetched weights: the longer of both, and some of the shorter."""
     return np.maximum(compute, memory) + costs.overlap * np.minimum(compute, memory)
 
 

@@ -48,7 +48,7 @@ class ConvolutionCosts:
     chunk_steps: int = 128
     """Multiply-adds per accumulator that make loading and storing it once per chunk of channels negligible."""
     most_passes: int = 4
-    """Passes over the weights up to which calling for them in each is worth while."""
+    """Passes over the weights up to which prefetching them in each is worth while."""
     enough_pixels: int = 6
     """Pixels of a tile that use a weight vector often enough where weights come from L2."""
     pixel_penalty: float = 0.08
@@ -107,7 +107,7 @@ class MatmulCosts:
     row_streams_factor: float = 1.15
     """More rows than that."""
     unroll_log2: int = 2
-    """log2 of the steps of k that are best unrolled with one row, or where weights are called for ahead; else 0."""
+    """log2 of the steps of k that are best unrolled with one row, or where weights are prefetched; else 0."""
     unroll_penalty: float = 0.01
     """Per doubling away from that."""
     group_penalty: float = 0.001
@@ -115,11 +115,11 @@ class MatmulCosts:
     prefetch_columns: int = 2
     prefetch_unroll: int = 4
     prefetch_row_tiles: int = 4
-    """Calls are spread enough with at most so many column blocks, at least so many steps, so many tiles of rows."""
+    """Prefetches are spread enough with at most so many column blocks, at least so many steps, so many row tiles."""
     prefetch_factor: float = 0.84
-    """Weights called for ahead, spread enough."""
+    """Weights prefetched, spread enough."""
     hasty_prefetch_factor: float = 1.2
-    """Weights called for ahead, many lines at once."""
+    """Weights prefetched, many lines at once."""
     rows_outside_penalty: float = 0.02
     """Tiles of rows as the outer loop."""
 

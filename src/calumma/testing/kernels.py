@@ -121,12 +121,9 @@ def check_template(
     np.testing.assert_array_equal(space.features(drawn[1:2]), table[1:2])
     with ThreadPoolExecutor(THREADS) as builders:
         libraries = list(builders.map(lambda config: codegen.build(space.schedule(config).mod, built_for), configs))
-    for indices, config, library in zip(drawn, configs, libraries, strict=True):
-        np.testing.assert_array_equal(space.encode(config), indices)
+    for config, library in zip(configs, libraries, strict=True):
         repacking = space.repacking(config)
         arguments = [repacking[i].apply(array) if i in repacking else array for i, array in enumerate(inputs)]
         actual = call(library, arguments, expected.shape)
         np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance, err_msg=str(config))
-    table = space.features(drawn)
-    assert table.shape == (len(drawn), len(space.feature_names)) and np.isfinite(table).all()
-    np.testing.assert_array_equal(table[1:2], space.features(drawn[1:2]))
+    np.testing.assert_array_equal(space.features(drawn), table, err_msg="scheduling changed the features")

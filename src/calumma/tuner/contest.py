@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 
-from calumma.artifact import Artifact, build
+from calumma.artifact import Artifact
 from calumma.measure import verification
 from calumma.pipeline import CompiledModel
 from calumma.pipeline.compiled import compile_model
@@ -43,7 +43,7 @@ class Contest:
             tuned: workload hash -> configuration.
             seconds: for running them, after both were built; more only if the fewest rounds take longer.
         """
-        built = [self._build(tuned), self._build({})]
+        built = [compile_model(self._model, configs, charged=False) for configs in (tuned, {})]
         artifacts = [Artifact.from_executable(model.executable, model.lowered.params, {}) for model in built]
         feeds = {
             spec.name: verification.random_array(spec.shape, spec.dtype, _SEED, i)
@@ -80,11 +80,6 @@ class Contest:
             return compile_model(self._model, configs, latencies_s)
         lowered = replace(self.winner.lowered, metadata=self._model.metadata(configs, latencies_s))
         return replace(self.winner, lowered=lowered)
-
-    def _build(self, configs: Configs) -> CompiledModel:
-        lowered = self._model.lowered(configs)
-        executable = build(lowered, self._model.target, self._model.threads)
-        return CompiledModel(executable=executable, lowered=lowered)
 
 
 def _call_s(artifact: Artifact, feeds: dict) -> float:

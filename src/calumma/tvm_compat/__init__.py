@@ -75,6 +75,8 @@ def without_torch() -> Iterator[None]:
 
     TVM and tvm_ffi import torch, 1 to 3 s, wherever it is installed, and have no switch against it. A None in
     sys.modules makes that import fail, which they allow for; torch can still be imported afterwards.
+
+    Not thread-safe: while it lasts, importing torch fails in every thread of the process.
     """
     hide = "torch" not in sys.modules and "tvm" not in sys.modules
     if hide:

@@ -8,7 +8,8 @@ import tvm_ffi
 from tvm import ir, s_tir, tirx
 
 WORD = "bfloat16_word"
-"""Variable of the bits that `nearest` rounds: where a CPU rounds by instruction, that takes the place of its scope."""
+"""Name of the variable of the bits that `nearest` rounds: where a CPU rounds by instruction, that takes the place of
+its scope. Rounding is recognised by this name because expressions have no annotations that TVM's passes would keep."""
 
 
 def nearest(value: Any) -> Any:

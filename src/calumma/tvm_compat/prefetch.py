@@ -1,13 +1,13 @@
-"""Arguments called for before they are needed: weights, and what a convolution adds to its result.
+"""Arguments prefetched before they are needed: weights, and what a convolution adds to its result.
 
 A convolution uses the weights of a group of output channels in several turns (the tiles of pixels), and reads those of
-the next group right afterwards. Each turn calls for its share of the next group's cache lines, so that they come from
+the next group right afterwards. Each turn prefetches its share of the next group's cache lines, so that they come from
 memory while this group is computed. Hardware does that badly here: its prefetchers stop at every page, and many
 streams are read at once. F(2 x 2, 3 x 3) over 7 x 7 x 512 with its weights in memory: 829 us without, 342 us with,
 which is what reading 16.8 MB takes.
 
-A schedule marks the loop (an annotation, so that its trace stays whole and other builders may ignore it); the calls are
-put in when the function is built.
+A schedule marks the loop (an annotation, so that its trace stays whole and other builders may ignore it); the
+prefetches are put in when the function is built.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 MARK = "calumma.prefetch"
-"""Annotation of the loop at whose start lines are called for: the text of some `Ahead`."""
+"""Annotation of the loop at whose start lines are prefetched: the text of some `Ahead`."""
 _READ, _INTO_L2, _DATA = 0, 2, 1
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """Which lines of an argument to call for when an iteration of the marked loop starts.
+    """Which lines of an argument to prefetch when an iteration of the marked loop starts.
 
     A *position* is one of the loops that the one block below the mark had before it was scheduled.
     """
@@ -74,7 +74,7 @@ def text_of(aheads: Iterable[Ahead]) -> str:
 
 
 def share(turn: Any, turns: int, lines: int) -> list[Any]:
-    """Which of `lines` cache lines to call for in turn `turn` of `turns`; over all turns, each at least once."""
+    """Which of `lines` cache lines to prefetch in turn `turn` of `turns`; over all turns, each at least once."""
     if turns <= 1:
         return [tirx.IntImm("int64", i) for i in range(lines)]
     if turns >= lines:
@@ -83,13 +83,13 @@ def share(turn: Any, turns: int, lines: int) -> list[Any]:
 
 
 def line(element: Any) -> Any:
-    """A statement that calls for the cache line of a buffer's element, to be read; beyond the end, in vain."""
+    """A statement that prefetches the cache line of a buffer's element, to be read; beyond the end, in vain."""
     arguments = (tirx.IntImm("int32", value) for value in (_READ, _INTO_L2, _DATA))
     return tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(element), *arguments))
 
 
 def insert(mod: tvm.IRModule) -> tvm.IRModule:
-    """Put the calls into all marked loops of a module's scheduled functions."""
+    """Put the prefetches into all marked loops of a module's scheduled functions."""
     updated = {var: _inserted(func) if isinstance(func, tirx.PrimFunc) else func for var, func in mod.functions.items()}
     return tvm.IRModule(updated, attrs=mod.attrs)
 
@@ -109,9 +109,9 @@ def _inserted(func: tirx.PrimFunc) -> tirx.PrimFunc:
             tvm_ffi.structural_map(value, (tirx.Var, lambda variable: start.get(variable, variable)))
             for value in block.iter_values
         ]
-        calls = [line(element) for ahead in aheads for element in ahead.elements(func.params[ahead.argument], at)]
+        prefetches = [line(element) for ahead in aheads for element in ahead.elements(func.params[ahead.argument], at)]
         annotations = {key: value for key, value in loop.annotations.items() if key != MARK}
-        body = tirx.SeqStmt([*calls, loop.body])
+        body = tirx.SeqStmt([*prefetches, loop.body])
         return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, annotations=annotations)
 
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, visit)))

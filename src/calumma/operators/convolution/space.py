@@ -195,7 +195,7 @@ class Conv2dSpace(blocks.AnchorSpace):
             best["ic_chunk"] = self._least_chunk()
             best["prefetch"] = bool(_may_prefetch(self.columns(self.encode(best)[None, :]))[0])
         elif not self.plain and self._weight_bytes > self.target.l1_bytes and int(best["oc_tile"]) < self.oc_blocks:
-            # Calling for weights again with every row of tiles costs more than their first time saves.
+            # Prefetching weights again with every row of tiles costs more than their first time saves.
             passes = 1 if best["outer"] == "oc,oh,ow" else self.out_h // int(best["oh_tile"])
             best["prefetch"] = passes <= self.target.costs.convolution.most_passes
         return self.encode(best)
@@ -329,12 +329,12 @@ class Conv2dSpace(blocks.AnchorSpace):
         return sch
 
     def _ahead(self, argument: int, config: Mapping[str, KnobValue]) -> tuple[prefetch.Ahead, int]:
-        """Weights to call for, and the loop where: 0 for that of chunks, 1 and 2 for the kernel's rows and columns.
+        """Weights to prefetch, and the loop where: 0 for that of chunks, 1 and 2 for the kernel's rows and columns.
 
         They are those of the next tile's channels, shared out among the tiles of pixels; of a plane, whose chunks are
         around its tiles, those of its next chunk. (Behind the last chunk of a block of outputs lies the first of the
-        next, which is wanted soon.) Few tiles would call for many lines at once, which makes the core wait: then each
-        position of the kernel calls for a part.
+        next, which is wanted soon.) Few tiles would prefetch many lines at once, which makes the core wait: then
+        each position of the kernel prefetches a part.
         """
         oc_tile, oh_tile, ow_tile, chunk = (int(config[name]) for name in ("oc_tile", "oh_tile", "ow_tile", "ic_chunk"))
         rows, columns = self.out_h // oh_tile, self.out_w // ow_tile
@@ -365,7 +365,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         return ahead, depth
 
     def _addends(self, config: Mapping[str, KnobValue]) -> list[prefetch.Ahead]:
-        """What the next tile of pixels adds to its sums (the shortcut of a residual block) is called for in this one.
+        """What the next tile of pixels adds to its sums (the shortcut of a residual block) is prefetched in this one.
 
         Loaded only where it is added, it would make the core wait: ResNet-50's 64 -> 256 over 56 x 56 takes twice its
         time where the shortcut comes from memory.

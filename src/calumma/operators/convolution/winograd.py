@@ -144,13 +144,14 @@ class WinogradSpace(blocks.AnchorSpace):
         whole = np.ceil(self.tiles / k["t_tile"]) * k["t_tile"]
         block = np.where(staged, whole, k["tiles"])
         count = np.where(staged, self.points * self.oc_blocks / k["oc_tile"], np.ceil(self.tiles / block))
+        weight = self.sum_bytes * self.points * self.lanes**2 * self.in_blocks * self.oc_blocks
         return {
             "block": block,
             "loads": (k["oc_tile"] + k["t_tile"]) / (k["oc_tile"] * k["t_tile"]),
             "computed": np.where(staged, whole, block * np.ceil(self.tiles / block)),
             "balance": blocks.balance(count, self.threads),
-            "scratch": 4.0 * self.points * self.lanes * block * (self.in_blocks + self.oc_blocks),
-            "weight": np.full(len(block), 4.0 * self.points * self.lanes**2 * self.in_blocks * self.oc_blocks),
+            "scratch": self.sum_bytes * self.points * self.lanes * block * (self.in_blocks + self.oc_blocks),
+            "weight": np.full(len(block), weight),
         }
 
     def estimate(self, indices: Indices) -> NDArray[np.float64]:
@@ -172,7 +173,7 @@ class WinogradSpace(blocks.AnchorSpace):
         concurrency = self.threads * d["balance"]
         products = (products + reread) / concurrency
         memory = tile.dram_line * d["weight"] / line * (1 + costs.stream_penalty * (k["oc_tile"] - 1))
-        # Weights that are called for ahead come while the products of others are computed.
+        # Prefetched weights come while the products of others are computed.
         both = np.where(k["prefetch"], blocks.overlapped(products, memory, tile), products + memory)
         return both + scratch / concurrency + np.where(staged, costs.staged_start, costs.blocked_start)
 
@@ -184,7 +185,7 @@ class WinogradSpace(blocks.AnchorSpace):
         direct = 2.0 * self.batch * self.oc_blocks * self.out_h * self.out_w * self.lanes**2 * self.in_blocks * 9
         products = 2.0 * self.points * self.tiles * self.oc_blocks * self.in_blocks * self.lanes**2
         kernel = 9 * self.lanes**2 * self.in_blocks * self.oc_blocks
-        weights = weight_bytes - self.read_bytes * kernel + 4.0 * kernel * self.points / 9
+        weights = weight_bytes - self.read_bytes * kernel + self.sum_bytes * kernel * self.points / 9
         return ((flops - direct + products, weights),)
 
     def repacking(self, config: Mapping[str, KnobValue]) -> Mapping[int, Repacking]:

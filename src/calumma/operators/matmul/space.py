@@ -105,7 +105,7 @@ class MatmulSpace(blocks.AnchorSpace):
 
     def default(self) -> Indices:
         """Full register tiles, equal shares for the threads, a column group whose weights stay in L2; the next group's
-        weights called for where there are rows enough to spread that over."""
+        weights prefetched where there are rows enough to spread that over."""
         grid = self.grid()
         return grid[int(np.argmin(self.estimate(grid)))]
 
@@ -136,11 +136,11 @@ class MatmulSpace(blocks.AnchorSpace):
         unrolled = np.where(ahead | (self.rows == 1), costs.unroll_log2, 0)
         steps = np.abs(np.log2(k["k_unroll"]) - unrolled)
         cost *= 1 + costs.unroll_penalty * steps + costs.group_penalty * np.log2(k["n_group"])
-        # Calls come k_unroll at a time; more often, or for many columns at once, they cost more than they save.
+        # Prefetches come k_unroll at a time; more often, or for many columns at once, they cost more than they save.
         spread = (k["n_tile"] <= costs.prefetch_columns) & (k["k_unroll"] >= costs.prefetch_unroll) & n_first
         spread &= self.rows >= costs.prefetch_row_tiles * k["m_tile"]
-        called = np.where(spread, costs.prefetch_factor, costs.hasty_prefetch_factor)
-        cost *= np.where(ahead, called, 1.0)
+        prefetched = np.where(spread, costs.prefetch_factor, costs.hasty_prefetch_factor)
+        cost *= np.where(ahead, prefetched, 1.0)
         return cost * (1 + costs.rows_outside_penalty * m_first)
 
     def costs(self, flops: float, weight_bytes: float) -> tuple[tuple[float, float], ...]:
@@ -179,7 +179,7 @@ class MatmulSpace(blocks.AnchorSpace):
         return sch
 
     def _ahead(self, argument: int, config: Mapping[str, KnobValue]) -> prefetch.Ahead:
-        """Weights of the next column group to call for; positions are the anchor's loops (batch, m, n, lane, k)."""
+        """Weights of the next column group to prefetch; positions are the anchor's loops (batch, m, n, lane, k)."""
         m, n, k = (self.batch_axes + i for i in (0, 1, 3))
         m_tile = int(config["m_tile"])
         n_first = config["outer"] == "n,m"
