@@ -17,7 +17,7 @@ from calumma.operators.elementwise.chains import BINARY_NAMES, is_map, origin
 
 _PART_OF_SLOTS = 0.875
 """Share of held slots below which an input with holes is better gathered: measured on channel splits of ShuffleNet V2,
-whose halves hold 0.5 of the slots, on AMD Zen 5. It decides which kernel a layer becomes, and so what a workload is
+whose halves hold 0.5 of the slots, on the CPU that `target.costs` names. It decides which kernel a layer becomes, and so what a workload is
 (its hash): the same for every CPU."""
 
 
