@@ -12,8 +12,8 @@ from calumma.expressions.integers import ints
 _GOOD_TILE = range(6, 15)
 """Columns of a register tile that keep a core's multiply-add units busy and fit into its registers.
 
-Chosen for 32 registers, on the CPU that `target.costs` names. They decide the width that is computed, and so what a workload is (its hash):
-they are the same for every CPU.
+Chosen for 32 registers, on the CPU of `target.costs`. They decide the width that is computed, and so what a
+workload is (its hash): they are the same for every CPU.
 """
 
 

@@ -30,7 +30,7 @@ _CHUNK = 64
 _BLOCK_COST = 40
 """What one more block of channels costs the kernels around a convolution, per pixel, in its vector multiply-adds.
 
-Both were set for ShuffleNet on the CPU that `target.costs` names with vectors of 512 bits. They decide the shapes of packed weights and of
+Both were set for ShuffleNet on the CPU of `target.costs`. They decide the shapes of packed weights and of
 results, and so what a workload is (its hash): they are the same for every CPU.
 """
 

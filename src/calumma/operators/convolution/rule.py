@@ -17,8 +17,8 @@ from calumma.operators.elementwise.chains import BINARY_NAMES, is_map, origin
 
 _PART_OF_SLOTS = 0.875
 """Share of held slots below which an input with holes is better gathered: measured on channel splits of ShuffleNet V2,
-whose halves hold 0.5 of the slots, on the CPU that `target.costs` names. It decides which kernel a layer becomes, and so what a workload is
-(its hash): the same for every CPU."""
+whose halves hold 0.5 of the slots, on the CPU of `target.costs`. It decides which kernel a layer becomes, and
+so what a workload is (its hash): the same for every CPU."""
 
 
 def refusal(lo: LoweringContext, node: Node) -> Declined | None:
