@@ -1,7 +1,7 @@
 # make env    the environment in .venv, with what tests, benchmarks and peers need
 # make demo   tune the light ResNet-50 for 60 s and print its latency beside ONNX Runtime's
 # make fast   lint, types, and the unit tests that start no process: within 90 seconds on two cores
-# make test   lint, security, types, import layers, documentation, all tests with their coverage: within ten minutes
+# make test   lint, security, types, import layers, documentation, all tests and what they cover: within ten minutes
 # make qemu   kernels of every template on an emulated Haswell: AVX2, no AVX-512 (about ten minutes)
 # make audit  known vulnerabilities of the pinned packages (needs the network)
 # make docs   the documentation as a site in build/docs
@@ -40,7 +40,10 @@ demo: env
 fast: lint types
 	$(PYTEST) tests/unit -m 'not processes and not long'
 
-test: lint security types layers docs unit
+# What reads the code goes two at a time; the tests have both cores.
+test: env
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint security types layers docs
+	@$(MAKE) --no-print-directory unit
 
 lint: env
 	$(BIN)/ruff check .
@@ -79,8 +82,10 @@ chromium:
 		$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
 	} || { echo "the tests of the report need Chromium and it could not be installed: install the system's package chromium" >&2; exit 1; }
 
+# Lines are counted in the tests of single modules, where that costs seconds; in all tests it would cost minutes.
 unit: env chromium
-	COVERAGE_CORE=$(COVERAGE_CORE) $(PYTEST) --cov --cov-report=term
+	COVERAGE_CORE=$(COVERAGE_CORE) $(PYTEST) --cov --cov-report=term tests/unit tests/conformance
+	$(PYTEST) tests/property tests/integration
 
 PRIOR := znver5
 PRIOR_BUDGET := 6h
