@@ -85,7 +85,7 @@ chromium:
 # Lines are counted in the tests of single modules, where that costs seconds; in all tests it would cost minutes.
 unit: env chromium
 	COVERAGE_CORE=$(COVERAGE_CORE) $(PYTEST) --cov --cov-report=term tests/unit tests/conformance
-	$(PYTEST) tests/property tests/integration
+	$(PYTEST) tests/integration tests/property
 
 PRIOR := znver5
 PRIOR_BUDGET := 6h
