@@ -135,9 +135,10 @@ from calumma.pipeline import CompileOptions
 from calumma.pipeline.preparation import prepare
 prepared = prepare("model.onnx", CompileOptions({options}))
 assert [str(p.dtype) for p in prepared.graph.params].count("float16") == 3
-tuned = calumma.tune("model.onnx", {options}, budget=calumma.Budget(trials=4))
-(c,) = tuned.artifact.run({{name: x}})
-assert np.abs(a - c).max() < 1e-2 * np.abs(a).max()
+if {isa == isas.NATIVE}:  # workers measure and verify it too
+    tuned = calumma.tune("model.onnx", {options}, budget=calumma.Budget(trials=4))
+    (c,) = tuned.artifact.run({{name: x}})
+    assert np.abs(a - c).max() < 1e-2 * np.abs(a).max()
 """
     run(code, "contraction:half", tmp_path)
 
