@@ -84,8 +84,8 @@ chromium:
 
 # Lines are counted in the tests of single modules, where that costs seconds; in all tests it would cost minutes.
 unit: env chromium
-	COVERAGE_CORE=$(COVERAGE_CORE) $(PYTEST) --cov --cov-report=term tests/unit tests/conformance
-	$(PYTEST) tests/integration tests/property
+	COVERAGE_CORE=$(COVERAGE_CORE) $(PYTEST) --cov --cov-report=term tests/unit
+	$(PYTEST) tests/conformance tests/integration tests/property
 
 PRIOR := znver5
 PRIOR_BUDGET := 6h
