@@ -11,13 +11,12 @@ from collections.abc import Callable
 from calumma.core.extensions import Registry
 from calumma.target import aarch64, x86
 from calumma.target.costs import CostConstants
-from calumma.target.target import DotProduct, Facts, Target, TypicalRates
+from calumma.target.target import DotProduct, Facts, Target, TypicalRates, assumed
 
 __all__ = ["CostConstants", "DotProduct", "Facts", "Target", "TypicalRates", "describe", "kind_of", "register_target"]
 
 Family = Callable[[Facts], Target]
 
-GENERIC = "generic"
 _FAMILIES: Registry[Family] = Registry("target", {x86.KIND: x86.describe, aarch64.KIND: aarch64.describe})
 
 
@@ -28,7 +27,7 @@ def kind_of(machine: str) -> str:
 
 def describe(kind: str, facts: Facts) -> Target:
     """The target of a CPU, by the family of its name, or else of its architecture; one that assumes little without."""
-    family = _FAMILIES.get(facts.mcpu) or _FAMILIES.get(kind) or _generic
+    family = _FAMILIES.get(facts.mcpu) or _FAMILIES.get(kind) or assumed
     return family(facts)
 
 
@@ -43,27 +42,3 @@ def register_target(name: str, family: Family) -> None:
         InputError: that name has a family already; or the main script registers it (`core.extensions`).
     """
     _FAMILIES.add(name, family)
-
-
-def _generic(facts: Facts) -> Target:
-    """16 registers of 128 bits, and nothing that a check of the CPU could compare."""
-    return Target(
-        kind=GENERIC,
-        cpu_model=facts.cpu_model,
-        mcpu=facts.mcpu,
-        features=tuple(sorted(facts.features)),
-        vector_features=tuple(sorted(facts.features)),
-        flags=(),
-        vector_bits=128,
-        registers=16,
-        line_bytes=64,
-        l1_bytes=facts.l1_bytes,
-        l1_way_bytes=4096,
-        l2_bytes=facts.l2_bytes,
-        l3_bytes=facts.l3_bytes,
-        cores=facts.cores,
-        dot_products=(),
-        probe_chains=12,
-        typical=TypicalRates(),
-        costs=CostConstants(),
-    )

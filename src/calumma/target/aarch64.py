@@ -5,8 +5,9 @@ Nothing here was measured: the cost constants are those fitted elsewhere (`costs
 
 from __future__ import annotations
 
-from calumma.target.costs import CostConstants
-from calumma.target.target import Facts, Target, TypicalRates
+from dataclasses import replace
+
+from calumma.target.target import Facts, Target, assumed
 
 KIND = "aarch64"
 _VECTOR_SETS = ("neon", "sve", "fullfp16", "bf16", "dotprod", "i8mm")
@@ -32,23 +33,12 @@ _FLAGS = {
 
 def describe(facts: Facts) -> Target:
     """A 64-bit ARM CPU by LLVM's features of it."""
-    return Target(
+    return replace(
+        assumed(facts),
         kind=KIND,
-        cpu_model=facts.cpu_model,
-        mcpu=facts.mcpu,
-        features=tuple(sorted(facts.features)),
         vector_features=tuple(sorted(feature for feature in facts.features if feature.startswith(_VECTOR_SETS))),
         flags=tuple(sorted(flag for feature, flag in _FLAGS.items() if feature in facts.features)),
-        vector_bits=128,
         registers=32,
-        line_bytes=64,
-        l1_bytes=facts.l1_bytes,
         l1_way_bytes=_L1_WAY,
-        l2_bytes=facts.l2_bytes,
-        l3_bytes=facts.l3_bytes,
-        cores=facts.cores,
-        dot_products=(),
         probe_chains=24,  # enough to hide 4 cycles of latency on four units, with registers to spare
-        typical=TypicalRates(),
-        costs=CostConstants(),
     )

@@ -155,3 +155,30 @@ class Target:
                 "costs": CostConstants(**groups),
             }
         )
+
+
+GENERIC = "generic"
+
+
+def assumed(facts: Facts) -> Target:
+    """A CPU of which no family says more: 16 registers of 128 bits, and nothing that a check of it could compare."""
+    return Target(
+        kind=GENERIC,
+        cpu_model=facts.cpu_model,
+        mcpu=facts.mcpu,
+        features=tuple(sorted(facts.features)),
+        vector_features=tuple(sorted(facts.features)),
+        flags=(),
+        vector_bits=128,
+        registers=16,
+        line_bytes=64,
+        l1_bytes=facts.l1_bytes,
+        l1_way_bytes=4096,
+        l2_bytes=facts.l2_bytes,
+        l3_bytes=facts.l3_bytes,
+        cores=facts.cores,
+        dot_products=(),
+        probe_chains=12,
+        typical=TypicalRates(),
+        costs=CostConstants(),
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from calumma.target.costs import CostConstants
-from calumma.target.target import DotProduct, Facts, Target, TypicalRates
+from dataclasses import replace
+
+from calumma.target.target import DotProduct, Facts, Target, assumed
 
 KIND = "x86-64"
 _WIDTHS = (("avx512f", 512), ("avx", 256))
@@ -79,23 +80,14 @@ def describe(facts: Facts) -> Target:
     """An x86-64 CPU by LLVM's features of it."""
     bits = next((width for feature, width in _WIDTHS if feature in facts.features), 128)
     wide = bits == 512
-    return Target(
+    return replace(
+        assumed(facts),
         kind=KIND,
-        cpu_model=facts.cpu_model,
-        mcpu=facts.mcpu,
-        features=tuple(sorted(facts.features)),
         vector_features=tuple(sorted(feature for feature in facts.features if feature.startswith(_VECTOR_SETS))),
         flags=tuple(sorted(flag for feature, flag in _FLAGS.items() if feature in facts.features)),
         vector_bits=bits,
         registers=32 if wide else 16,
-        line_bytes=64,
-        l1_bytes=facts.l1_bytes,
         l1_way_bytes=_L1_WAY,
-        l2_bytes=facts.l2_bytes,
-        l3_bytes=facts.l3_bytes,
-        cores=facts.cores,
         dot_products=(BFLOAT16,) if wide and BFLOAT16.feature in facts.features else (),
         probe_chains=24 if wide else 12,  # enough to hide 4 cycles of latency on two units
-        typical=TypicalRates(),
-        costs=CostConstants(),
     )
