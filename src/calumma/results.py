@@ -11,7 +11,7 @@ from calumma.core.values import KnobValue
 from calumma.pipeline import CompiledModel
 
 if TYPE_CHECKING:
-    from calumma.frontend.lowering import LeftToTvm
+    from calumma.lowering.lowering import LeftToTvm
     from calumma.pipeline.preparation import PreparedModel
     from calumma.prior.weights import Prior
     from calumma.tuner import ModelContest, TaskResult

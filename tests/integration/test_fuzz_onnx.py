@@ -179,7 +179,7 @@ def test_the_limit_is_the_machines_memory() -> None:
 
 def test_thousands_of_nodes_in_a_row_are_no_recursion() -> None:
     """Reading and simplifying; what TVM does with so long a function is not in question here."""
-    from calumma.frontend.simplify import simplify
+    from calumma.lowering.simplify import simplify
 
     names = ["x", *(f"v{i}" for i in range(2_000)), "y"]
     nodes = [node("Relu", [a], [b]) for a, b in itertools.pairwise(names)]

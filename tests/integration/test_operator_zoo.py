@@ -12,8 +12,8 @@ from tvm import relax
 from calumma import tvm_compat
 from calumma.core.errors import ModelError
 from calumma.frontend.importer import import_model
-from calumma.frontend.lowering import lower
 from calumma.frontend.relax_graph import from_relax
+from calumma.lowering.lowering import lower
 from tests import isas
 from tests.compiled_model import compiled
 from tests.integration.test_import_onnx import Zoo

@@ -18,7 +18,7 @@ from calumma.artifact import KernelTime, Profile, TensorSpec
 from calumma.cli import main
 from calumma.core.errors import ArtifactError, InternalError, ModelError
 from calumma.core.values import Budget, Status
-from calumma.frontend.lowering import LeftToTvm
+from calumma.lowering.lowering import LeftToTvm
 from calumma.tuner import ModelContest, NewBest, PhaseStarted, TaskResult
 
 

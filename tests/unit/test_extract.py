@@ -5,7 +5,7 @@ from __future__ import annotations
 import tvm
 
 from calumma import tvm_compat
-from calumma.frontend.lowering import LoweredGraph
+from calumma.lowering.lowering import LoweredGraph
 from calumma.pipeline.extraction import extract_tasks
 from calumma.tasks import extract
 from tests.onnx_models import Model

@@ -10,8 +10,8 @@ from tvm import ir, tirx
 from calumma import tvm_compat
 from calumma.core.contraction import contraction_named
 from calumma.core.errors import ModelError
-from calumma.frontend.lowering import LoweredGraph, lower
 from calumma.graph.nodes import INPUT, Graph, Node
+from calumma.lowering.lowering import LoweredGraph, lower
 from calumma.pipeline.extraction import extract_tasks
 from calumma.space.loops import walk
 from tests.onnx_models import Model

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calumma.expressions.windows import Window
-from calumma.frontend import simplify
 from calumma.graph import nodes as names
 from calumma.graph.nodes import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node, constant
+from calumma.lowering import simplify
 from tests import reference
 
 SHAPE = (2, 6, 3, 4)

@@ -12,7 +12,7 @@ from calumma.cli.options import Shapes, model_options, output_options
 from calumma.cli.output import Output
 
 if TYPE_CHECKING:
-    from calumma.frontend.lowering import LeftToTvm
+    from calumma.lowering.lowering import LeftToTvm
 
 
 @click.command(short_help="List what would be tuned: shapes, work, bounds, spaces.")

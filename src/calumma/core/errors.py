@@ -44,3 +44,9 @@ class EnvironmentFault(InputError):
 
 class InternalError(CalummaError):
     """A fault of calumma itself."""
+
+
+def reason(error: BaseException) -> str:
+    """The last line of an error's message, which is where TVM, ONNX and Python say what is wrong."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

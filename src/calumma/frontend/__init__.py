@@ -1,1 +1,1 @@
-"""From a model file or module to a Relax module of fused PrimFuncs in blocked layout."""
+"""From a model file or module to a graph of operator nodes."""

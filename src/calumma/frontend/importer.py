@@ -101,9 +101,3 @@ def check_size(name: str, dtype: str, shape: Sequence[int]) -> None:
             f"{name}: {dtype}{list(shape)} takes {size_bytes / 1e9:,.0f} GB, this machine has "
             f"{host.memory_bytes() / 1e9:,.0f} GB; check the model's shapes, or give smaller ones"
         )
-
-
-def reason(error: BaseException) -> str:
-    """The last line of an error's message, which is where TVM, ONNX and Python say what is wrong."""
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__

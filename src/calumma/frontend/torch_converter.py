@@ -11,8 +11,7 @@ import torch
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-from calumma.core.errors import ModelError
-from calumma.frontend.importer import reason
+from calumma.core.errors import ModelError, reason
 from calumma.frontend.indices import within
 
 

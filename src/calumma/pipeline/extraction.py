@@ -9,8 +9,8 @@ from typing import Any
 
 from calumma.core.contraction import FLOAT32, Contraction
 from calumma.frontend.importer import ImportedModel, import_model
-from calumma.frontend.lowering import LoweredGraph, lower
-from calumma.frontend.simplify import simplify
+from calumma.lowering.lowering import LoweredGraph, lower
+from calumma.lowering.simplify import simplify
 from calumma.target import Target
 from calumma.tasks import ModelTasks, extract
 

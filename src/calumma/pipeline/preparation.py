@@ -17,7 +17,7 @@ from calumma.artifact.repacking import repack
 from calumma.core.contraction import FLOAT32
 from calumma.core.protocols import Template
 from calumma.core.values import Hardware, KnobValue, Task
-from calumma.frontend.lowering import LoweredGraph
+from calumma.lowering.lowering import LoweredGraph
 from calumma.operators import design_space
 from calumma.pipeline.compile_options import CompileOptions
 from calumma.pipeline.extraction import extract_tasks

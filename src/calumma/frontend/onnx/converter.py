@@ -19,8 +19,7 @@ from tvm import relax, topi
 from tvm.ir import GenericConst
 from tvm.relax.frontend.onnx import onnx_frontend
 
-from calumma.core.errors import ModelError
-from calumma.frontend.importer import reason
+from calumma.core.errors import ModelError, reason
 from calumma.frontend.indices import within
 
 

@@ -11,8 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from calumma.core.errors import ModelError
-from calumma.frontend.importer import reason
+from calumma.core.errors import ModelError, reason
 from calumma.frontend.onnx.graph_fields import assign, captured
 from calumma.frontend.onnx.source import Fingerprint, Source
 

@@ -12,7 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
 from calumma.core import hardware as host
-from calumma.frontend.importer import reason
+from calumma.core.errors import reason
 from calumma.frontend.onnx.repairs import prune
 
 _log = logging.getLogger(__name__)

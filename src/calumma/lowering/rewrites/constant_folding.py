@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from calumma.core.errors import ModelError
-from calumma.frontend.rewrites.reading import axes_of
 from calumma.graph.nodes import CONSTANT, Graph, Node, constant
+from calumma.lowering.rewrites.reading import axes_of
 
 _MAX_FOLDED_BYTES = 1 << 30
 _UNARY: dict[str, Callable[[np.ndarray], np.ndarray]] = {

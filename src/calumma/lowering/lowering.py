@@ -15,14 +15,13 @@ import tvm
 from tvm import ir, relax
 
 from calumma.core.contraction import FLOAT32, Contraction
-from calumma.core.errors import ModelError
+from calumma.core.errors import ModelError, reason
 from calumma.core.values import TensorSpec
-from calumma.frontend.fusion import fuse
-from calumma.frontend.importer import reason
-from calumma.frontend.stored_types import stored_types
 from calumma.graph.context import Declined, LoweringContext
 from calumma.graph.layouts import Slots, Value
 from calumma.graph.nodes import CONSTANT, INPUT, Graph, Node
+from calumma.lowering.fusion import fuse
+from calumma.lowering.stored_types import stored_types
 from calumma.operators import registry
 from calumma.target import Target
 from calumma.tvm_compat import kernel_calls

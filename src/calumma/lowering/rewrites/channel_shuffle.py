@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from calumma.frontend.rewrites.reading import axes_of
 from calumma.graph.nodes import CHANNEL_SHUFFLE, Graph, Node
+from calumma.lowering.rewrites.reading import axes_of
 
 
 def recover_channel_shuffle(graph: Graph) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from calumma.frontend.rewrites.reading import axes_of, binary_like
 from calumma.graph.nodes import Graph, Node
+from calumma.lowering.rewrites.reading import axes_of, binary_like
 
 
 def replace_stacked_sums(graph: Graph) -> None:

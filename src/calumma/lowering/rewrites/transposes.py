@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from calumma.frontend.rewrites.reading import axes_of
 from calumma.graph.nodes import CONSTANT, MATMUL, Graph, Node
+from calumma.lowering.rewrites.reading import axes_of
 
 
 def absorb_transposes(graph: Graph) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from calumma.frontend.rewrites.reading import binary_like
 from calumma.graph.nodes import CONSTANT, Graph, Node, constant
+from calumma.lowering.rewrites.reading import binary_like
 
 
 def fold_scales(graph: Graph) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from calumma.frontend.rewrites.reading import binary_like
 from calumma.graph.nodes import CONSTANT, TUPLE_ITEM, Graph, Node, constant
+from calumma.lowering.rewrites.reading import binary_like
 
 
 def decompose_batch_norm(graph: Graph) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from calumma.frontend.rewrites.reading import axes_of
 from calumma.graph.nodes import CONSTANT, Graph, Node, constant
+from calumma.lowering.rewrites.reading import axes_of
 
 
 def recover_layer_norm(graph: Graph) -> None:
