@@ -22,8 +22,8 @@ class LoweredModel:
     mod: Any
     """`tvm.IRModule`. Its Relax function `main(inputs..., params...)` calls the module's PrimFuncs by `R.call_tir` and
     returns a tensor or a tuple: the outputs, then the run-time extents of their bounded axes in order, int64 scalars.
-    `R.reshape` costs nothing, nor does `R.concat`, whose parts must be results of kernels that lie side by side in memory.
-    It holds no constants: every weight is a parameter."""
+    `R.reshape` costs nothing, nor does `R.concat`, whose parts must be results of kernels that lie side by side in
+    memory. It holds no constants: every weight is a parameter."""
     params: tuple[NDArray, ...]
     """The weights, in order."""
     inputs: tuple[TensorSpec, ...]

@@ -79,7 +79,8 @@ class Plan:
 
         def specs(key: str) -> tuple[TensorSpec, ...]:
             return tuple(
-                TensorSpec(t["name"], tuple(t["shape"]), t["dtype"], tuple(t.get("bounded_axes", ()))) for t in data[key]
+                TensorSpec(t["name"], tuple(t["shape"]), t["dtype"], tuple(t.get("bounded_axes", ())))
+                for t in data[key]
             )
 
         return cls(

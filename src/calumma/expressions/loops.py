@@ -19,8 +19,8 @@ def kernel(
     """Tensors that statements write.
 
     Args:
-        body: called with the inputs, then the outputs; emits the statements. A buffer reads as `x[i, j]` and is written by
-            `x[i, j] = value`; a scalar has the index 0.
+        body: called with the inputs, then the outputs; emits the statements. A buffer reads as `x[i, j]` and is
+            written by `x[i, j] = value`; a scalar has the index 0.
         outputs: shape and type of each.
     """
 

@@ -1,4 +1,4 @@
-"""Which elements hold, and which boxes are kept: results whose number depends on values, in buffers of the largest size.
+"""Which elements hold, and which boxes are kept: as many results as the values say, in buffers of the largest size.
 
 Indices are int64, and zero behind the last one.
 """
@@ -46,6 +46,7 @@ def selected_boxes(
     most: te.Tensor,
     iou: te.Tensor,
     score: te.Tensor | None,
+    number: te.Tensor | None,
     bound: int,
     *,
     centred: bool,
@@ -61,6 +62,7 @@ def selected_boxes(
         most: int64 scalar, of boxes that are kept of a class.
         iou: float32 scalar.
         score: float32 scalar, boxes whose score is not above it are left out; None: none is.
+        number: int64 scalar, of the boxes that are there; None: all.
         bound: no value of `most` counts as more.
 
     Returns:
@@ -70,17 +72,19 @@ def selected_boxes(
     classes = int(scores.shape[1])
 
     def body(corners: Any, values: Any, limit: Any, threshold: Any, *rest: Any) -> None:
-        *least, kept, counts = rest
+        *optional, kept, counts = rest
+        least = optional[0][0] if score is not None else None
+        stop = tirx.min(optional[-1][0], constant(n)) if number is not None else constant(n)
         with T.parallel(0, batch * classes) as group:
             image, category = T.Bind(group // classes), T.Bind(group % classes)
             keys = T.buffer_proxy(T.alloc_buffer((n,), "int64"))
             items = T.buffer_proxy(T.alloc_buffer((2 * n,), "int32"))
             held = counter("int32")
             held[0] = 0
-            with T.serial(0, n) as i:
+            with T.serial(0, stop) as i:
                 keys[i] = ~key(values[image, category, i], "float32")
-                items[held[0]] = i
-                passes = values[image, category, i] > least[0][0] if least else constant(1, "bool")
+                items[held[0]] = i.astype("int32")
+                passes = constant(1, "bool") if least is None else values[image, category, i] > least
                 held[0] = held[0] + passes.astype("int32")
             merge_sort(items, held[0], n, lambda a, b: keys[a] < keys[b])
             with T.serial(0, bound) as i:
@@ -102,7 +106,7 @@ def selected_boxes(
                 place[0] = place[0] + 1
             counts[group] = chosen[0]
 
-    inputs = [boxes, scores, most, iou, *([] if score is None else [score])]
+    inputs = [boxes, scores, most, iou, *(tensor for tensor in (score, number) if tensor is not None)]
     groups = batch * classes
     return kernel("selected_boxes", body, inputs, [((groups, bound), "int64"), ((groups,), "int64")])
 
@@ -133,7 +137,7 @@ def _shared(boxes: Any, image: Any, one: Any, other: Any, centred: bool) -> tirx
 
 
 def joined_boxes(kept: te.Tensor, counts: te.Tensor, classes: int) -> list[te.Tensor]:
-    """What `selected_boxes` kept of all classes in one table (B * C * bound, 3) of image, class and box; and its rows."""
+    """What `selected_boxes` kept of all classes as a table (B * C * bound, 3) of image, class and box; and its rows."""
     groups, bound = (int(extent) for extent in kept.shape)
 
     def body(boxes: Any, numbers: Any, table: Any, rows: Any) -> None:
