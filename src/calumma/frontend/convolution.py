@@ -60,8 +60,12 @@ def transposed_convolution(
         outputs: the result's spatial sizes: what is beyond the last tap is zero.
     """
     if len(windows) == 1:
-        return _narrowed(transposed_convolution(_widened(x), _widened(weight), (_NONE, *windows), (1, *outputs), groups))
-    spans = [(size - 1) * w.stride + (w.kernel - 1) * w.dilation + 1 for size, w in zip(x.shape[2:], windows, strict=True)]
+        return _narrowed(
+            transposed_convolution(_widened(x), _widened(weight), (_NONE, *windows), (1, *outputs), groups)
+        )
+    spans = [
+        (size - 1) * w.stride + (w.kernel - 1) * w.dilation + 1 for size, w in zip(x.shape[2:], windows, strict=True)
+    ]
     after = [span - w.before - out for span, w, out in zip(spans, windows, outputs, strict=True)]
     has_phases = all(
         w.dilation == 1 and 0 <= w.before < w.kernel and -a < w.stride for w, a in zip(windows, after, strict=True)

@@ -1,6 +1,6 @@
 """Normalisations: by given statistics, or by those of rows, channels or neighbours.
 
-    x (N, C, *sizes)    scale, shift (C,)
+x (N, C, *sizes)    scale, shift (C,)
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _spread(values: Node | None, default: float, sizes: Sequence[int], dtype: st
     """Values broadcast to the sizes of rows; a default for none."""
     if values is None:
         return constant(np.broadcast_to(np.asarray(default, dtype), sizes))
-    inner = reshape(values, values.shape[len(values.shape) - len(sizes) :] if len(values.shape) > len(sizes) else values.shape)
+    inner = reshape(values, values.shape[max(len(values.shape) - len(sizes), 0) :])
     if inner.shape == tuple(sizes):
         return inner
     if inner.op == CONSTANT:

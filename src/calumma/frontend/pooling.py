@@ -24,7 +24,10 @@ _NONE = AxisWindow(1)
 
 
 def max_pool(x: Node, windows: Sequence[AxisWindow], ceil_mode: bool = False) -> Node:
-    """The maximum of each window; padding never wins. With `ceil_mode` a last window may hang over the padding's end."""
+    """The maximum of each window; padding never wins.
+
+    With `ceil_mode` a last window may hang over the padding's end.
+    """
     if x.dtype == "float32":
         return _by_planes(lambda x, *w: _pool2d(relax.op.nn.max_pool2d, x, w, ceil_mode), x, windows)
     outputs = _outputs(x, windows, ceil_mode)
@@ -41,9 +44,7 @@ def max_pool(x: Node, windows: Sequence[AxisWindow], ceil_mode: bool = False) ->
     return expression(pooled, x, name="max_pool")
 
 
-def max_pool_indices(
-    x: Node, pooled: Node, windows: Sequence[AxisWindow], *, column_major: bool = False
-) -> Node:
+def max_pool_indices(x: Node, pooled: Node, windows: Sequence[AxisWindow], *, column_major: bool = False) -> Node:
     """Where in `x`, all its elements counted in order, the maximum of each window is first; int64.
 
     Args:
@@ -195,9 +196,7 @@ def _outputs(x: Node, windows: Sequence[AxisWindow], ceil_mode: bool) -> list[in
     return [window.outputs(size, ceil_mode) for window, size in zip(windows, x.shape[2:], strict=True)]
 
 
-def _taps(
-    position: Sequence[tirx.Expr], taps: Sequence[tirx.Expr], windows: Sequence[AxisWindow]
-) -> list[tirx.Expr]:
+def _taps(position: Sequence[tirx.Expr], taps: Sequence[tirx.Expr], windows: Sequence[AxisWindow]) -> list[tirx.Expr]:
     """Coordinates of windows' taps in the padded tensor."""
     return [i * w.stride + k * w.dilation for i, k, w in zip(position, taps, windows, strict=True)]
 

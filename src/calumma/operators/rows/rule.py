@@ -45,7 +45,5 @@ def lower_layer_norm(lo: LoweringContext, node: Node) -> Value | Declined:
         b = given[-1] if node.attrs.center else None
         return expression.layer_norm(x, g, b, len(axes), epsilon, lo.lanes)
 
-    expr = lo.emit(
-        normalised, *(lo.plain(n).expr for n in operands), kind=OUT_ELEMENTWISE_FUSABLE, name="layer_norm"
-    )
+    expr = lo.emit(normalised, *(lo.plain(n).expr for n in operands), kind=OUT_ELEMENTWISE_FUSABLE, name="layer_norm")
     return Value(expr, node.shape)
