@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from calumma.core.contraction import Contraction
 from calumma.graph.context import OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
 from calumma.graph.layouts import Value
@@ -22,8 +20,6 @@ def lower_matmul(lo: LoweringContext, node: Node) -> Value | Declined:
         return _dense(lo, node)
     if len(right.shape) < 2:
         return Declined("its right operand is a vector")
-    if left.shape[-1] == math.prod(left.shape[-2:]) and right.shape[-2] == math.prod(right.shape[-2:]):
-        return Declined("its results are numbers, not matrices")
     axes = (
         (node.attrs.left_axes, node.attrs.right_axes, node.attrs.out_axes) if node.op == MATMUL else (None, None, None)
     )

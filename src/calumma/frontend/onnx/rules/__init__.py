@@ -1,5 +1,33 @@
 """The rules of ONNX operators, one module per family; importing this package registers them."""
 
-from calumma.frontend.onnx.rules import activations, constants, elementwise, products, reductions, softmax
+from calumma.frontend.onnx.rules import (
+    activations,
+    constants,
+    convolution,
+    elementwise,
+    indexing,
+    normalisation,
+    pooling,
+    products,
+    reductions,
+    resampling,
+    selection,
+    shapes,
+    softmax,
+)
 
-__all__ = ["activations", "constants", "elementwise", "products", "reductions", "softmax"]
+__all__ = [
+    "activations",
+    "constants",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "normalisation",
+    "pooling",
+    "products",
+    "reductions",
+    "resampling",
+    "selection",
+    "shapes",
+    "softmax",
+]
