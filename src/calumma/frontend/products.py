@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from tvm import relax, te, tirx, topi
+from tvm import relax, te, tirx
+from tvm.script.ir_builder import tirx as T
 
 from calumma.core.errors import ModelError
+from calumma.expressions import loops
 from calumma.frontend.reductions import reduced
-from calumma.graph.build import cast, expression, operator, reshape, scalar, transpose
+from calumma.graph.build import expression, operator, reshape, scalar, transpose
 from calumma.graph.nodes import Node
-
-_LARGEST_DETERMINANT = 64
-"""Rows: every one is stages of its own in a kernel."""
 
 
 def matmul(left: Node, right: Node) -> Node:
@@ -139,9 +139,7 @@ def _contracted(
 def _without_ones(node: Node, labels: _Labels, others: dict[str, int]) -> tuple[Node, _Labels]:
     """A node without the axes of extent 1 that the other factor broadcasts."""
     kept = [
-        (label, size)
-        for label, size in zip(labels, node.shape, strict=True)
-        if size != 1 or others.get(label, 1) == 1
+        (label, size) for label, size in zip(labels, node.shape, strict=True) if size != 1 or others.get(label, 1) == 1
     ]
     return reshape(node, [size for _, size in kept]), tuple(label for label, _ in kept)
 
@@ -153,45 +151,40 @@ def determinant(node: Node) -> Node:
     """Determinants of the square matrices in the last two axes, by elimination with row pivots.
 
     Raises:
-        ModelError: the matrices are not square, or too large.
+        ModelError: the matrices are not square.
     """
-    *batch, rows, columns = node.shape
-    if rows != columns or rows > _LARGEST_DETERMINANT:
-        raise ModelError(
-            f"determinants of {rows} x {columns}: up to {_LARGEST_DETERMINANT} rows and as many columns; "
-            "cut the model off before this node"
-        )
+    *batch, size, columns = node.shape
+    if size != columns:
+        raise ModelError(f"determinants of {size} x {columns}: the matrices are not square; export the model again")
+    matrices = reshape(node, (math.prod(batch), size, size))
 
     def body(x: te.Tensor) -> te.Tensor:
-        result = None
-        for size in range(rows, 0, -1):
-            x, factor = _eliminated(x, size)
-            result = factor if result is None else topi.multiply(result, factor)
-        return topi.reshape(result, batch)
+        outputs = [(matrices.shape, node.dtype), (matrices.shape[:1], node.dtype)]
+        return loops.kernel("determinant", _eliminate, [x], outputs)
 
-    matrices = reshape(node, (math.prod(batch), rows, columns))
-    if not rows:
-        return reshape(cast(scalar(1, node.dtype), node.dtype), batch)
-    return expression(body, matrices, name="determinant")
+    return reshape(expression(body, matrices, name="determinant")[1], batch)
 
 
-def _eliminated(x: te.Tensor, size: int) -> tuple[te.Tensor, te.Tensor]:
-    """Matrices of (n, size, size) without their first column and pivot row, and their signed pivots (n)."""
-    count, dtype = x.shape[0], str(x.dtype)
-    zero, one = tirx.const(0, dtype), tirx.const(1, dtype)
-    pivots = topi.argmax(te.compute((count, size), lambda b, i: tirx.abs(x(b, i, 0)), name="column"), 1)
-
-    def pivot(b: tirx.Expr) -> tirx.Expr:
-        return tirx.max(tirx.min(pivots(b), size - 1), 0)
-
-    first = te.compute((count, size), lambda b, j: x(b, pivot(b), j), name="pivot_row")
-    factor = te.compute(
-        (count,), lambda b: tirx.Select(pivot(b) == 0, first(b, 0), zero - first(b, 0)), name="pivot"
-    )
-
-    def rest(b: tirx.Var, i: tirx.Var, j: tirx.Var) -> tirx.Expr:
-        row = tirx.Select(i + 1 == pivot(b), 0, i + 1)
-        safe = tirx.Select(first(b, 0) == zero, one, first(b, 0))
-        return x(b, row, j + 1) - x(b, row, 0) * first(b, j + 1) / safe
-
-    return te.compute((count, size - 1, size - 1), rest, name="rest") if size > 1 else x, factor
+def _eliminate(x: Any, rest: Any, result: Any) -> None:
+    """Statements: what is left of every matrix, and the product of its pivots."""
+    count, size = int(x.shape[0]), int(x.shape[1])
+    dtype = str(x.dtype)
+    pivot, held = loops.counter("int32"), loops.counter(dtype)
+    with T.serial(0, count) as b:
+        result[b] = loops.constant(1, dtype)
+        with T.serial(0, size) as i, T.serial(0, size) as j:
+            rest[b, i, j] = x[b, i, j]
+        with T.serial(0, size) as k:
+            pivot[0] = k
+            with T.serial(k, size) as i:
+                larger = tirx.abs(rest[b, i, k]) > tirx.abs(rest[b, pivot[0], k])
+                pivot[0] = loops.either(larger, i, pivot[0])
+            with T.serial(0, size) as j:
+                held[0] = rest[b, k, j]
+                rest[b, k, j] = rest[b, pivot[0], j]
+                rest[b, pivot[0], j] = held[0]
+            held[0] = rest[b, k, k]
+            result[b] = result[b] * loops.either(pivot[0] == k, held[0], -held[0])
+            held[0] = loops.either(held[0] == loops.constant(0, dtype), loops.constant(1, dtype), held[0])
+            with T.serial(k + 1, size) as i, T.serial(k + 1, size) as j:
+                rest[b, i, j] = rest[b, i, j] - rest[b, i, k] / held[0] * rest[b, k, j]

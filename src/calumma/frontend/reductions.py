@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from tvm import relax, te, tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as script
+from tvm.script.ir_builder import tirx as T
 
+from calumma.expressions import loops
 from calumma.frontend.arithmetic import divided, is_float
 from calumma.graph.build import cast, expression, mapped, operator, reshape, scalar
 from calumma.graph.nodes import Node, constant
@@ -137,31 +137,21 @@ def cumulative(
     inner = math.prod(node.shape[axis + 1 :])
     rows = math.prod(node.shape[:axis]) * inner
 
-    def body(source: Any, result: Any) -> Any:
-        with IRBuilder() as builder:
-            read, write = script.buffer_proxy(source), script.buffer_proxy(result)
-            with script.parallel(0, rows) as row:
-                first = row // inner * (length * inner) + row % inner
+    def body(source: Any, result: Any) -> None:
+        with T.parallel(0, rows) as row:
+            first = row // inner * (length * inner) + row % inner
 
-                def place(step: Any) -> Any:
-                    return first + ((length - 1) - step if reverse else step) * inner
+            def place(step: Any) -> Any:
+                return first + ((length - 1) - step if reverse else step) * inner
 
-                write[place(0)] = identity if exclusive else read[place(0)]
-                with script.serial(1, length) as step:
-                    element = read[place(step - 1 if exclusive else step)]
-                    held = write[place(step - 1)]
-                    write[place(step)] = held + element if kind == "sum" else held * element
-            return builder.get()
+            result[place(0)] = identity if exclusive else source[place(0)]
+            with T.serial(1, length) as step:
+                element = source[place(step - 1 if exclusive else step)]
+                held = result[place(step - 1)]
+                result[place(step)] = held + element if kind == "sum" else held * element
 
     def running(x: te.Tensor) -> te.Tensor:
-        result = tirx.decl_buffer(x.shape, dtype, "result")
-        return te.extern(
-            [x.shape],
-            [x],
-            lambda ins, outs: body(ins[0], outs[0]),
-            dtype=dtype,
-            out_buffers=[result],
-            name=f"cumulative_{kind}",
-        )
+        return loops.kernel(f"cumulative_{kind}", body, [x], [((rows * length,), dtype)])[0]
 
-    return expression(running, node, name=f"cumulative_{kind}")
+    flat = expression(running, reshape(node, (rows * length,)), name=f"cumulative_{kind}")
+    return reshape(flat, node.shape)
