@@ -1,5 +1,17 @@
 """The rules of ONNX operators, one module per family; importing this package registers them."""
 
-from calumma.frontend.onnx.rules import constants, elementwise
+from calumma.frontend.onnx.rules import (
+    activations,
+    constants,
+    elementwise,
+    indexing,
+    shapes,
+)
 
-__all__ = ["constants", "elementwise"]
+__all__ = [
+    "activations",
+    "constants",
+    "elementwise",
+    "indexing",
+    "shapes",
+]
