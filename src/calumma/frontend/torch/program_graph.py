@@ -17,9 +17,7 @@ from calumma.frontend.torch.registry import call, find_rule
 from calumma.graph.build import named
 from calumma.graph.nodes import INPUT, Graph, Node, constant
 
-_ASSERTIONS = frozenset(
-    {"_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size"}
-)
+_ASSERTIONS = frozenset({"_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size"})
 """Operators without a result that check what holds for fixed shapes."""
 
 

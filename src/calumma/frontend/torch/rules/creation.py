@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
+from tvm import relax
 
+from calumma.frontend import arithmetic
+from calumma.frontend.movement import broadcast
 from calumma.frontend.narrow_floats import narrowed, widened
 from calumma.frontend.torch.node import NARROW, TorchNode
 from calumma.frontend.torch.registry import aten_rule
-from calumma.graph.build import cast, check_size
+from calumma.graph.build import cast, check_size, mapped, operator, scalar
 from calumma.graph.nodes import Node, constant
 
 
@@ -22,7 +24,9 @@ def full(node: TorchNode, fill_value: Any = None, value: Any = None, s: Any = No
     return constant(np.full(node.shape, number).astype(node.dtype), node.name)
 
 
-@aten_rule("empty.memory_format", "empty_strided.default", "empty_like.default", "new_empty.default", "empty_permuted.default")
+@aten_rule(
+    "empty.memory_format", "empty_strided.default", "empty_like.default", "new_empty.default", "empty_permuted.default"
+)
 def empty(node: TorchNode) -> Node:
     """A tensor whose contents do not matter: zeros."""
     check_size(node.name, node.dtype, node.shape)
@@ -42,12 +46,10 @@ def to_copy(node: TorchNode, self: Node) -> Node:
     target, source = node.result().dtype, node.element_type("self")
     if target in NARROW and source != target:
         return widened(narrowed(cast(self, "float32"), NARROW[target]))
-    if self.dtype.startswith("float") and node.dtype == "bool":
-        from tvm import relax
-
-        from calumma.graph.build import operator, scalar
-
+    if node.dtype == "bool" != self.dtype:
         return operator(relax.op.not_equal, self, scalar(0, self.dtype))
+    if arithmetic.is_float(self) and not node.dtype.startswith("float"):
+        return mapped(lambda x: arithmetic.truncated_float(x, node.dtype), self, "to_integer")
     return cast(self, node.dtype)
 
 
@@ -61,14 +63,4 @@ def unchanged(node: TorchNode, self: Node) -> Node:
 @aten_rule("copy.default")
 def copy(node: TorchNode, src: Node) -> Node:
     """`src` in the shape and type of the first argument."""
-    from tvm import relax
-
-    from calumma.graph.build import operator
-
-    value = cast(src, node.dtype)
-    return value if value.shape == node.shape else operator(relax.op.broadcast_to, value, node.shape)
-
-
-def is_floating(dtype: torch.dtype) -> bool:
-    """Whether an element type holds fractions."""
-    return bool(dtype.is_floating_point)
+    return broadcast(cast(src, node.dtype), node.shape)

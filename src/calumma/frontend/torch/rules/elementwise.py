@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
+import numpy as np
 from tvm import relax, tirx
 
+from calumma.frontend import activations, arithmetic
 from calumma.frontend.torch.node import TorchNode
 from calumma.frontend.torch.registry import aten_rule
 from calumma.graph.build import cast, combined, mapped, operator, scalar
-from calumma.graph.nodes import Node
+from calumma.graph.nodes import Node, constant
 
 Number = int | float | bool
 
@@ -42,43 +42,63 @@ def unary(node: TorchNode, self: Node) -> Node:
     return operator(_UNARY[node.op], cast(self, node.dtype))
 
 
-def _real(name: str) -> Callable[[tirx.Expr], tirx.Expr]:
-    return lambda x: getattr(tirx, name)(x)
-
-
-_MAPS: dict[str, Callable[[tirx.Expr], tirx.Expr]] = {
-    **{
-        name: _real(name)
-        for name in ("acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "sin", "sinh", "tan")
-    },
-    **{name: _real(name) for name in ("log10", "log1p", "log2", "trunc")},
-    "expm1": lambda x: tirx.call_pure_extern(str(x.ty), "expm1" if str(x.ty) == "float64" else "expm1f", x),
-    "round": lambda x: tirx.nearbyint(x),
-    "reciprocal": lambda x: tirx.const(1, str(x.ty)) / x,
-    "sign": lambda x: tirx.Select(
-        tirx.isnan(x) if str(x.ty).startswith("float") else tirx.const(False, "bool"),
-        tirx.const(0, str(x.ty)),
-        (x > tirx.const(0, str(x.ty))).astype(str(x.ty)) - (x < tirx.const(0, str(x.ty))).astype(str(x.ty)),
-    ),
+_TRIGONOMETRIC = {
+    **{f"{a}{name}": f"{long}{name}" for a, long in (("", ""), ("a", "arc")) for name in ("sin", "cos", "tan")},
+    **{f"{a}{name}h": f"{long}{name}h" for a, long in (("", ""), ("a", "arc")) for name in ("sin", "cos", "tan")},
 }
+"""torch's names -> NumPy's."""
+del _TRIGONOMETRIC["tanh"]
 
 
-@aten_rule(*(f"{name}.default" for name in _MAPS))
-def mapped_function(node: TorchNode, self: Node) -> Node:
-    if self.dtype.startswith(("int", "uint")) and node.op in ("round", "trunc"):
-        return self
-    return mapped(_MAPS[node.op], cast(self, node.dtype), node.op, finite=node.op not in _INFINITE)
+@aten_rule(*(f"{name}.default" for name in _TRIGONOMETRIC))
+def trigonometric(node: TorchNode, self: Node) -> Node:
+    return activations.trigonometric(_TRIGONOMETRIC[node.op])(cast(self, node.dtype))
 
 
-_INFINITE = ("acosh", "atanh", "log10", "log1p", "log2", "reciprocal", "tan")
+_EXTERNAL = ("log10", "log1p", "log2", "expm1", "lgamma")
+
+
+@aten_rule(*(f"{name}.default" for name in _EXTERNAL))
+def external(node: TorchNode, self: Node) -> Node:
+    """A function of C's mathematical library."""
+
+    def function(x: tirx.Expr) -> tirx.Expr:
+        return tirx.call_pure_extern(str(x.ty), node.op + ("f" if str(x.ty) == "float32" else ""), x)
+
+    return mapped(function, cast(self, node.dtype), node.op, finite=node.op in ("expm1",))
+
+
+@aten_rule("round.default", "trunc.default", "sign.default", "reciprocal.default")
+def rounding(node: TorchNode, self: Node) -> Node:
+    x = cast(self, node.dtype)
+    if node.op == "sign":
+        if x.dtype == "bool":
+            return x
+        found = arithmetic.sign(x)
+        if not arithmetic.is_float(x):
+            return found
+        return operator(relax.op.where, arithmetic.is_nan(x), scalar(0, x.dtype), found)  # torch: sign of NaN is 0
+    if node.op == "reciprocal":
+        return operator(relax.op.divide, scalar(1, x.dtype), x)
+    if not arithmetic.is_float(x):
+        return x
+    return arithmetic.rounded(x) if node.op == "round" else mapped(tirx.trunc, x, "trunc")
+
+
+@aten_rule("round.decimals")
+def round_decimals(node: TorchNode, self: Node, decimals: int = 0) -> Node:
+    if not arithmetic.is_float(self):
+        raise node.refused("decimals of whole numbers are not supported")
+    factor = scalar(10.0 ** abs(decimals), self.dtype)
+    scale, back = (relax.op.multiply, relax.op.divide) if decimals >= 0 else (relax.op.divide, relax.op.multiply)
+    return operator(back, arithmetic.rounded(operator(scale, self, factor)), factor)
 
 
 @aten_rule("isinf.default", "isnan.default")
 def is_special(node: TorchNode, self: Node) -> Node:
-    if not self.dtype.startswith("float"):
-        return combined(lambda x: tirx.const(False, "bool"), self, name=node.op)
-    function = tirx.isinf if node.op == "isinf" else tirx.isnan
-    return combined(lambda x: function(x), self, name=node.op)
+    if not arithmetic.is_float(self):
+        return constant(np.zeros(self.shape, bool), node.name)
+    return arithmetic.is_infinite(self) if node.op == "isinf" else arithmetic.is_nan(self)
 
 
 @aten_rule("logical_not.default")
@@ -118,69 +138,37 @@ def product(node: TorchNode, self: Node, other: Node | Number) -> Node:
 def quotient(node: TorchNode, self: Node, other: Node | Number, rounding_mode: str | None = None) -> Node:
     mode = "floor" if node.op == "floor_divide" else rounding_mode
     left, right = _pair(node, self, other, node.dtype)
-    if mode is None:
-        return operator(relax.op.divide, left, right)
-    if node.dtype.startswith("float"):
-        return combined(lambda a, b: _floored(a, b) if mode == "floor" else tirx.trunc(a / b), left, right, name="div")
-    return combined(lambda a, b: _whole_quotient(a, b, mode), left, right, name="div")
+    if mode is None or (mode == "trunc" and not arithmetic.is_float(left)):
+        return arithmetic.divided(left, right)
+    if mode == "trunc":
+        return mapped(tirx.trunc, operator(relax.op.divide, left, right), "trunc")
+    if not arithmetic.is_float(left):
+        rest = arithmetic.remainder(left, right, truncated=False)
+        return arithmetic.divided(operator(relax.op.subtract, left, rest), right)
+    return combined(_floored, left, right, name="floor_divide")
 
 
 def _floored(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
     """floor(a / b) as torch computes it: from the remainder, so that rounding of the quotient does not show."""
     zero, one, half = (tirx.const(value, str(a.ty)) for value in (0, 1, 0.5))
-    rest = tirx.call_pure_extern(str(a.ty), "fmod" if str(a.ty) == "float64" else "fmodf", a, b)
+    rest = tirx.call_pure_extern(str(a.ty), "fmodf" if str(a.ty) == "float32" else "fmod", a, b)
     whole = (a - rest) / b
     whole = tirx.Select(tirx.all(rest != zero, (b < zero) != (rest < zero)), whole - one, whole)
     down = tirx.floor(whole)
     nearest = tirx.Select(whole - down > half, down + one, down)
-    return tirx.Select(b == zero, a / b, tirx.Select(whole == zero, zero * (a / b), nearest))
-
-
-def _whole_quotient(a: tirx.Expr, b: tirx.Expr, mode: str) -> tirx.Expr:
-    divisor = tirx.Select(b == tirx.const(0, str(b.ty)), tirx.const(1, str(b.ty)), b)  # torch raises, hardware traps
-    return tirx.floordiv(a, divisor) if mode == "floor" else tirx.truncdiv(a, divisor)
+    return tirx.Select(b == zero, a / b, tirx.Select(whole == zero, zero, nearest))
 
 
 @aten_rule("remainder.Tensor", "remainder.Scalar", "fmod.Tensor", "fmod.Scalar")
 def remainder(node: TorchNode, self: Node, other: Node | Number) -> Node:
     """`remainder` has the sign of the divisor, `fmod` that of the dividend."""
     left, right = _pair(node, self, other, node.dtype)
-    signed = node.op == "remainder"
-
-    def real(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
-        zero = tirx.const(0, str(a.ty))
-        rest = tirx.call_pure_extern(str(a.ty), "fmod" if str(a.ty) == "float64" else "fmodf", a, b)
-        return tirx.Select(tirx.all(rest != zero, (b < zero) != (rest < zero)), rest + b, rest) if signed else rest
-
-    def whole(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
-        divisor = tirx.Select(b == tirx.const(0, str(b.ty)), tirx.const(1, str(b.ty)), b)
-        return tirx.floormod(a, divisor) if signed else tirx.truncmod(a, divisor)
-
-    return combined(real if node.dtype.startswith("float") else whole, left, right, name=node.op)
+    return arithmetic.remainder(left, right, truncated=node.op == "fmod")
 
 
 @aten_rule("pow.Tensor_Tensor", "pow.Tensor_Scalar", "pow.Scalar")
 def power(node: TorchNode, self: Node | Number, exponent: Node | Number) -> Node:
-    left, right = _pair(node, self, exponent, node.dtype)
-    if node.dtype.startswith("float"):
-        return operator(relax.op.power, left, right)
-    return combined(_whole_power, left, right, name="pow")
-
-
-def _whole_power(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
-    """a ** b of integers by squaring; wraps around as torch does, negative exponents give 0 but for 1 and -1."""
-    dtype = str(a.ty)
-    zero, one = tirx.const(0, dtype), tirx.const(1, dtype)
-    result: Any = one
-    base = a
-    for bit in range(6):
-        odd = (b >> tirx.const(bit, dtype)) & one
-        result = tirx.Select(odd == one, result * base, result)
-        base = base * base
-    minus = tirx.const(-1, dtype) if dtype.startswith("int") else one
-    sign = tirx.Select((b & one) == one, a, a * a)
-    small = tirx.Select(tirx.any(a == one, a == minus), sign, zero)
-    return tirx.Select(b < zero, small, result)
+    return arithmetic.power(*_pair(node, self, exponent, node.dtype))
 
 
 @aten_rule("maximum.default", "minimum.default")
@@ -228,8 +216,9 @@ def bitwise(node: TorchNode, self: Node, other: Node | Number) -> Node:
 @aten_rule("bitwise_left_shift.Tensor", "bitwise_right_shift.Tensor")
 def shift(node: TorchNode, self: Node, other: Node) -> Node:
     left, right = _pair(node, self, other, node.dtype)
-    function = tirx.shift_left if node.op == "bitwise_left_shift" else tirx.shift_right
-    return combined(lambda a, b: function(a, b), left, right, name=node.op)
+    if not node.dtype.startswith("uint"):
+        raise node.refused(f"shifts of {node.dtype} are not supported")
+    return arithmetic.shifted(left, right, left=node.op == "bitwise_left_shift")
 
 
 @aten_rule("where.self")
@@ -241,8 +230,8 @@ def where(node: TorchNode, condition: Node, self: Node, other: Node) -> Node:
 def clamp(
     node: TorchNode,
     self: Node,
-    min: Number | None = None,  # noqa: A002 - the names are torch's
-    max: Number | None = None,  # noqa: A002
+    min: Number | None = None,
+    max: Number | None = None,
     min_val: Number | None = None,
     max_val: Number | None = None,
 ) -> Node:
@@ -255,7 +244,7 @@ def clamp(
 
 
 @aten_rule("clamp.Tensor")
-def clamp_tensor(node: TorchNode, self: Node, min: Node | None = None, max: Node | None = None) -> Node:  # noqa: A002
+def clamp_tensor(node: TorchNode, self: Node, min: Node | None = None, max: Node | None = None) -> Node:
     low, high = (None if bound is None else cast(bound, node.dtype) for bound in (min, max))
     return _clamped(cast(self, node.dtype), low, high)
 
@@ -278,14 +267,6 @@ def leaky_relu(node: TorchNode, self: Node, negative_slope: float = 0.01) -> Nod
 
 @aten_rule("elu.default")
 def elu(node: TorchNode, self: Node, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Node:
-    from calumma.expressions.math import exp
-
-    def function(x: tirx.Expr) -> tirx.Expr:
-        dtype = str(x.ty)
-        zero, one = tirx.const(0, dtype), tirx.const(1, dtype)
-        power = (exp if dtype == "float32" else tirx.exp)(x * tirx.const(input_scale, dtype))
-        return tirx.Select(
-            x > zero, x * tirx.const(scale, dtype), (power - one) * tirx.const(alpha * scale, dtype)
-        )
-
-    return mapped(function, self, "elu")
+    if input_scale != 1:
+        raise node.refused(f"input_scale {input_scale} is not supported")
+    return activations.elu(self, alpha, scale)

@@ -1,7 +1,8 @@
-"""Sums, means and extrema over axes."""
+"""Sums, means, extrema and orders over axes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,11 +18,14 @@ def _reduced(function: Callable[..., Any], x: Node, dims: Sequence[int] | None, 
     if not x.shape:
         return x
     axes = [dim % len(x.shape) for dim in dims] if dims else None
-    return operator(function, x, axes, keepdim)
+    result: Node = operator(function, x, axes, keepdim)
+    return result
 
 
-@aten_rule("sum.dim_IntList", "mean.dim", "mean.default", "sum.default")
-def sum_or_mean(node: TorchNode, self: Node, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: Any = None) -> Node:
+@aten_rule("sum.dim_IntList", "sum.default", "mean.dim", "mean.default")
+def sum_or_mean(
+    node: TorchNode, self: Node, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: Any = None
+) -> Node:
     return _reduced(relax.op.sum if node.op == "sum" else relax.op.mean, cast(self, node.dtype), dim, keepdim)
 
 
@@ -39,11 +43,13 @@ def extreme(node: TorchNode, self: Node, dim: Sequence[int] = (), keepdim: bool 
 
 @aten_rule("max.dim", "min.dim")
 def extreme_and_index(node: TorchNode, self: Node, dim: int, keepdim: bool = False) -> tuple[Node, Node]:
-    largest = node.op == "max"
-    value = _reduced(relax.op.max if largest else relax.op.min, self, [dim], keepdim)
     if not self.shape:
-        return value, scalar(0, "int64")
-    return value, operator(relax.op.argmax if largest else relax.op.argmin, self, dim % len(self.shape), keepdim)
+        return self, scalar(0, "int64")
+    largest = node.op == "max"
+    numbers = cast(self, "uint8") if self.dtype == "bool" else self
+    value = _reduced(relax.op.max if largest else relax.op.min, numbers, [dim], keepdim)
+    index = operator(relax.op.argmax if largest else relax.op.argmin, numbers, dim % len(self.shape), keepdim)
+    return cast(value, self.dtype), index
 
 
 @aten_rule("argmax.default", "argmin.default")
@@ -51,23 +57,19 @@ def index_of_extreme(node: TorchNode, self: Node, dim: int | None = None, keepdi
     if not self.shape:
         return scalar(0, "int64")
     function = relax.op.argmax if node.op == "argmax" else relax.op.argmin
+    numbers = cast(self, "uint8") if self.dtype == "bool" else self
     if dim is None:
-        flat = reshape(self, (-1,) if 0 in self.shape else (_count(self),))
-        return reshape(operator(function, flat, 0, False), node.shape)
-    return operator(function, self, dim % len(self.shape), keepdim)
-
-
-def _count(node: Node) -> int:
-    count = 1
-    for size in node.shape:
-        count *= size
-    return count
+        return reshape(operator(function, reshape(numbers, (math.prod(self.shape),)), 0, False), node.shape)
+    index: Node = operator(function, numbers, dim % len(self.shape), keepdim)
+    return index
 
 
 @aten_rule("any.default", "any.dim", "any.dims")
 def any_true(node: TorchNode, self: Node, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Node:
+    found = self if self.dtype == "bool" else operator(relax.op.not_equal, self, scalar(0, self.dtype))
     dims = [dim] if isinstance(dim, int) else dim
-    return cast(_reduced(relax.op.max, cast(cast(self, "bool"), "int8"), dims, keepdim), node.dtype)
+    largest = _reduced(relax.op.max, cast(found, "uint8"), dims, keepdim)
+    return cast(largest, node.dtype)
 
 
 @aten_rule("var.correction", "var.dim")
@@ -79,29 +81,51 @@ def variance(
     unbiased: bool = True,
     keepdim: bool = False,
 ) -> Node:
-    """The mean square of the differences from the mean, over count - correction."""
+    """The sum of squared differences from the mean, over their count less a correction."""
     axes = [d % len(self.shape) for d in dim] if dim else list(range(len(self.shape)))
-    count = 1
-    for axis in axes:
-        count *= self.shape[axis]
-    spare = (1.0 if correction is None else float(correction)) if node.overload == "var.correction" else float(unbiased)
-    mean = _reduced(relax.op.mean, self, axes, True)
-    off = operator(relax.op.subtract, self, mean)
+    count = math.prod(self.shape[axis] for axis in axes)
+    spare = float(unbiased) if node.overload == "var.dim" else (1.0 if correction is None else float(correction))
+    off = operator(relax.op.subtract, self, _reduced(relax.op.mean, self, axes, True))
     total = _reduced(relax.op.sum, operator(relax.op.multiply, off, off), axes, keepdim)
     return operator(relax.op.divide, total, scalar(max(count - spare, 0.0), node.dtype))
 
 
 @aten_rule("cumsum.default", "cumprod.default")
 def cumulative(node: TorchNode, self: Node, dim: int, dtype: Any = None) -> Node:
-    if not self.shape:
-        return cast(self, node.dtype)
+    x = cast(self, node.dtype)
     function = relax.op.cumsum if node.op == "cumsum" else relax.op.cumprod
-    return operator(function, cast(self, node.dtype), axis=dim % len(self.shape))
+    return operator(function, x, axis=dim % len(self.shape)) if self.shape else x
 
 
 @aten_rule("_softmax.default", "_log_softmax.default")
 def softmax(node: TorchNode, self: Node, dim: int) -> Node:
-    x = cast(self, node.dtype)
-    if not x.shape:
-        return operator(lambda v: relax.op.multiply(v, relax.const(0.0, v.ty.dtype.dtype)), x)
-    return operator(relax.op.nn.softmax if node.op == "_softmax" else relax.op.nn.log_softmax, x, dim % len(x.shape))
+    x = reshape(cast(self, node.dtype), self.shape or (1,))
+    function = relax.op.nn.softmax if node.op == "_softmax" else relax.op.nn.log_softmax
+    return reshape(operator(function, x, dim % len(x.shape)), self.shape)
+
+
+@aten_rule("sort.default")
+def sort(node: TorchNode, self: Node, dim: int = -1, descending: bool = False) -> tuple[Node, Node]:
+    if not self.shape:
+        return self, scalar(0, "int64")
+    from calumma.frontend.selection import best
+
+    values, indices = best(self, self.shape[dim], dim % len(self.shape), largest=descending)
+    return values, indices
+
+
+@aten_rule("topk.default")
+def topk(
+    node: TorchNode,
+    self: Node,
+    k: int,
+    dim: int = -1,
+    largest: bool = True,
+    sorted: bool = True,
+) -> tuple[Node, Node]:
+    if not self.shape:
+        return self, scalar(0, "int64")
+    from calumma.frontend.selection import best
+
+    values, indices = best(self, k, dim % len(self.shape), largest=largest)
+    return values, indices
