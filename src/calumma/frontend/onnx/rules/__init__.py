@@ -5,6 +5,7 @@ from calumma.frontend.onnx.rules import (
     constants,
     elementwise,
     indexing,
+    selection,
     shapes,
 )
 
@@ -13,5 +14,6 @@ __all__ = [
     "constants",
     "elementwise",
     "indexing",
+    "selection",
     "shapes",
 ]

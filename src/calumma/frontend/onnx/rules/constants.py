@@ -9,8 +9,10 @@ import numpy as np
 from calumma.frontend import movement
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
+from calumma.frontend.run_time_extents import number_of_elements, sizes_of
+from calumma.frontend.run_time_slices import sliced
 from calumma.graph.build import check_size, scalar
-from calumma.graph.nodes import Node, constant
+from calumma.graph.nodes import CONSTANT, Node, constant
 
 _NUMBERS = {"value_float": "float32", "value_floats": "float32", "value_int": "int64", "value_ints": "int64"}
 
@@ -34,14 +36,17 @@ def identity(node: OnnxNode) -> Node:
 
 @onnx_rule("Shape")
 def shape(node: OnnxNode) -> Node:
-    sizes = node.input(0).shape
-    start, end = node.attribute("start", 0), node.attribute("end", None)
-    return constant(np.array(sizes[start:end], np.int64), node.name)
+    sizes = sizes_of(node.input(0))
+    bounds = slice(node.attribute("start", 0), node.attribute("end", None))
+    if sizes.op == CONSTANT:
+        return constant(sizes.value[bounds], node.name)
+    start, end, _ = bounds.indices(sizes.shape[0])
+    return sliced(sizes, *(constant(np.array([place])) for place in (start, end)))
 
 
 @onnx_rule("Size")
 def size(node: OnnxNode) -> Node:
-    return constant(np.array(np.prod(node.input(0).shape, dtype=np.int64)), node.name)
+    return number_of_elements(node.input(0))
 
 
 @onnx_rule("ConstantOfShape")
