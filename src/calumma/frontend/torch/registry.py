@@ -21,6 +21,9 @@ Result = Node | Sequence[Node | None]
 """One node per result; None for one that no model reads."""
 AtenRule = Callable[..., Result]
 
+_ELSEWHERE = frozenset({"device", "dtype", "implicit", "layout", "memory_format", "non_blocking", "pin_memory"})
+"""Arguments that decide nothing but where a result lies, or its type, which torch says of it as well."""
+
 _RULES: dict[str, AtenRule] = {}
 _NAMES: dict[AtenRule, frozenset[str]] = {}
 
@@ -66,6 +69,6 @@ def call(rule: AtenRule, node: Any, arguments: dict[str, tuple[Any, Any]]) -> Re
     """
     taken = taken_arguments(rule)
     for name, (value, default) in arguments.items():
-        if name not in taken and not (value is default or value == default or value is None):
+        if name not in taken | _ELSEWHERE and not (value is default or value == default or value is None):
             raise node.refused(f"argument {name}={value} is not supported")
     return rule(node, **{name: value for name, (value, _) in arguments.items() if name in taken})

@@ -108,9 +108,9 @@ def softmax(node: TorchNode, self: Node, dim: int) -> Node:
 def sort(node: TorchNode, self: Node, dim: int = -1, descending: bool = False) -> tuple[Node, Node]:
     if not self.shape:
         return self, scalar(0, "int64")
-    from calumma.frontend.selection import best
+    from calumma.frontend.selection import top_k
 
-    values, indices = best(self, self.shape[dim], dim % len(self.shape), largest=descending)
+    values, indices = top_k(self, self.shape[dim], dim % len(self.shape), largest=descending)
     return values, indices
 
 
@@ -125,7 +125,7 @@ def topk(
 ) -> tuple[Node, Node]:
     if not self.shape:
         return self, scalar(0, "int64")
-    from calumma.frontend.selection import best
+    from calumma.frontend.selection import top_k
 
-    values, indices = best(self, k, dim % len(self.shape), largest=largest)
+    values, indices = top_k(self, k, dim % len(self.shape), largest=largest)
     return values, indices
