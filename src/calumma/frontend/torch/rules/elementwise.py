@@ -153,7 +153,8 @@ def _floored(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
     zero, one, half = (tirx.const(value, str(a.ty)) for value in (0, 1, 0.5))
     rest = tirx.call_pure_extern(str(a.ty), "fmodf" if str(a.ty) == "float32" else "fmod", a, b)
     whole = (a - rest) / b
-    whole = tirx.Select(tirx.all(rest != zero, (b < zero) != (rest < zero)), whole - one, whole)
+    differ = tirx.any(tirx.all(b < zero, rest > zero), tirx.all(b > zero, rest < zero))
+    whole = tirx.Select(differ, whole - one, whole)
     down = tirx.floor(whole)
     nearest = tirx.Select(whole - down > half, down + one, down)
     return tirx.Select(b == zero, a / b, tirx.Select(whole == zero, zero, nearest))
