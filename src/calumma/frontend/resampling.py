@@ -165,12 +165,18 @@ def resize(x: Node, axes: Mapping[int, Axis], taps: Callable[[Axis], Taps], extr
     summed = {i: t for i, t in steps.items() if i not in gathers}
     if summed and dtype != "float64":
         result = cast(result, "float32")
-    for index, step in sorted(summed.items(), key=lambda entry: (entry[0] == len(x.shape) - 1, -entry[0])):
-        result = _weighted(result, index, step)
+    result = weighted(result, summed)
     outside = {i: t.outside for i, t in steps.items() if t.outside is not None and t.outside.any()}
     if outside:
         result = _extrapolated(result, outside, extrapolation)
     return _as_type(result, dtype)
+
+
+def weighted(x: Node, steps: Mapping[int, Taps]) -> Node:
+    """`x` with each of some axes replaced by weighted sums of its elements."""
+    for index, step in sorted(steps.items(), key=lambda entry: (entry[0] == len(x.shape) - 1, -entry[0])):
+        x = _weighted(x, index, step)
+    return x
 
 
 def _as_type(x: Node, dtype: str) -> Node:

@@ -146,7 +146,8 @@ def _decompositions() -> dict[Any, Any]:
 
     table = torch.export.default_decompositions()
     everything = {**torch._decomp.decomposition_table, **table}
-    return {op: way for op, way in everything.items() if getattr(op, "__name__", "") not in known_operators()}
+    kept = known_operators() | _TRAINING
+    return {op: way for op, way in everything.items() if getattr(op, "__name__", "") not in kept}
 
 
 def _tensors(program: torch.export.ExportedProgram) -> dict[str, NDArray]:

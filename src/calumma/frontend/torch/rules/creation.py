@@ -17,7 +17,9 @@ from calumma.graph.nodes import Node, constant
 
 
 @aten_rule("full.default", "full_like.default", "fill.Scalar", "scalar_tensor.default")
-def full(node: TorchNode, fill_value: Any = None, value: Any = None, s: Any = None) -> Node:
+def full(
+    node: TorchNode, self: Any = None, size: Any = None, fill_value: Any = None, value: Any = None, s: Any = None
+) -> Node:
     """One number everywhere; of `full_like` and `fill` only the shape of the first argument counts."""
     number = next(given for given in (fill_value, value, s) if given is not None)
     check_size(node.name, node.dtype, node.shape)
@@ -27,7 +29,7 @@ def full(node: TorchNode, fill_value: Any = None, value: Any = None, s: Any = No
 @aten_rule(
     "empty.memory_format", "empty_strided.default", "empty_like.default", "new_empty.default", "empty_permuted.default"
 )
-def empty(node: TorchNode) -> Node:
+def empty(node: TorchNode, self: Any = None, size: Any = None, stride: Any = None, physical_layout: Any = None) -> Node:
     """A tensor whose contents do not matter: zeros."""
     check_size(node.name, node.dtype, node.shape)
     return constant(np.zeros(node.shape, node.dtype), node.name)
@@ -61,6 +63,6 @@ def unchanged(node: TorchNode, self: Node) -> Node:
 
 
 @aten_rule("copy.default")
-def copy(node: TorchNode, src: Node) -> Node:
+def copy(node: TorchNode, self: Node, src: Node) -> Node:
     """`src` in the shape and type of the first argument."""
     return broadcast(cast(src, node.dtype), node.shape)

@@ -100,8 +100,19 @@ def cumulative(node: TorchNode, self: Node, dim: int, dtype: Any = None) -> Node
 @aten_rule("_softmax.default", "_log_softmax.default")
 def softmax(node: TorchNode, self: Node, dim: int) -> Node:
     x = reshape(cast(self, node.dtype), self.shape or (1,))
-    function = relax.op.nn.softmax if node.op == "_softmax" else relax.op.nn.log_softmax
+    function = relax.op.nn.log_softmax if node.op == "_log_softmax" else relax.op.nn.softmax
     return reshape(operator(function, x, dim % len(x.shape)), self.shape)
+
+
+@aten_rule("_safe_softmax.default")
+def safe_softmax(node: TorchNode, self: Node, dim: int, dtype: Any = None) -> Node:
+    """Softmax whose rows of -infinity alone are 0: attention to nothing. A product has none without a mask added."""
+    result = softmax(node, self, dim)
+    if self.op in ("matmul", "reshape", "multiply"):
+        return result
+    largest = operator(relax.op.max, self, [dim % len(self.shape)], True)
+    empty = operator(relax.op.equal, largest, scalar(-math.inf, self.dtype))
+    return operator(relax.op.where, empty, scalar(0, node.dtype), result)
 
 
 @aten_rule("sort.default")
