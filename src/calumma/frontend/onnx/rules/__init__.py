@@ -3,8 +3,12 @@
 from calumma.frontend.onnx.rules import (
     activations,
     constants,
+    convolution,
     elementwise,
     indexing,
+    normalisation,
+    pooling,
+    resampling,
     selection,
     shapes,
 )
@@ -12,8 +16,12 @@ from calumma.frontend.onnx.rules import (
 __all__ = [
     "activations",
     "constants",
+    "convolution",
     "elementwise",
     "indexing",
+    "normalisation",
+    "pooling",
+    "resampling",
     "selection",
     "shapes",
 ]
