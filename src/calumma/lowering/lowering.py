@@ -45,6 +45,7 @@ class LoweredGraph:
     """A Relax module whose `main(inputs..., params...)` calls fused PrimFuncs, and the packed parameters."""
 
     mod: tvm.IRModule
+    """`main` returns the outputs, then the run-time extents of their bounded axes in order."""
     params: tuple[np.ndarray, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -89,7 +90,7 @@ class _Lowering:
                     for node in graph.nodes():
                         if node.op not in (INPUT, CONSTANT) and node not in lo.values:
                             lo.values[node] = lo.as_stored(node, self._in_order(node, self._lower_node(node)))
-                    results = [lo.builder.emit_output(self._returned(node)) for node in graph.outputs]
+                    results = [lo.builder.emit_output(self._returned(node)) for node in graph.roots]
                 output = results[0] if len(results) == 1 else relax.Tuple(results)
                 lo.builder.emit_func_output(output, params=[*inputs, *lo.param_vars])
         except ModelError:
@@ -101,7 +102,8 @@ class _Lowering:
             params=tuple(lo.params),
             inputs=tuple(TensorSpec(n.name, n.shape, n.dtype) for n in graph.inputs),
             outputs=tuple(
-                TensorSpec(name, n.shape, n.dtype) for name, n in zip(graph.output_names, graph.outputs, strict=True)
+                TensorSpec(name, n.shape, n.dtype, tuple(axis for output, axis in graph.extents if output == index))
+                for index, (name, n) in enumerate(zip(graph.output_names, graph.outputs, strict=True))
             ),
             layout_transforms=lo.transforms,
             left=tuple(self.left),

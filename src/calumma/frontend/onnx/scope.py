@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calumma.core.errors import ModelError, reason
+from calumma.frontend.onnx import bounded
 from calumma.frontend.onnx.element_types import (
     TensorType,
     computed_dtype,
@@ -63,7 +64,14 @@ class Scope:
         for tensor in graph.initializer:
             inner.define(tensor.name, constant_tensor(tensor_array(tensor), tensor.data_type, tensor.name))
         inner.run(graph)
-        return [inner.get(value.name) for value in graph.output]
+        outputs = [inner.get(value.name) for value in graph.output]
+        for value, tensor in zip(graph.output, outputs, strict=True):
+            if tensor.node.extents:
+                raise ModelError(
+                    f"output {value.name} of a sub-graph has an extent that is known at run time only; "
+                    "cut the model off before this node, or export it with fixed shapes"
+                )
+        return outputs
 
     def run(self, graph: onnx.GraphProto) -> None:
         """Import the nodes of a graph, whose inputs and initialisers are defined.
@@ -102,7 +110,7 @@ def _results(node: OnnxNode) -> Sequence[Node | None]:
     if rule is None:
         raise unsupported(node)
     try:
-        result = rule(node)
+        result = bounded.imported(node, rule)
     except ModelError as error:
         where = f"node {node.name}: operator {node.op}"
         raise error if str(error).startswith("node ") else ModelError(f"{where}: {error}") from error
@@ -122,6 +130,8 @@ def _checked(
     if not is_supported(element_type):
         raise node.refused(f"its result is {type_name(element_type)}, which is not supported")
     dtype = computed_dtype(element_type)
+    if shape is not None and result.extents and len(shape) == len(result.shape):
+        shape = tuple(size if axis in result.extents else shape[axis] for axis, size in enumerate(result.shape))
     if result.dtype != dtype or (shape is not None and result.shape != shape):
         wanted = f"{dtype}{list(shape) if shape is not None else ''}"
         raise node.refused(f"its result {index} is {result.dtype}{list(result.shape)}, expected {wanted}")

@@ -1,5 +1,27 @@
 """The rules of ONNX operators, one module per family; importing this package registers them."""
 
-from calumma.frontend.onnx.rules import constants, convolution, elementwise, normalisation, pooling, resampling
+from calumma.frontend.onnx.rules import (
+    activations,
+    constants,
+    convolution,
+    elementwise,
+    indexing,
+    normalisation,
+    pooling,
+    resampling,
+    selection,
+    shapes,
+)
 
-__all__ = ["constants", "convolution", "elementwise", "normalisation", "pooling", "resampling"]
+__all__ = [
+    "activations",
+    "constants",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "normalisation",
+    "pooling",
+    "resampling",
+    "selection",
+    "shapes",
+]
