@@ -22,6 +22,9 @@ TUPLE_ITEM = "tuple_item"
 
 EXPRESSION = "calumma.expression"
 """A function of TE tensors (attrs function, name, kind) applied to plain values: see `graph.build.expression`."""
+MAP = "calumma.map"
+"""A function of one element (attrs function, name, finite) applied to each, in whatever layout: see
+`graph.build.mapped`."""
 CHANNEL_SHUFFLE = "calumma.channel_shuffle"
 INTERLEAVE = "calumma.interleave"
 """Phases woven into a finer plane (attrs strides (sy, sx), starts (oy, ox)); C channels from sy * sx * C:
