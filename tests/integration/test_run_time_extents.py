@@ -135,14 +135,13 @@ def test_special_values() -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "uint8", "int64"])
+@pytest.mark.parametrize("dtype", ["float64", "int32", "uint8"])
 def test_best_of_long_rows(dtype: str) -> None:
     """Few of many are inserted, many are sorted; equal ones come in order; axes in the middle; k as an attribute."""
     values = np.random.default_rng(1).integers(0, 100, (3, 200, 2)).astype(dtype)
     m = Model(11)
-    for k in (1, 5, 50, 200):
-        m.add("TopK", "x", np.array([k]), outputs=2, axis=1)
-        m.add("TopK", "x", np.array([k]), outputs=2, axis=1, largest=0)
+    for k, largest in ((1, 1), (5, 0), (50, 1), (200, 0)):
+        m.add("TopK", "x", np.array([k]), outputs=2, axis=1, largest=largest)
     check_all(m.bytes({"x": values}), [{"x": values}])
 
 
@@ -202,6 +201,7 @@ def test_slices() -> None:
     m.add("Slice", "x", np.array([-1, 0]), "ends", np.array([0, 1]), "steps")
     m.add("Slice", "x", np.array([1, -1]), np.array([100, -100]), np.array([0, 1]), np.array([2, -2]))
     m.add("Slice", "x", np.array([4]), np.array([1]))
+    m.add("Slice", "x", np.array([1, -3]), np.array([2**63 - 1, 2**31 - 1]))
     big = np.iinfo(np.int64).max
     x = np.arange(30, dtype=np.float32).reshape(5, 6)
     feeds = [
@@ -268,5 +268,5 @@ def test_what_would_read_behind_the_end_is_refused() -> None:
         compiled(m.bytes({"x": x, "mask": np.zeros(4, bool)}))
     m = Model()
     m.add("Range", "a", "b", "c")
-    with pytest.raises(InputError, match="operator Range: its bounds are known at run time only"):
+    with pytest.raises(InputError, match="operator Range: the start is computed at run time"):
         compiled(m.bytes({name: np.array(1) for name in "abc"}))
