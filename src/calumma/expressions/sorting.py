@@ -12,7 +12,7 @@ from typing import Any
 from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
-from calumma.expressions.loops import constant, counter, either, kernel
+from calumma.expressions.statements import constant, counter, either, kernel
 
 Before = Callable[[Any, Any], Any]
 """(item, item) -> whether the first is to come strictly before the second; may emit statements."""

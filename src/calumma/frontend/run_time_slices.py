@@ -10,8 +10,8 @@ from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from calumma.core.errors import ModelError
-from calumma.expressions.loops import constant as number
-from calumma.expressions.loops import counter, kernel
+from calumma.expressions.statements import constant as number
+from calumma.expressions.statements import counter, kernel
 from calumma.frontend import movement
 from calumma.frontend.run_time_extents import bounded, refuse, size_of
 from calumma.graph.build import cast, expression

@@ -5,8 +5,8 @@ from calumma.frontend.onnx.rules import (
     constants,
     elementwise,
     indexing,
-    selection,
     shapes,
+    value_dependent,
 )
 
 __all__ = [
@@ -14,6 +14,6 @@ __all__ = [
     "constants",
     "elementwise",
     "indexing",
-    "selection",
     "shapes",
+    "value_dependent",
 ]
