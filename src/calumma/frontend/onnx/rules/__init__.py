@@ -9,8 +9,8 @@ from calumma.frontend.onnx.rules import (
     normalisation,
     pooling,
     resampling,
-    selection,
     shapes,
+    value_dependent,
 )
 
 __all__ = [
@@ -22,6 +22,6 @@ __all__ = [
     "normalisation",
     "pooling",
     "resampling",
-    "selection",
     "shapes",
+    "value_dependent",
 ]
