@@ -89,9 +89,7 @@ def build(lowered: LoweredModel, target: Target, threads: int) -> Executable:
         InternalError: `main` does something else than call kernels, or a kernel cannot be built.
     """
     plan = read_plan(lowered)
-    if not plan.steps:
-        raise InternalError("main calls no kernel: there is nothing to build")
-    kernels = {name: lowered.mod[name] for name in dict.fromkeys(step.kernel for step in calls(plan.steps))}
+    kernels = {name: lowered.mod[name] for name in dict.fromkeys(step.kernel for step in calls(plan.steps))} or _idle()
     tvm_target = tvm_compat.tvm_target(target, threads)
     names = list(kernels)
     units = min(len(names), _UNITS_PER_WORKER * host.physical_cores())
@@ -188,6 +186,12 @@ def _instructions(steps: Sequence[AnyStep]) -> int:
         else 1
         for step in steps
     )
+
+
+def _idle() -> dict[str, Any]:
+    """A kernel that does nothing, for a model whose outputs are all empty: a library has to hold something."""
+    tirx = tvm_compat.load().tirx
+    return {"idle": tirx.PrimFunc([], tirx.Evaluate(0))}
 
 
 def _compile(kernels: Mapping[str, Any], target: Any) -> Any:

@@ -129,8 +129,10 @@ class _Lowering:
         return self.context.to_blocked(value, self.orders[node]) if node in self.orders else value
 
     def _returned(self, node: Node) -> relax.Expr:
-        """A graph output must be a fresh plain tensor: not an input, not a parameter."""
+        """A graph output must be a fresh plain tensor: not an input, not a parameter unless that holds nothing."""
         value = self.context.plain(node)
+        if 0 in node.shape:
+            return value.expr
         source = node
         while source.op == "reshape":  # an alias of its argument
             source = source.args[0]

@@ -55,8 +55,6 @@ def test_foreign_operators_are_refused() -> None:
     target = tvm_compat.target_for()
     with pytest.raises(InternalError, match=r"main contains relax\.nn\.relu, expected call_tir"):
         build(model_of(lambda builder, x: tvm.relax.op.nn.relu(x)), target, THREADS)
-    with pytest.raises(InternalError, match="main calls no kernel"):
-        build(model_of(lambda builder, x: x), target, THREADS)
 
 
 def test_kernel_that_cannot_be_built_is_named() -> None:
