@@ -80,7 +80,7 @@ class Storages:
         for storage in self._storages:
             if storage.parent == low:
                 storage.parent = high
-        self._tensors = [(high if index == low else index, *rest) for index, *rest in self._tensors]
+        self._tensors = [(high if index == low else index, shape, dtype) for index, shape, dtype in self._tensors]
 
     def same(self, first: int, second: int) -> bool:
         """Whether two tensors share their bytes."""

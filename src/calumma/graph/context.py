@@ -109,14 +109,14 @@ class LoweringContext:
 
     def emit_apart(self, function: tirx.PrimFunc, *args: relax.Expr, result: relax.TensorType, name: str) -> relax.Var:
         """Emit a call of a PrimFunc that is fused with nothing and keeps the schedule it has."""
-        function = function.with_attrs({"op_pattern": OPAQUE, FIXED: True})
+        function = function.without_attr("global_symbol").with_attrs({"op_pattern": OPAQUE, FIXED: True})
         return self.builder.emit(relax.call_tir(self.builder.add_func(function, name), relax.Tuple(args), result))
 
     @contextmanager
     def region(self) -> Iterator[None]:
         """Inside, what runs any number of times: a layout that a value is brought into there is not there outside."""
         outside = self._plain, self._blocked, self._casts, self._unplaced
-        self._plain, self._blocked, self._casts = ({**cache} for cache in outside[:3])  # type: ignore[assignment]
+        self._plain, self._blocked, self._casts = ({**cache} for cache in outside[:3])
         self._unplaced = set()
         try:
             yield

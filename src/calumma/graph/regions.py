@@ -94,7 +94,7 @@ def push_constants_inside(graph: Graph) -> list[Graph]:
 
     Returns those graphs.
     """
-    found = []
+    found: list[Graph] = []
     for node in graph.nodes():
         inside = graphs_of(node)
         found += inside

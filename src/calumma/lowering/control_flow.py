@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tvm
 from tvm import ir, relax, te, tirx
-from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
 
 from calumma.graph.context import LoweringContext
 from calumma.graph.layouts import Value
@@ -149,9 +148,7 @@ def _write_row(lo: LoweringContext, row: relax.Expr, iteration: relax.Expr, rows
     )
 
 
-def _mark(
-    lo: LoweringContext, kind: str, args: Sequence[relax.Expr], results: Sequence[relax.Expr] = ()
-) -> relax.Var:
+def _mark(lo: LoweringContext, kind: str, args: Sequence[relax.Expr], results: Sequence[relax.Expr] = ()) -> relax.Var:
     """Emit a mark that gives tensors like `results`."""
     types = [relax.TupleType([result.ty for result in results])]
     return lo.builder.emit(ir.Call(relax.ExternFunc(kind), list(args), None, types))
