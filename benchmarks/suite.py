@@ -71,7 +71,7 @@ def path(name: str) -> Path:
     """
     if name not in names():
         raise InputError(f"no model {name!r} in the suite: one of {', '.join(names())}")
-    file = _cache() / f"{name}-{_digest()}.onnx"
+    file = cache() / f"{name}-{_digest()}.onnx"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         model = WRITTEN[name]() if name in WRITTEN else _light(name)
@@ -94,7 +94,7 @@ def inputs(name: str) -> list[dict[str, np.ndarray]]:
     return [random_inputs(specs, seed) for seed in (0, 1)]
 
 
-def _cache() -> Path:
+def cache() -> Path:
     if "CALUMMA_CACHE" in os.environ:
         return Path(os.environ["CALUMMA_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calumma" / "models"

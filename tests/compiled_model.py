@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from calumma import tvm_compat
-from calumma.artifact import Artifact, LoweredModel, TensorSpec, build
+from calumma.artifact import Artifact, LoweredModel, build
 from calumma.core import hardware as host
 from calumma.frontend.importer import ImportedModel
 from calumma.testing import require
@@ -33,8 +33,5 @@ def compiled(imported: ImportedModel, isa: str = isas.NATIVE) -> Artifact:
             scheduled = space.schedule(config).mod["main"]
             repacking[variable.name_hint] = space.repacking(config)
             mod[variable] = scheduled.with_attr("global_symbol", variable.name_hint)
-    inputs, outputs = (
-        tuple(TensorSpec(s.name, s.shape, s.dtype) for s in specs) for specs in (lowered.inputs, lowered.outputs)
-    )
-    model = repack(LoweredModel(mod, lowered.params, inputs, outputs), repacking)
+    model = repack(LoweredModel(mod, lowered.params, lowered.inputs, lowered.outputs), repacking)
     return Artifact.from_executable(build(model, target, THREADS), model.params, {})

@@ -20,7 +20,7 @@ from calumma import tvm_compat
 from calumma.artifact import cpu, file_format, runtime
 from calumma.artifact.plan import Plan, Step, calls, followed
 from calumma.core import hardware as host
-from calumma.core.errors import ArtifactError, InputError
+from calumma.core.errors import ArtifactError, InputError, InternalError
 from calumma.core.pages import huge_pages
 from calumma.core.values import TensorSpec
 
@@ -87,6 +87,7 @@ class Artifact:
         self._sections = sections
         self._input_arrays = [self._array(slot) for slot in plan.input_slots]
         self._output_arrays = [self._array(slot) for slot in plan.output_slots]
+        self._extents = [[self._array(slot) for slot in slots] for slots in plan.output_extents]
         self._expected = [(spec, array.dtype) for spec, array in zip(plan.inputs, self._input_arrays, strict=True)]
         self._lock = threading.Lock()
 
@@ -130,6 +131,8 @@ class Artifact:
     def run(self, feeds: Mapping[str, ArrayLike]) -> list[NDArray]:
         """Run the model on inputs by name; returns the outputs in order, the caller's own.
 
+        An output with bounded axes comes in the shape that it has for these inputs.
+
         Raises:
             ArtifactError: an input is missing, unknown, or has the wrong shape or type.
         """
@@ -138,13 +141,17 @@ class Artifact:
             runtime.use_threads(self.threads)
             return self._run_once(arrays)
 
-    def run_into(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    def run_into(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> list[tuple[int, ...]]:
         """Run on memory of another library, without a copy wherever the model can use it as it is.
 
         Args:
             inputs: Tensors that speak DLPack, in order, with the model's shapes and types; on the CPU, C-contiguous,
                 the first byte aligned to 64. Nothing of this is checked here.
-            outputs: The same for the results, which are written there.
+            outputs: The same for the results, which are written there. One with bounded axes has the largest shape that
+                it can have, `TensorSpec.shape`.
+
+        Returns:
+            The shape of each output: what is behind it along a bounded axis is no part of the result.
         """
         tensors = list(self._tensors)
         plan = self._plan
@@ -164,6 +171,7 @@ class Artifact:
             for views, array, tensor in zip(plan.output_views, self._output_arrays, outputs, strict=True):
                 if not views:
                     np.from_dlpack(tensor)[...] = array
+            return self._shapes()
 
     def _view(self, given: Any, view: int, slot: int) -> Any:
         """What a kernel gets for slot `view` when `given` takes the place of `slot`: the same bytes, maybe reshaped."""
@@ -240,7 +248,22 @@ class Artifact:
         return self._results()
 
     def _results(self) -> list[NDArray]:
-        return [output.copy() for output in self._output_arrays]
+        return [
+            output[tuple(map(slice, shape))].copy()
+            for output, shape in zip(self._output_arrays, self._shapes(), strict=True)
+        ]
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the outputs of the run that has just been."""
+        shapes = []
+        for spec, extents in zip(self.outputs, self._extents, strict=True):
+            shape = list(spec.shape)
+            for axis, extent in zip(spec.bounded_axes, extents, strict=True):
+                if not 0 <= extent <= shape[axis]:
+                    raise InternalError(f"output {spec.name}: extent {extent} of axis {axis}, at most {shape[axis]}")
+                shape[axis] = int(extent)
+            shapes.append(tuple(shape))
+        return shapes
 
     def _feed(self, arrays: Sequence[NDArray]) -> None:
         # The kernels need aligned inputs, which NumPy's are not, and the arena reuses these bytes within a run.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from numpy.typing import NDArray
@@ -23,9 +23,9 @@ class LoweredModel:
 
     mod: Any
     """`tvm.IRModule`. Its Relax function `main(inputs..., params...)` calls the module's PrimFuncs by `R.call_tir` and
-    returns a tensor or a tuple; `R.reshape` costs nothing, nor does `R.concat`, whose parts must be results of kernels
-    that lie side by side in memory; control flow is marked (`tvm_compat.regions`). It holds no constants: every weight
-    is a parameter."""
+    returns a tensor or a tuple: the outputs, then the run-time extents of their bounded axes in order, int64 scalars.
+    `R.reshape` costs nothing, nor does `R.concat`, whose parts must be results of kernels that lie side by side in
+    memory; control flow is marked (`tvm_compat.regions`). It holds no constants: every weight is a parameter."""
     params: tuple[NDArray, ...]
     """The weights, in order."""
     inputs: tuple[TensorSpec, ...]
@@ -56,6 +56,10 @@ def read_plan(lowered: LoweredModel) -> Plan:
         found = [(plan.slots[i].shape, plan.slots[i].dtype) for i in indices]
         if found != [(spec.shape, spec.dtype) for spec in specs]:
             raise InternalError(f"main has {kind}s {found}, expected {list(specs)}")
+    for spec, indices in zip(plan.outputs, plan.output_extents, strict=True):
+        found = [(plan.slots[i].shape, plan.slots[i].dtype) for i in indices]
+        if found != [((), "int64")] * len(spec.bounded_axes):
+            raise InternalError(f"main has extents {found} of output {spec.name}, expected one int64 scalar per axis")
     return plan
 
 
@@ -211,9 +215,11 @@ class _Reader:
             f"main contains {_name(expression)}, expected call_tir, reshape and tuples of their results alone"
         )
 
-    def plan(self, lowered: LoweredModel, params: Sequence[int], outputs: tuple[int, ...]) -> Plan:
-        for output in outputs:
-            self.storages.use(output, self.now)
+    def plan(self, lowered: LoweredModel, params: Sequence[int], returned: tuple[int, ...]) -> Plan:
+        for slot in returned:
+            self.storages.use(slot, self.now)
+        outputs = returned[: len(lowered.outputs)]
+        extents = iter(returned[len(lowered.outputs) :])
         slots, arena_bytes, weights_bytes = self.storages.placed()
         n_inputs = len(lowered.inputs)
         return Plan(
@@ -226,10 +232,12 @@ class _Reader:
             steps=tuple(self.steps),
             arena_bytes=arena_bytes,
             weights_bytes=weights_bytes,
-            input_views=tuple(self.storages.views(slot, outputs) for slot in params[:n_inputs]),
+            input_views=tuple(self.storages.views(slot, returned) for slot in params[:n_inputs]),
             output_views=tuple(
-                self.storages.views(slot, (*params, *outputs[:i], *outputs[i + 1 :])) for i, slot in enumerate(outputs)
+                self.storages.views(slot, (*params, *returned[:i], *returned[i + 1 :]))
+                for i, slot in enumerate(outputs)
             ),
+            output_extents=tuple(tuple(islice(extents, len(spec.bounded_axes))) for spec in lowered.outputs),
         )
 
 

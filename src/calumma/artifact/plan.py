@@ -131,6 +131,8 @@ class Plan:
     where it may not, because an output shows the same bytes."""
     output_views: tuple[tuple[int, ...], ...]
     """Likewise for each output. None where it is a part of something larger, an input, a weight, or an output twice."""
+    output_extents: tuple[tuple[int, ...], ...]
+    """For each output the slots of its extents at run time, one for each bounded axis."""
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values; `from_json` gives it back."""
@@ -141,7 +143,10 @@ class Plan:
         """Raises KeyError, TypeError or ValueError for anything `to_json` does not write."""
 
         def specs(key: str) -> tuple[TensorSpec, ...]:
-            return tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in data[key])
+            return tuple(
+                TensorSpec(t["name"], tuple(t["shape"]), t["dtype"], tuple(t.get("bounded_axes", ())))
+                for t in data[key]
+            )
 
         return cls(
             inputs=specs("inputs"),
@@ -156,6 +161,8 @@ class Plan:
             # The first files of this format have none: all is copied.
             input_views=tuple(map(tuple, data.get("input_views", [()] * len(data["inputs"])))),
             output_views=tuple(map(tuple, data.get("output_views", [()] * len(data["outputs"])))),
+            # Nor had they axes of bounded extent.
+            output_extents=tuple(map(tuple, data.get("output_extents", [()] * len(data["outputs"])))),
         )
 
 

@@ -22,8 +22,9 @@ class NodeArg:
     """An input or output, described as `onnxruntime.NodeArg` does."""
 
     name: str
-    shape: list[int]
-    """Every dimension is a number: an artifact is compiled for fixed shapes."""
+    shape: list[int | None]
+    """Numbers, for an artifact is compiled for fixed shapes; None for an axis of an output whose extent every run
+    decides anew."""
     type: str
     """"tensor(float)", "tensor(int64)", ...: the element type by ONNX's name."""
 
@@ -118,4 +119,5 @@ class InferenceSession:
 
 
 def _node_arg(spec: TensorSpec) -> NodeArg:
-    return NodeArg(spec.name, list(spec.shape), f"tensor({_ONNX_NAMES.get(spec.dtype, spec.dtype)})")
+    shape = [None if axis in spec.bounded_axes else extent for axis, extent in enumerate(spec.shape)]
+    return NodeArg(spec.name, shape, f"tensor({_ONNX_NAMES.get(spec.dtype, spec.dtype)})")

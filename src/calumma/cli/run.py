@@ -149,13 +149,14 @@ def _load_array(path: str) -> np.ndarray:
 
 def _summary(name: str, array: np.ndarray) -> dict[str, Any]:
     numbers = array.astype(float)
+    has_values = numbers.size > 0
     return {
         "output": name,
         "shape": "x".join(map(str, array.shape)) or "scalar",
         "dtype": str(array.dtype),
-        "min": float(numbers.min()),
-        "max": float(numbers.max()),
-        "mean": float(numbers.mean()),
+        "min": float(numbers.min()) if has_values else None,
+        "max": float(numbers.max()) if has_values else None,
+        "mean": float(numbers.mean()) if has_values else None,
     }
 
 

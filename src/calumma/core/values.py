@@ -55,6 +55,8 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
     """NumPy's name of the type ("float32")."""
+    bounded_axes: tuple[int, ...] = ()
+    """Axes, ascending, whose extent every run decides anew; `shape` has the largest that it can be. Outputs alone."""
 
 
 WEIGHTS = "calumma.weights"

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tvm import ir, relax, te
+from tvm import ir, relax, te, tirx
 
 from calumma.core import hardware as host
 from calumma.core.errors import ModelError
-from calumma.graph.nodes import CONSTANT, EXPRESSION, TUPLE_ITEM, Node, constant
+from calumma.graph.nodes import CONSTANT, EXPRESSION, MAP, TUPLE_ITEM, Node, constant
 
 _name: ContextVar[str] = ContextVar("name", default="")
 _builder = relax.BlockBuilder()
@@ -85,6 +85,42 @@ def expression(function: Callable[..., Any], *nodes: Node, name: str = "expressi
         return _or_empty(Node(EXPRESSION, nodes, attrs, *results[0], name=_name.get()))
     source = Node(EXPRESSION, nodes, attrs, name=_name.get())
     return tuple(_item(source, i, *result) for i, result in enumerate(results))
+
+
+def mapped(function: Callable[[tirx.Expr], tirx.Expr], node: Node, name: str, finite: bool = True) -> Node:
+    """A function of one element applied to each of a node's, in whatever layout these have.
+
+    Args:
+        function: an element to an element, of any type.
+        name: of the kernel.
+        finite: whether finite elements give finite results.
+    """
+    if node.dtype != "float32" or str(function(tirx.Var("x", node.dtype)).ty) != "float32":
+        return expression(lambda x: te.compute(x.shape, lambda *i: function(x(*i)), name=name), node, name=name)
+    attrs = SimpleNamespace(function=function, name=name, finite=finite)
+    return _or_empty(Node(MAP, (node,), attrs, node.shape, node.dtype, name=_name.get()))
+
+
+def combined(function: Callable[..., tirx.Expr], *nodes: Node, name: str) -> Node:
+    """A function of one element of each node applied to all, which are broadcast as NumPy does.
+
+    Raises:
+        ModelError: the shapes cannot be broadcast.
+    """
+    shapes = [node.shape for node in nodes]
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError as error:
+        raise ModelError(f"shapes {', '.join(map(str, shapes))} cannot be broadcast") from error
+
+    def element(tensor: te.Tensor, index: Sequence[tirx.Expr]) -> tirx.Expr:
+        own = index[len(index) - tensor.ndim :]
+        return tensor(*(0 if int(size) == 1 else i for size, i in zip(tensor.shape, own, strict=True)))
+
+    def body(*tensors: te.Tensor) -> te.Tensor:
+        return te.compute(shape, lambda *i: function(*(element(t, i) for t in tensors)), name=name)
+
+    return expression(body, *nodes, name=name)
 
 
 def scalar(value: ArrayLike, dtype: str) -> Node:
@@ -153,7 +189,7 @@ def _read(expr: Any, nodes: dict[Any, Node]) -> Any:
 
     def flat(arg: Any, original: Any) -> Any:
         if isinstance(arg, tuple):
-            return relax.Tuple([flat(item, None) for item in arg])
+            return relax.Tuple([flat(item, item) for item in arg])
         return _variable(arg, nodes) if isinstance(arg, Node) and not isinstance(original, relax.Var) else original
 
     flattened = [flat(arg, original) for arg, original in zip(args, expr.args, strict=True)]

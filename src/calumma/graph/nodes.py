@@ -2,12 +2,15 @@
 
 Constants are NumPy arrays, so folding them never compiles anything. A node keeps the Relax call it came from; an
 operator without a rule of ours goes back to Relax and TVM's own legalisation.
+
+Shapes are static. A value whose extent along an axis depends on values is a tensor of the largest shape it can have,
+valid in a prefix of that axis; what lies behind is anything. A scalar node holds how long the prefix is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,9 @@ TUPLE_ITEM = "tuple_item"
 
 EXPRESSION = "calumma.expression"
 """A function of TE tensors (attrs function, name, kind) applied to plain values: see `graph.build.expression`."""
+MAP = "calumma.map"
+"""A function of one element (attrs function, name, finite) applied to each, in whatever layout: see
+`graph.build.mapped`."""
 CHANNEL_SHUFFLE = "calumma.channel_shuffle"
 INTERLEAVE = "calumma.interleave"
 """Phases woven into a finer plane (attrs strides (sy, sx), starts (oy, ox)); C channels from sy * sx * C:
@@ -48,6 +54,9 @@ class Node:
     value: Any = None
     """The array (np.ndarray) of a CONSTANT."""
     call: relax.Call | None = None
+    extents: Mapping[int, Node] = field(default_factory=dict)
+    """Axis -> int64 scalar with the extent at run time, for axes where that depends on values. Importers alone read
+    it, to refuse what would take the rest of the tensor for values; a graph keeps those of its outputs."""
 
     @property
     def inputs(self) -> list[Node]:
@@ -75,18 +84,32 @@ def constant(value: np.ndarray | np.generic, name: str = "") -> Node:
 
 @dataclass
 class Graph:
-    """Inputs, outputs, and everything between, reachable from the outputs."""
+    """Inputs, outputs, and everything between, reachable from the roots."""
 
     inputs: list[Node]
     outputs: list[Node]
     output_names: list[str]
+    extents: dict[tuple[int, int], Node] = field(init=False)
+    """(Output, axis) -> the extent at run time, int64 scalar: those of the outputs, in order."""
+
+    def __post_init__(self) -> None:
+        self.extents = {
+            (index, axis): output.extents[axis]
+            for index, output in enumerate(self.outputs)
+            for axis in sorted(output.extents)
+        }
+
+    @property
+    def roots(self) -> list[Node]:
+        """What a run returns: the outputs and the extents that belong to them."""
+        return [*self.outputs, *self.extents.values()]
 
     def nodes(self) -> list[Node]:
-        """All nodes that the outputs need, each after its inputs."""
+        """All nodes that the roots need, each after its inputs."""
         order: list[Node] = []
         state: dict[Node, bool] = {}
         stack: list[tuple[Node, Iterator[Node]]] = []
-        for root in self.outputs:
+        for root in self.roots:
             if root in state:
                 continue
             state[root] = False
@@ -105,12 +128,12 @@ class Graph:
         return order
 
     def users(self) -> dict[Node, list[Node]]:
-        """Node -> the nodes that read it; a graph output counts as one more reader (itself)."""
+        """Node -> the nodes that read it; a root counts as one more reader (itself)."""
         result: dict[Node, list[Node]] = {}
         for node in self.nodes():
             for source in node.inputs:
                 result.setdefault(source, []).append(node)
-        for node in self.outputs:
+        for node in self.roots:
             result.setdefault(node, []).append(node)
         return result
 
@@ -129,3 +152,4 @@ class Graph:
         for node in keep:
             node.replace_inputs({k: v for k, v in resolved.items() if v is not node})
         self.outputs = [resolved.get(node, node) for node in self.outputs]
+        self.extents = {place: resolved.get(node, node) for place, node in self.extents.items()}

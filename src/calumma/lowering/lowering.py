@@ -47,6 +47,7 @@ class LoweredGraph:
     """A Relax module whose `main(inputs..., params...)` calls fused PrimFuncs, and the packed parameters."""
 
     mod: tvm.IRModule
+    """`main` returns the outputs, then the run-time extents of their bounded axes in order."""
     params: tuple[np.ndarray, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -98,7 +99,7 @@ class _Lowering:
         try:
             with lo.builder.function("main", pure=len(self.graphs) == 1):
                 self._walk(graph)
-                results = [self._returned(node) for node in graph.outputs]
+                results = [self._returned(node) for node in graph.roots]
                 output = results[0] if len(results) == 1 else relax.Tuple(results)
                 lo.builder.emit_func_output(output, params=[*inputs, *lo.param_vars])
         except ModelError:
@@ -110,7 +111,8 @@ class _Lowering:
             params=tuple(lo.params),
             inputs=tuple(TensorSpec(n.name, n.shape, n.dtype) for n in graph.inputs),
             outputs=tuple(
-                TensorSpec(name, n.shape, n.dtype) for name, n in zip(graph.output_names, graph.outputs, strict=True)
+                TensorSpec(name, n.shape, n.dtype, tuple(axis for output, axis in graph.extents if output == index))
+                for index, (name, n) in enumerate(zip(graph.output_names, graph.outputs, strict=True))
             ),
             layout_transforms=lo.transforms,
             left=tuple(self.left),

@@ -254,7 +254,7 @@ def _same_bits(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> bool
 
 
 def _change(outputs: Sequence[Sequence[np.ndarray]]) -> float:
-    return min((_relative(a, b) for a, b in zip(outputs[0], outputs[1], strict=True)), default=0.0)
+    return min((max_relative_difference([a], [b]) for a, b in zip(outputs[0], outputs[1], strict=True)), default=0.0)
 
 
 def _size(outputs: Sequence[Sequence[np.ndarray]]) -> float:

@@ -60,7 +60,7 @@ def _bind(value: onnx.ValueInfoProto, shape: tuple[int, ...], symbols: dict[str,
             f"give {_shape_option(value)}"
         )
     for axis, (dim, size) in enumerate(zip(tensor.shape.dim, shape, strict=True)):
-        if _is_known(dim) and dim.dim_value != size:
+        if _is_known(dim) and dim.dim_value not in (0, size):  # some exporters write 0 for an open dimension
             raise ModelError(
                 f"{option}: dimension {axis} is fixed to {dim.dim_value} in the model; give {_shape_option(value)}"
             )

@@ -13,6 +13,7 @@ from calumma.frontend.onnx.element_types import AT_THE_DOOR, door_dtype
 from calumma.frontend.onnx.initializers import Weight
 from calumma.frontend.onnx.node import Typed
 from calumma.frontend.onnx.scope import Scope, constant_tensor
+from calumma.frontend.run_time_extents import bounded
 from calumma.graph.build import check_size
 from calumma.graph.nodes import INPUT, Graph, Node, constant
 
@@ -67,4 +68,4 @@ def _output(name: str, tensor: Typed) -> Node:
         return tensor.node
     if 0 in tensor.node.shape:
         return constant(np.zeros(tensor.node.shape, np.float32).astype(np.dtype(dtype)), name)
-    return narrowed(tensor.node, dtype)
+    return bounded(narrowed(tensor.node, dtype), tensor.node.extents)

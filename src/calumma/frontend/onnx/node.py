@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +82,27 @@ class OnnxNode:
         self._unread_inputs.discard(index)
         given = self._inputs[index] if index < len(self._inputs) else None
         return None if given is None else given.node
+
+    @property
+    def operands(self) -> tuple[Node | None, ...]:
+        """All inputs, None for those left out; this does not count as reading them."""
+        return tuple(None if given is None else given.node for given in self._inputs)
+
+    def with_input(self, index: int, node: Node) -> OnnxNode:
+        """The same node with another input; what is read of it is read of this one."""
+        changed = copy.copy(self)
+        inputs = list(self._inputs)
+        inputs[index] = Typed(node, self.input_type(index))
+        changed._inputs = tuple(inputs)
+        return changed
+
+    @contextlib.contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Nothing that is read inside counts as read."""
+        inputs, attributes = set(self._unread_inputs), set(self._unread_attributes)
+        yield
+        self._unread_inputs.update(inputs)
+        self._unread_attributes.update(attributes)
 
     def inputs(self, start: int = 0) -> list[Node]:
         """All inputs from `start` on; none may be left out."""

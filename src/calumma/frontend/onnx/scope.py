@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calumma.core.errors import ModelError, reason
+from calumma.frontend.onnx import bounded
 from calumma.frontend.onnx.element_types import (
     TensorType,
     computed_dtype,
@@ -125,7 +126,12 @@ class Region(Scope):
             return tensor
         if node not in self.captured:
             self.captured[node] = port(node)
+            self.captured[node].extents = {axis: self.inside(extent) for axis, extent in node.extents.items()}
         return Typed(self.captured[node], tensor.element_type)
+
+    def inside(self, node: Node) -> Node:
+        """An int64 node from outside as the sub-graph reads it."""
+        return self.capture(Typed(node, onnx.TensorProto.INT64)).node
 
 
 def port(like: Node) -> Node:
@@ -138,7 +144,7 @@ def _results(node: OnnxNode) -> Sequence[Node | None]:
     if rule is None:
         raise unsupported(node)
     try:
-        result = rule(node)
+        result = bounded.imported(node, rule)
     except ModelError as error:
         where = f"node {node.name}: operator {node.op}"
         raise error if str(error).startswith("node ") else ModelError(f"{where}: {error}") from error
@@ -158,6 +164,8 @@ def _checked(
     if not is_supported(element_type):
         raise node.refused(f"its result is {type_name(element_type)}, which is not supported")
     dtype = computed_dtype(element_type)
+    if shape is not None and result.extents and len(shape) == len(result.shape):
+        shape = tuple(size if axis in result.extents else shape[axis] for axis, size in enumerate(result.shape))
     if result.dtype != dtype or (shape is not None and result.shape != shape):
         wanted = f"{dtype}{list(shape) if shape is not None else ''}"
         raise node.refused(f"its result {index} is {result.dtype}{list(result.shape)}, expected {wanted}")

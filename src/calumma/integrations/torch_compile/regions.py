@@ -195,7 +195,11 @@ class _Version:
     def __call__(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
         # New memory for every call: what a caller got stays as it is.
         results = [torch.empty(shape, dtype=output.dtype) for output, shape in self._outputs]
-        self._artifact.run_into([_usable(arguments[i]) for i in self._inputs], results)
+        shapes = self._artifact.run_into([_usable(arguments[i]) for i in self._inputs], results)
+        results = [
+            result if result.shape == shape else result[tuple(map(slice, shape))].clone()
+            for result, shape in zip(results, shapes, strict=True)
+        ]
         laid_out = [_laid_out(result, output) for result, (output, _) in zip(results, self._outputs, strict=True)]
         return self._graph.returned(laid_out, arguments)
 

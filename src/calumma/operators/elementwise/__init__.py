@@ -1,11 +1,12 @@
 """Elementwise operators of one and of two tensors."""
 
+from calumma.graph.nodes import MAP
 from calumma.operators.elementwise import rule, sample
 from calumma.operators.elementwise.expression import BINARY, UNARY
 from calumma.operators.registry import Operator
 
 OPERATOR_FAMILY = Operator(
     "elementwise",
-    rules={**dict.fromkeys(UNARY, rule.lower_unary), **dict.fromkeys(BINARY, rule.lower_binary)},
+    rules={MAP: rule.lower_map, **dict.fromkeys(UNARY, rule.lower_unary), **dict.fromkeys(BINARY, rule.lower_binary)},
     samples={"elementwise": sample.write_elementwise},
 )

@@ -40,13 +40,26 @@ def lower_binary(lo: LoweringContext, node: Node) -> Value | Declined:
     return Value(expr, node.shape)
 
 
-def _mapped(lo: LoweringContext, node: Node, source: Value, function: expression.Scalar) -> Value:
+def lower_map(lo: LoweringContext, node: Node) -> Value:
+    """The rule of `calumma.map`."""
+    return _mapped(lo, node, lo.value(node.args[0]), node.attrs.function, node.attrs.name, not node.attrs.finite)
+
+
+def _mapped(
+    lo: LoweringContext,
+    node: Node,
+    source: Value,
+    function: expression.Scalar,
+    name: str = "",
+    unsafe: bool | None = None,
+) -> Value:
     """Apply `function`, which is what `node` does to one element, in the layout that `source` has."""
     by_constant = node.op == "divide" and node.args[1].op == CONSTANT
-    unsafe = node.op in expression.UNSAFE_ON_HOLES and not by_constant
+    if unsafe is None:
+        unsafe = node.op in expression.UNSAFE_ON_HOLES and not by_constant
     if unsafe and source.slots is not None and (source.slots < 0).any():
         source = lo.to_plain(source)
-    name = node.op.split(".")[-1]
+    name = name or node.op.split(".")[-1]
     expr = lo.emit(lambda x: te.compute(x.shape, lambda *i: function(x(*i)), name=name), source.expr, name=name)
     return Value(expr, node.shape, source.slots)
 

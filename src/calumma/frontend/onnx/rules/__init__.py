@@ -1,5 +1,21 @@
 """The rules of ONNX operators, one module per family; importing this package registers them."""
 
-from calumma.frontend.onnx.rules import constants, control_flow, elementwise
+from calumma.frontend.onnx.rules import (
+    activations,
+    constants,
+    control_flow,
+    elementwise,
+    indexing,
+    selection,
+    shapes,
+)
 
-__all__ = ["constants", "control_flow", "elementwise"]
+__all__ = [
+    "activations",
+    "constants",
+    "control_flow",
+    "elementwise",
+    "indexing",
+    "selection",
+    "shapes",
+]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from calumma.frontend import movement
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
-from calumma.graph.nodes import Node, constant
+from calumma.frontend.run_time_extents import number_of_elements, sizes_of
+from calumma.frontend.run_time_slices import sliced
+from calumma.graph.build import check_size, scalar
+from calumma.graph.nodes import CONSTANT, Node, constant
 
 _NUMBERS = {"value_float": "float32", "value_floats": "float32", "value_int": "int64", "value_ints": "int64"}
 
@@ -30,11 +36,70 @@ def identity(node: OnnxNode) -> Node:
 
 @onnx_rule("Shape")
 def shape(node: OnnxNode) -> Node:
-    sizes = node.input(0).shape
-    start, end = node.attribute("start", 0), node.attribute("end", None)
-    return constant(np.array(sizes[start:end], np.int64), node.name)
+    sizes = sizes_of(node.input(0))
+    bounds = slice(node.attribute("start", 0), node.attribute("end", None))
+    if sizes.op == CONSTANT:
+        return constant(sizes.value[bounds], node.name)
+    start, end, _ = bounds.indices(sizes.shape[0])
+    return sliced(sizes, *(constant(np.array([place])) for place in (start, end)))
 
 
 @onnx_rule("Size")
 def size(node: OnnxNode) -> Node:
-    return constant(np.array(np.prod(node.input(0).shape, dtype=np.int64)), node.name)
+    return number_of_elements(node.input(0))
+
+
+@onnx_rule("ConstantOfShape")
+def constant_of_shape(node: OnnxNode) -> Node:
+    shape = node.integers(0, "the shape") or ()
+    if any(extent < 0 for extent in shape):
+        raise node.refused(f"{list(shape)} is no shape", "export the model again")
+    value = node.attribute("value", None)
+    value = np.zeros(1, np.float32) if value is None else value
+    if value.size != 1:
+        raise node.refused(f"its value has {value.size} elements", "give one")
+    check_size(node.name, node.output_dtype(), shape)
+    return movement.broadcast(scalar(value.reshape(()), node.output_dtype()), shape)
+
+
+@onnx_rule("Range")
+def range_rule(node: OnnxNode) -> Node:
+    node.ignore("stash_type")  # narrow floats are computed in float32
+    values = [node.constant(index, what) for index, what in enumerate(("the start", "the limit", "the delta"))]
+    if any(value.size != 1 for value in values):
+        raise node.refused("start, limit and delta are scalars", "export the model again")
+    start, limit, delta = (value.reshape(())[()] for value in values)
+    if delta == 0 or not all(np.isfinite((start, limit, delta))):
+        raise node.refused(f"from {start} to {limit} in steps of {delta}", "export the model again")
+    if values[0].dtype.kind == "f":
+        count = max(int(np.ceil((float(limit) - float(start)) / float(delta))), 0)
+    else:
+        count = len(range(int(start), int(limit), int(delta)))
+    check_size(node.name, str(values[0].dtype), (count,))
+    return constant((start + np.arange(count, dtype=values[0].dtype) * delta).astype(values[0].dtype), node.name)
+
+
+@onnx_rule("EyeLike")
+def eye_like(node: OnnxNode) -> Node:
+    shape = node.input(0).shape
+    node.ignore("dtype")  # the type that ONNX infers for the output
+    if len(shape) != 2:
+        raise node.refused(f"it reads {list(shape)}, expected a matrix", "export the model again")
+    check_size(node.name, node.output_dtype(), shape)
+    return constant(np.eye(*shape, k=int(node.attribute("k")), dtype=node.output_dtype()), node.name)
+
+
+@onnx_rule("Dropout")
+def dropout(node: OnnxNode) -> Sequence[Node]:
+    x = node.input(0)
+    node.ignore("ratio", "seed", "consumed_inputs")  # of training alone
+    trains = node.version < 7 and not node.attribute("is_test")
+    if node.version >= 12:
+        node.optional(1)
+        mode = node.optional_constant(2, "training_mode")
+        trains = mode is not None and bool(mode.reshape(-1).any())
+    if trains:
+        raise node.refused("it drops random elements in training", "export the model for inference")
+    if not node.wants(1):
+        return [x]
+    return [x, movement.broadcast(scalar(1, node.output_dtype(1)), x.shape)]

@@ -1,0 +1,244 @@
+"""Operators that give elements another shape, order or place by rules known at import."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from calumma.frontend import movement
+from calumma.frontend.onnx.node import OnnxNode
+from calumma.frontend.onnx.registry import Result, onnx_rule
+from calumma.graph.build import reshape, scalar, transpose
+from calumma.graph.nodes import Node
+
+
+@onnx_rule("Reshape")
+def reshape_rule(node: OnnxNode) -> Node:
+    x = node.input(0)
+    node.ignore("consumed_inputs")
+    sizes = node.attribute("shape") if node.version < 5 else node.integers(1, "the shape")
+    if sizes is None:
+        raise node.refused("the shape is missing", "export the model again")
+    keeps_zeros = bool(node.attribute("allowzero", 0))
+    result = list(sizes)
+    if not keeps_zeros:
+        if any(size == 0 for size in result[len(x.shape) :]):
+            raise node.refused(f"{list(sizes)} keeps a size that {list(x.shape)} does not have")
+        result = [x.shape[axis] if size == 0 else size for axis, size in enumerate(result)]
+    if result.count(-1) > 1 or any(size < -1 for size in result):
+        raise node.refused(f"{list(sizes)} is no shape", "export the model again")
+    if -1 in result:
+        rest = math.prod(size for size in result if size != -1)
+        if rest == 0 or math.prod(x.shape) % rest:
+            raise node.refused(f"{list(x.shape)} has no shape {list(sizes)}", "export the model again")
+        result[result.index(-1)] = math.prod(x.shape) // rest
+    if math.prod(result) != math.prod(x.shape):
+        raise node.refused(f"{list(x.shape)} has no shape {list(sizes)}", "export the model again")
+    return reshape(x, result)
+
+
+@onnx_rule("Flatten")
+def flatten(node: OnnxNode) -> Node:
+    x, axis = node.input(0), int(node.attribute("axis"))
+    rank = len(x.shape)
+    if not -rank <= axis <= rank:
+        raise node.refused(f"axis {axis} of a tensor with {rank} dimensions", "export the model again")
+    axis = axis + rank if axis < 0 else axis
+    return reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
+
+
+def _axes(node: OnnxNode) -> tuple[int, ...] | None:
+    """The axes of Squeeze and Unsqueeze: an attribute before version 13, then an input."""
+    if node.version < 13:
+        axes = node.attribute("axes", None)
+        return None if axes is None else tuple(int(axis) for axis in axes)
+    return node.integers(1, "axes")
+
+
+@onnx_rule("Squeeze")
+def squeeze(node: OnnxNode) -> Node:
+    x, given = node.input(0), _axes(node)
+    rank = len(x.shape)
+    if given is None:
+        return reshape(x, [size for size in x.shape if size != 1])
+    axes = {node.normalised_axis(axis, rank) for axis in given}
+    if any(x.shape[axis] != 1 for axis in axes):
+        raise node.refused(f"axes {list(given)} of {list(x.shape)} have other sizes than 1", "export the model again")
+    return reshape(x, [size for axis, size in enumerate(x.shape) if axis not in axes])
+
+
+@onnx_rule("Unsqueeze")
+def unsqueeze(node: OnnxNode) -> Node:
+    x, given = node.input(0), _axes(node)
+    if given is None:
+        raise node.refused("axes are missing", "export the model again")
+    rank = len(x.shape) + len(given)
+    axes = {node.normalised_axis(axis, rank) for axis in given}
+    if len(axes) < len(given):
+        raise node.refused(f"axes {list(given)} are the same", "export the model again")
+    sizes = iter(x.shape)
+    return reshape(x, [1 if axis in axes else next(sizes) for axis in range(rank)])
+
+
+@onnx_rule("Transpose")
+def transpose_rule(node: OnnxNode) -> Node:
+    x, axes = node.input(0), node.attribute("perm", None)
+    axes = tuple(range(len(x.shape)))[::-1] if axes is None else axes
+    if sorted(axes) != list(range(len(x.shape))):
+        raise node.refused(f"perm {list(axes)} is no order of {len(x.shape)} axes", "export the model again")
+    return transpose(x, axes)
+
+
+@onnx_rule("Concat")
+def concat(node: OnnxNode) -> Node:
+    parts = node.inputs()
+    axis = node.axis(len(parts[0].shape), default=1)
+    rest = [(*part.shape[:axis], *part.shape[axis + 1 :]) for part in parts]
+    if not parts[0].shape or any(shape != rest[0] for shape in rest):
+        raise node.refused("its inputs do not fit together", "export the model again")
+    return movement.concatenated(parts, axis)
+
+
+@onnx_rule("Split")
+def split(node: OnnxNode) -> Result:
+    x = node.input(0)
+    axis, count = node.axis(len(x.shape), default=0), len(node.proto.output)
+    sizes = node.integers(1, "split")
+    if node.version < 13 and sizes is None:
+        sizes = node.attribute("split", None)
+    count = int(node.attribute("num_outputs", count)) if node.version >= 18 else count
+    if sizes is None:
+        size = -(-x.shape[axis] // count)
+        sizes = (size,) * (count - 1) + (x.shape[axis] - size * (count - 1),)
+    if len(sizes) != len(node.proto.output) or sum(sizes) != x.shape[axis] or min(sizes) < 0:
+        raise node.refused(
+            f"parts {list(sizes)} of {x.shape[axis]} for {len(node.proto.output)} outputs", "export the model again"
+        )
+    return movement.split(x, sizes, axis)
+
+
+@onnx_rule("Slice")
+def slice_rule(node: OnnxNode) -> Node:
+    x = node.input(0)
+    rank = len(x.shape)
+    if node.version < 10:
+        starts, ends, axes, steps = node.attribute("starts"), node.attribute("ends"), node.attribute("axes", None), None
+    else:
+        names = ("the start", "the end", "axes", "steps")
+        starts, ends, axes, steps = (node.integers(index, what) for index, what in enumerate(names, 1))
+    if starts is None or ends is None:
+        raise node.refused("its bounds are missing", "export the model again")
+    axes = tuple(range(len(starts))) if axes is None else axes
+    steps = (1,) * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        raise node.refused("starts, ends, axes and steps differ in length", "export the model again")
+    places = [node.normalised_axis(axis, rank) for axis in axes]
+    if len(set(places)) < len(places) or 0 in steps or not rank:
+        raise node.refused("an axis is given twice, or a step is 0", "export the model again")
+    bounds = zip(places, starts, ends, steps, strict=True)
+    return movement.sliced(x, {axis: _bound(x.shape[axis], *bound) for axis, *bound in bounds})
+
+
+def _bound(size: int, start: int, end: int, step: int) -> slice:
+    """ONNX's bounds as Python's: a start or an end beyond the axis on either side is clamped to it."""
+    start, end = (bound + size if bound < 0 else bound for bound in (start, end))
+    if step > 0:
+        return slice(max(start, 0), max(end, 0), step)
+    start = min(start, size - 1)
+    return slice(start, None if end < 0 else end, step) if start >= 0 else slice(0, 0, step)
+
+
+@onnx_rule("Expand")
+def expand(node: OnnxNode) -> Node:
+    x, sizes = node.input(0), node.integers(1, "the shape")
+    try:
+        shape = np.broadcast_shapes(x.shape, sizes or ())
+    except ValueError as error:
+        raise node.refused(f"{list(x.shape)} cannot be expanded to {list(sizes or ())}") from error
+    return movement.broadcast(x, shape)
+
+
+@onnx_rule("Tile")
+def tile(node: OnnxNode) -> Node:
+    x = node.input(0)
+    if node.version < 6:
+        count, axis = node.integers(1, "tiles"), node.integers(2, "axis")
+        if count is None or axis is None or len(count) != 1 or len(axis) != 1:
+            raise node.refused("it needs one axis and its number of tiles", "export the model again")
+        repeats = [1] * len(x.shape)
+        repeats[node.normalised_axis(axis[0], len(x.shape))] = count[0]
+    else:
+        repeats = list(node.integers(1, "repeats") or ())
+    if len(repeats) != len(x.shape) or any(count < 0 for count in repeats):
+        raise node.refused(f"repeats {repeats} of {list(x.shape)}", "export the model again")
+    return movement.tiled(x, repeats)
+
+
+@onnx_rule("Pad")
+def pad(node: OnnxNode) -> Node:
+    x = node.input(0)
+    rank = len(x.shape)
+    mode = node.choice("mode", movement.PAD_MODES)
+    value, axes = None, None
+    if node.version < 11:
+        amounts = node.attribute("paddings" if node.version < 2 else "pads")
+        value = scalar(node.attribute("value"), x.dtype)
+    else:
+        amounts = node.integers(1, "pads") or ()
+        value = node.optional(2)
+        axes = node.integers(3, "axes")
+    places = range(rank) if axes is None else [node.normalised_axis(axis, rank) for axis in axes]
+    if len(amounts) != 2 * len(places) or len(set(places)) < len(places):
+        raise node.refused(f"pads {list(amounts)} of {len(places)} axes", "export the model again")
+    if value is not None and math.prod(value.shape) != 1:
+        raise node.refused(f"the value has {math.prod(value.shape)} elements", "give one")
+    before, after = [0] * rank, [0] * rank
+    for index, axis in enumerate(places):
+        before[axis], after[axis] = int(amounts[index]), int(amounts[index + len(places)])
+    if any(n + b + e < 0 for n, b, e in zip(x.shape, before, after, strict=True)):
+        raise node.refused(f"pads {list(amounts)} cut off more than {list(x.shape)}", "export the model again")
+    return movement.padded(x, before, after, mode, value)
+
+
+@onnx_rule("DepthToSpace")
+def depth_to_space(node: OnnxNode) -> Node:
+    x, block = _image(node), int(node.attribute("blocksize"))
+    mode = node.choice("mode", ("DCR", "CRD"), default="DCR")
+    if block < 1 or x.shape[1] % block**2:
+        raise node.refused(f"blocks of {block} do not divide {x.shape[1]} channels", "export the model again")
+    return movement.depth_to_space(x, block, depth_first=mode == "DCR")
+
+
+@onnx_rule("SpaceToDepth")
+def space_to_depth(node: OnnxNode) -> Node:
+    x, block = _image(node), int(node.attribute("blocksize"))
+    mode = node.choice("mode", ("DCR", "CRD"), default="DCR")
+    if block < 1 or x.shape[2] % block or x.shape[3] % block:
+        raise node.refused(f"blocks of {block} do not divide {list(x.shape[2:])}", "export the model again")
+    return movement.space_to_depth(x, block, depth_first=mode == "DCR")
+
+
+def _image(node: OnnxNode) -> Node:
+    x = node.input(0)
+    if len(x.shape) != 4:
+        raise node.refused(f"it reads {list(x.shape)}, expected four dimensions", "export the model again")
+    return x
+
+
+@onnx_rule("Trilu")
+def trilu(node: OnnxNode) -> Node:
+    x, offset = node.input(0), node.optional(1)
+    if len(x.shape) < 2:
+        raise node.refused(f"it reads {list(x.shape)}, expected matrices", "export the model again")
+    upper = bool(node.attribute("upper"))
+    return movement.triangle(x, scalar(0, "int64") if offset is None else offset, upper=upper)
+
+
+@onnx_rule("ReverseSequence")
+def reverse_sequence(node: OnnxNode) -> Node:
+    x, lengths = node.input(0), node.input(1)
+    axis, batch_axis = node.axis(2, "time_axis"), node.axis(2, "batch_axis")
+    if len(x.shape) < 2 or axis == batch_axis or lengths.shape != (x.shape[batch_axis],):
+        raise node.refused(f"time axis {axis}, batch axis {batch_axis} of {list(x.shape)}", "export the model again")
+    return movement.reversed_rows(x, lengths, axis, batch_axis)
