@@ -1,4 +1,4 @@
-"""Slices and ranges, of which the bounds may be known at run time only."""
+"""Slices whose bounds may be known at run time only."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tvm import relax, te, tirx
+from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from calumma.core.errors import ModelError
 from calumma.expressions.loops import constant as number
 from calumma.expressions.loops import counter, kernel
+from calumma.frontend import movement
 from calumma.frontend.run_time_extents import bounded, refuse, size_of
-from calumma.graph.build import cast, expression, operator
+from calumma.graph.build import cast, expression
 from calumma.graph.context import INJECTIVE
 from calumma.graph.nodes import CONSTANT, Node, constant
 
@@ -51,34 +52,17 @@ def sliced(x: Node, starts: Node, ends: Node, axes: Node | None = None, steps: N
 def _fixed(x: Node, slices: Mapping[int, tuple[int, int, int]]) -> Node:
     found = {axis: _range(x.shape[axis], *bounds) for axis, bounds in slices.items()}
     found = {axis: places for axis, places in found.items() if places != range(x.shape[axis])}
-    shape = tuple(len(found[axis]) if axis in found else size for axis, size in enumerate(x.shape))
     extents = {axis: extent for axis, extent in x.extents.items() if axis not in found}
-    if 0 in shape:
-        return constant(np.zeros(shape, x.dtype))
-    if not found:
-        return x
-    if all(places.step > 0 for places in found.values()):
-        axes = sorted(found)
-        bounds = [[getattr(found[axis], name) for axis in axes] for name in ("start", "stop", "step")]
-        return bounded(operator(relax.op.strided_slice, x, axes, *bounds), extents)
-
-    def taken(t: te.Tensor) -> te.Tensor:
-        def element(*i: tirx.Var) -> tirx.Expr:
-            places = [
-                found[axis].start + index * found[axis].step if axis in found else index for axis, index in enumerate(i)
-            ]
-            return t(*places)
-
-        return te.compute(shape, element, name="slice")
-
-    return bounded(expression(taken, x, name="slice", kind=INJECTIVE), extents)
+    parts = {a: slice(taken.start, taken.stop if taken.stop >= 0 else None, taken.step) for a, taken in found.items()}
+    return bounded(movement.sliced(x, parts), extents) if found else x
 
 
 def _range(size: int, start: int, end: int, step: int) -> range:
     """The indices of a slice. A start before the axis is its first element for any step, unlike in NumPy."""
     start, end = (place + size if place < 0 else place for place in (start, end))
     most, least = (size, 0) if step > 0 else (size - 1, -1)
-    return range(max(min(start, most), 0), max(min(end, most), least), step) if size else range(0)
+    places = range(max(min(start, most), 0), max(min(end, most), least), step) if size else range(0)
+    return places or range(0)
 
 
 def _at_run_time(
@@ -145,23 +129,3 @@ def _places(vectors: Sequence[te.Tensor], sizes: Sequence[te.Tensor]) -> list[te
                     length[axis] = tirx.Select(selects, whole, number(0))
 
     return kernel("slice_places", body, [*vectors, *sizes], [((rank,), "int64")] * 3)
-
-
-def counted(start: Node, limit: Node, step: Node) -> Node:
-    """start, start + step, ... before limit, all of them scalars of one type.
-
-    Raises:
-        ModelError: one is known at run time only, so that there is no bound on how many these are.
-    """
-    if any(node.op != CONSTANT for node in (start, limit, step)):
-        raise ModelError(
-            "its bounds are known at run time only, which leaves the size of the result open; make them constants"
-        )
-    first, end, width = (node.value.reshape(()) for node in (start, limit, step))
-    if not width:
-        raise ModelError("its step is 0")
-    if start.dtype.startswith("float"):
-        count = max(int(np.ceil((float(end) - float(first)) / float(width))), 0)
-    else:
-        count = len(range(int(first), int(end), int(width)))
-    return constant((first + np.arange(count).astype(start.dtype) * width).astype(start.dtype))

@@ -84,8 +84,3 @@ def slice_of_attributes(node: OnnxNode) -> Node:
 def slice_of_inputs(node: OnnxNode) -> Node:
     """With its bounds as inputs."""
     return run_time_slices.sliced(node.input(0), node.input(1), node.input(2), node.optional(3), node.optional(4))
-
-
-@onnx_rule("Range")
-def counted(node: OnnxNode) -> Node:
-    return run_time_slices.counted(node.input(0), node.input(1), node.input(2))

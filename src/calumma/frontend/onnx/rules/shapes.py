@@ -118,37 +118,6 @@ def split(node: OnnxNode) -> Result:
     return movement.split(x, sizes, axis)
 
 
-@onnx_rule("Slice")
-def slice_rule(node: OnnxNode) -> Node:
-    x = node.input(0)
-    rank = len(x.shape)
-    if node.version < 10:
-        starts, ends, axes, steps = node.attribute("starts"), node.attribute("ends"), node.attribute("axes", None), None
-    else:
-        names = ("the start", "the end", "axes", "steps")
-        starts, ends, axes, steps = (node.integers(index, what) for index, what in enumerate(names, 1))
-    if starts is None or ends is None:
-        raise node.refused("its bounds are missing", "export the model again")
-    axes = tuple(range(len(starts))) if axes is None else axes
-    steps = (1,) * len(starts) if steps is None else steps
-    if not len(starts) == len(ends) == len(axes) == len(steps):
-        raise node.refused("starts, ends, axes and steps differ in length", "export the model again")
-    places = [node.normalised_axis(axis, rank) for axis in axes]
-    if len(set(places)) < len(places) or 0 in steps or not rank:
-        raise node.refused("an axis is given twice, or a step is 0", "export the model again")
-    bounds = zip(places, starts, ends, steps, strict=True)
-    return movement.sliced(x, {axis: _bound(x.shape[axis], *bound) for axis, *bound in bounds})
-
-
-def _bound(size: int, start: int, end: int, step: int) -> slice:
-    """ONNX's bounds as Python's: a start or an end beyond the axis on either side is clamped to it."""
-    start, end = (bound + size if bound < 0 else bound for bound in (start, end))
-    if step > 0:
-        return slice(max(start, 0), max(end, 0), step)
-    start = min(start, size - 1)
-    return slice(start, None if end < 0 else end, step) if start >= 0 else slice(0, 0, step)
-
-
 @onnx_rule("Expand")
 def expand(node: OnnxNode) -> Node:
     x, sizes = node.input(0), node.integers(1, "the shape")
