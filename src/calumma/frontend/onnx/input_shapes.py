@@ -6,6 +6,7 @@ import onnx
 
 from calumma.core.errors import ModelError
 from calumma.frontend.importer import Shapes
+from calumma.frontend.onnx.graph_fields import subgraphs
 
 _NAMELESS = frozenset({"?", "-1", "None"})
 """What exporters write for any open dimension: no name that ties dimensions together."""
@@ -40,10 +41,11 @@ def fix_shapes(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[int, .
             f"open dimensions in {', '.join(_signature(value) for value in still_open)}; give "
             + ", ".join(_shape_option(value) for value in still_open)
         )
-    del graph.value_info[:]
-    for value in graph.output:
-        for dim in value.type.tensor_type.shape.dim:
-            dim.Clear()
+    for each in (graph, *subgraphs(graph)):
+        del each.value_info[:]
+        for value in (*(each.input if each is not graph else ()), *each.output):
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()
     return {value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in graph.input}
 
 

@@ -1,37 +1,31 @@
 """If, Loop and Scan: taken apart where they can be while the model is imported, else graphs inside the graph.
 
-A branch whose condition is a constant is the chosen side. A loop of few nodes in all, or one whose values change their
-shapes, is *unrolled*, if the number of its iterations is known; any other becomes a loop of the graph
-(`graph.regions`), whose carried values keep their shapes.
+A branch whose condition is a constant is the chosen side. A branch whose sides give different shapes gives the larger
+extents, with those at run time beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from tvm import relax
 
-from calumma.core.errors import ModelError
+from calumma.frontend import run_time_extents as extents
 from calumma.frontend.onnx.node import OnnxNode, Typed
 from calumma.frontend.onnx.registry import onnx_rule
+from calumma.frontend.onnx.repetition import Capture, Repetition, one_element, stacked
 from calumma.frontend.onnx.scope import Region, port
 from calumma.graph import regions
 from calumma.graph.build import operator, reshape, scalar, transpose
 from calumma.graph.nodes import CONSTANT, Graph, Node, constant
 
-_MOST_UNROLLED = 1024
-"""Iterations of a loop that is unrolled because it has to be."""
-_FEW_NODES = 64
-"""Nodes of all iterations of a loop that is unrolled because it is small: nothing is copied and counted then."""
-
 
 @onnx_rule("If")
 def branch(node: OnnxNode) -> list[Node]:
     """One of two sub-graphs, whose results have the same shapes."""
-    condition = _scalar(node, node.input(0), "its condition")
+    condition = one_element(node, node.input(0), "its condition")
     then, otherwise = node.attribute("then_branch"), node.attribute("else_branch")
     if condition.op == CONSTANT:
         return [result.node for result in node.scope.subgraph(then if condition.value else otherwise, [])]
@@ -39,19 +33,42 @@ def branch(node: OnnxNode) -> list[Node]:
     results = [side.subgraph(graph, []) for side, graph in zip(sides, (then, otherwise), strict=True)]
     if len(results[0]) != len(results[1]):
         raise node.refused(f"its branches give {len(results[0])} and {len(results[1])} results", "export it again")
-    for index, (left, right) in enumerate(zip(*results, strict=True)):
-        if _kind(left) != _kind(right):
-            raise node.refused(
-                f"its branches give {_kind(left)} and {_kind(right)} as result {index}",
-                "export the model with branches that give the same shapes, or with a constant condition",
-            )
+    varying = [_varying(node, index, *pair) for index, pair in enumerate(zip(*results, strict=True))]
     captured = list(dict.fromkeys([*sides[0].captured, *sides[1].captured]))
-    one, other = (
-        Graph([side.captured.get(outer) or port(outer) for outer in captured], *_outputs(found))
-        for side, found in zip(sides, results, strict=True)
-    )
+    one, other = (_side(side, captured, found, varying) for side, found in zip(sides, results, strict=True))
     items = regions.branch(condition, captured, one, other, node.name)
-    return [constant(np.zeros(item.shape, item.dtype)) if 0 in item.shape else item for item in items]
+    values, sizes = items[: len(varying)], iter(items[len(varying) :])
+    for value, axes in zip(values, varying, strict=True):
+        extents.bounded(value, {axis: next(sizes) for axis in axes})
+    return [constant(np.zeros(value.shape, value.dtype)) if 0 in value.shape else value for value in values]
+
+
+def _varying(node: OnnxNode, index: int, left: Typed, right: Typed) -> dict[int, int]:
+    """The axes whose extents depend on which branch is taken: axis -> the largest it can have."""
+    one, other = left.node, right.node
+    if left.element_type != right.element_type or len(one.shape) != len(other.shape):
+        raise node.refused(
+            f"its branches give {one.dtype}{list(one.shape)} and {other.dtype}{list(other.shape)} as result {index}",
+            "export the model with branches that give the same types and ranks, or with a constant condition",
+        )
+    return {
+        axis: max(sizes)
+        for axis, sizes in enumerate(zip(one.shape, other.shape, strict=True))
+        if sizes[0] != sizes[1] or axis in one.extents or axis in other.extents
+    }
+
+
+def _side(side: Region, captured: Sequence[Node], results: Sequence[Typed], varying: Sequence[dict[int, int]]) -> Graph:
+    """A branch as a graph that gives its results in the largest shapes, then their extents."""
+    values, sizes = [], []
+    for result, axes in zip(results, varying, strict=True):
+        shape = [axes.get(axis, size) for axis, size in enumerate(result.node.shape)]
+        values.append(extents.filled(result.node, shape))
+        sizes += [extents.size_of(result.node, axis) for axis in axes]
+    outputs = [*values, *sizes]
+    return Graph(
+        [side.captured.get(outer) or port(outer) for outer in captured], outputs, [str(i) for i in range(len(outputs))]
+    )
 
 
 @onnx_rule("Loop")
@@ -71,17 +88,17 @@ def loop(node: OnnxNode) -> list[Node]:
         first, second = (_ranked(x, value) for x, value in zip((iteration, holds), body.input, strict=False))
         return [Typed(first, onnx.TensorProto.INT64), Typed(second, bool_type), *values]
 
-    repetition = _Repetition(
+    repetition = Repetition(
         node,
         body,
-        None if trips is None else _scalar(node, trips, "its trip count"),
-        None if condition is None else _scalar(node, condition, "its condition"),
+        None if trips is None else one_element(node, trips, "its trip count"),
+        None if condition is None else one_element(node, condition, "its condition"),
         carried,
         inputs,
         has_condition=True,
     )
-    values, stacked = repetition.results()
-    return [*values, *stacked]
+    values, rows = repetition.results()
+    return [*values, *rows]
 
 
 @onnx_rule("Scan", since=9)
@@ -116,7 +133,7 @@ def scan_batches(node: OnnxNode) -> list[Node]:
         states, scanned = batch[: len(batch) - count], batch[len(batch) - count :]
         found, rows = _scanned(node, states, scanned, (0,) * count, directions)
         parts.append([*found, *rows])
-    return [_stacked(list(column)) for column in zip(*parts, strict=True)]
+    return [stacked(list(column)) for column in zip(*parts, strict=True)]
 
 
 def _scanned(
@@ -141,142 +158,7 @@ def _scanned(
             slices.append(Typed(_slice(tensor.node, index, axis), tensor.element_type))
         return [*values, *slices]
 
-    return _Repetition(node, node.attribute("body"), scalar(length, "int64"), None, states, inputs).results()
-
-
-Capture = Callable[[Typed], Typed]
-"""A tensor from outside, as a body reads it."""
-
-
-@dataclass(frozen=True)
-class _Repetition:
-    """A sub-graph that is repeated."""
-
-    node: OnnxNode
-    body: onnx.GraphProto
-    trips: Node | None
-    """The most iterations; None for no limit."""
-    condition: Node | None
-    """Whether to begin; None if so."""
-    carried: list[Typed]
-    inputs: Callable[[Node, Sequence[Typed], Capture], list[Typed]]
-    """(iteration, carried values, capture) -> what the body is given."""
-    has_condition: bool = False
-    """Whether the first of the body's results says whether to go on."""
-
-    def results(self) -> tuple[list[Node], list[Node]]:
-        """The carried values after the last iteration, and what is stacked over the iterations."""
-        known = self._known_trips()
-        small = known is not None and known > 0 and known * len(self.body.node) <= _FEW_NODES
-        ways = (self._unrolled, self._kept) if small else (self._kept, self._unrolled)
-        errors = []
-        for way in ways:
-            try:
-                return way()
-            except ModelError as error:
-                errors.append(error)
-        raise errors[ways.index(self._kept)]
-
-    def _known_trips(self) -> int | None:
-        if self.condition is not None and self.condition.op == CONSTANT and not self.condition.value:
-            return 0
-        return max(int(self.trips.value), 0) if self.trips is not None and self.trips.op == CONSTANT else None
-
-    def _taken(self, results: list[Typed]) -> tuple[Node, list[Typed], list[Typed]]:
-        """What the body gives: whether to go on, the next carried values, what is to be stacked."""
-        first = int(self.has_condition)
-        if len(results) < first + len(self.carried):
-            raise self.node.refused(f"its body gives {len(results)} results, too few", "export the model again")
-        goes_on = _scalar(self.node, results[0].node, "its body's condition") if first else scalar(True, "bool")
-        return goes_on, results[first : first + len(self.carried)], results[first + len(self.carried) :]
-
-    def _unrolled(self) -> tuple[list[Node], list[Node]]:
-        """One copy of the body after the other."""
-        trips = self._known_trips()
-        if any(given is not None and given.op != CONSTANT for given in (self.trips, self.condition)):
-            raise self.node.refused("the number of its iterations is only known at run time")
-        values, made, goes_on = self.carried, 0, trips != 0
-        rows: list[list[Node]] = []
-        while goes_on and (trips is None or made < trips):
-            if made == _MOST_UNROLLED:
-                raise self.node.refused(f"it takes more than {_MOST_UNROLLED} iterations, whose shapes differ")
-            given = self.inputs(scalar(made, "int64"), values, lambda tensor: tensor)
-            condition, values, row = self._taken(self.node.scope.subgraph(self.body, given))
-            if condition.op != CONSTANT:
-                raise self.node.refused("whether it goes on is only known at run time")
-            rows.append([tensor.node for tensor in row])
-            made, goes_on = made + 1, bool(condition.value)
-        if not rows:
-            raise self.node.refused("it has no iteration")
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        if any(len({row.shape for row in column}) > 1 for column in columns):
-            raise self.node.refused("the shape of what it stacks changes from one iteration to the next")
-        return [value.node for value in values], [_stacked(column) for column in columns]
-
-    def _kept(self) -> tuple[list[Node], list[Node]]:
-        """A loop of the graph."""
-        node, known = self.node, self._known_trips()
-        region = Region(node.scope)
-        iteration = port(scalar(0, "int64"))
-        # A value with an extent of 0 is a constant: there is nothing to carry.
-        ports = [v if 0 in v.node.shape else Typed(port(v.node), v.element_type) for v in self.carried]
-        results = region.subgraph(self.body, self.inputs(iteration, ports, region.capture))
-        goes_on, following, stacked = self._taken(results)
-        for index, (before, after) in enumerate(zip(self.carried, following, strict=True)):
-            if _kind(before) != _kind(after):
-                raise node.refused(
-                    f"carried value {index} is {_kind(before)} before an iteration and {_kind(after)} after it",
-                    "export the model with a constant number of iterations, or with values that keep their shapes",
-                )
-        if known == 0:
-            return [value.node for value in self.carried], [_empty(0, row) for row in stacked]
-        always = self.condition is None or self.condition.op == CONSTANT
-        if stacked and not (always and goes_on.op == CONSTANT and goes_on.value and known is not None):
-            # With a bound on the iterations, the results cropped to how many were made: `regions.loop` gives that.
-            raise node.refused(
-                "what it stacks has as many rows as it makes iterations, which is only known at run time",
-                "export the model with a constant number of iterations",
-            )
-        moving = [i for i, value in enumerate(self.carried) if 0 not in value.node.shape]
-        full = [row.node for row in stacked if 0 not in row.node.shape]
-        inner = Graph(
-            [iteration, *(ports[i].node for i in moving), *region.captured.values()],
-            [goes_on, *(following[i].node for i in moving), *full],
-            [value.name for value in self.body.output],
-        )
-        initial = [self.carried[i].node for i in moving]
-        condition = None if always else self.condition
-        _, final, piled = regions.loop(
-            self.trips, condition, initial, list(region.captured), inner, known or 0, node.name
-        )
-        last = dict(zip(moving, final, strict=True))
-        piles = iter(piled)
-        return (
-            [last.get(i, value.node) for i, value in enumerate(self.carried)],
-            [_empty(known or 0, row) if 0 in row.node.shape else next(piles) for row in stacked],
-        )
-
-
-def _outputs(results: Sequence[Typed]) -> tuple[list[Node], list[str]]:
-    """The outputs of a graph, and names for them."""
-    return [result.node for result in results], [str(index) for index in range(len(results))]
-
-
-def _empty(rows: int, row: Typed) -> Node:
-    """So many rows without an element."""
-    return constant(np.zeros((rows, *row.node.shape), row.node.dtype), row.node.name)
-
-
-def _kind(tensor: Typed) -> str:
-    """Type and shape."""
-    return f"{tensor.node.dtype}{list(tensor.node.shape)}"
-
-
-def _scalar(node: OnnxNode, value: Node, what: str) -> Node:
-    """A tensor of one element without dimensions."""
-    if int(np.prod(value.shape)) != 1:
-        raise node.refused(f"{what} has shape {list(value.shape)}, expected one element", "export the model again")
-    return reshape(value, ())
+    return Repetition(node, node.attribute("body"), scalar(length, "int64"), None, states, inputs).results()
 
 
 def _ranked(value: Node, declared: onnx.ValueInfoProto) -> Node:
@@ -295,18 +177,10 @@ def _slice(tensor: Node, index: Node, axis: int) -> Node:
     return reshape(part, (*tensor.shape[:axis], *tensor.shape[axis + 1 :]))
 
 
-def _stacked(rows: list[Node]) -> Node:
-    """Tensors of one shape as the slices of another along a new axis 0."""
-    if all(row.op == CONSTANT for row in rows):
-        return constant(np.stack([row.value for row in rows]))
-    parts = [reshape(row, (1, *row.shape)) for row in rows]
-    return parts[0] if len(parts) == 1 else operator(relax.op.concat, parts, axis=0)
-
-
-def _moved(node: OnnxNode, stacked: Node, axis: int, backwards: int) -> Node:
+def _moved(node: OnnxNode, rows: Node, axis: int, backwards: int) -> Node:
     """What was stacked along axis 0, in the order and along the axis that the model wants."""
-    axis = node.normalised_axis(axis, len(stacked.shape), "scan_output_axes")
+    axis = node.normalised_axis(axis, len(rows.shape), "scan_output_axes")
     if backwards:
-        stacked = operator(relax.op.flip, stacked, axis=0)
-    others = list(range(1, len(stacked.shape)))
-    return transpose(stacked, [*others[:axis], 0, *others[axis:]])
+        rows = operator(relax.op.flip, rows, axis=0)
+    others = list(range(1, len(rows.shape)))
+    return transpose(rows, [*others[:axis], 0, *others[axis:]])
