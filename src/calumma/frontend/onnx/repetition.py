@@ -66,8 +66,9 @@ class Repetition:
     def _known_trips(self) -> int | None:
         if self.condition is not None and self.condition.op == CONSTANT and not self.condition.value:
             return 0
-        known = self.trips is not None and self.trips.op == CONSTANT
-        return max(int(self.trips.value), 0) if known and self.trips.value < _MOST_ROWS else None  # type: ignore[union-attr]
+        if self.trips is None or self.trips.op != CONSTANT or self.trips.value >= _MOST_ROWS:
+            return None
+        return max(int(self.trips.value), 0)
 
     def _taken(self, results: list[Typed]) -> tuple[Node, list[Typed], list[Typed]]:
         """What the body gives: whether to go on, the next carried values, what is to be stacked."""
@@ -82,13 +83,14 @@ class Repetition:
         if any(given is not None and given.op != CONSTANT for given in (self.trips, self.condition)):
             raise self.node.refused("the number of its iterations is only known at run time")
         trips = self._known_trips()
+        scope = self.node.scope.with_weights(self.body)
         values, made, goes_on = self.carried, 0, trips != 0
         rows: list[list[Node]] = []
         while goes_on and (trips is None or made < trips):
             if made == _MOST_UNROLLED:
                 raise self.node.refused(f"it takes more than {_MOST_UNROLLED} iterations, whose shapes differ")
             given = self.inputs(scalar(made, "int64"), values, lambda tensor: tensor)
-            condition, values, row = self._taken(self.node.scope.subgraph(self.body, given))
+            condition, values, row = self._taken(scope.called(self.body, given))
             if condition.op != CONSTANT:
                 raise self.node.refused("whether it goes on is only known at run time")
             rows.append([tensor.node for tensor in row])
@@ -136,7 +138,7 @@ class _Kept:
             for value, shape, axes in zip(self.of.carried, self.shapes, self.axes, strict=True)
         ]
         given = self.of.inputs(self.iteration, self.ports, self.region.capture)
-        results = self.region.subgraph(self.of.body, given)
+        results = self.region.with_weights(self.of.body).called(self.of.body, given)
         self.goes_on, self.following, self.stacked = self.of._taken(results)
 
     @staticmethod

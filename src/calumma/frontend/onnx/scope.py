@@ -55,8 +55,19 @@ class Scope:
             raise ModelError(f"{name!r} is read, and nothing before it gives it; export the model again")
         return self.parent.get(name)
 
-    def subgraph(self, graph: onnx.GraphProto, inputs: Sequence[Typed]) -> list[Typed]:
-        """Import a sub-graph in place, with its inputs bound in order; returns its outputs."""
+    def with_weights(self, graph: onnx.GraphProto) -> Scope:
+        """A scope in this one that has the weights of a sub-graph and names for its nodes: the sub-graph can be called
+        there any number of times."""
+        inner = Scope(self.opsets, self)
+        for tensor in graph.initializer:
+            inner.define(tensor.name, constant_tensor(tensor_array(tensor), tensor.data_type, tensor.name))
+        for node in graph.node:
+            node.name = node.name or f"{node.op_type}:{next(iter(node.output), '')}"
+        return inner
+
+    def called(self, graph: onnx.GraphProto, inputs: Sequence[Typed]) -> list[Typed]:
+        """Import a sub-graph whose weights this scope has in place, with its inputs bound in order; returns its
+        outputs."""
         if len(graph.input) != len(inputs):
             raise ModelError(
                 f"sub-graph {graph.name} takes {len(graph.input)} inputs, expected {len(inputs)}; export it again"
@@ -64,12 +75,12 @@ class Scope:
         inner = Scope(self.opsets, self)
         for value, tensor in zip(graph.input, inputs, strict=True):
             inner.define(value.name, tensor)
-        for tensor in graph.initializer:
-            inner.define(tensor.name, constant_tensor(tensor_array(tensor), tensor.data_type, tensor.name))
-        for node in graph.node:
-            node.name = node.name or f"{node.op_type}:{next(iter(node.output), '')}"
         inner.run(graph)
         return [inner.get(value.name) for value in graph.output]
+
+    def subgraph(self, graph: onnx.GraphProto) -> list[Typed]:
+        """Import a sub-graph without inputs in place; returns its outputs."""
+        return self.with_weights(graph).called(graph, [])
 
     def run(self, graph: onnx.GraphProto) -> None:
         """Import the nodes of a graph, whose inputs and initialisers are defined.

@@ -28,9 +28,9 @@ def branch(node: OnnxNode) -> list[Node]:
     condition = one_element(node, node.input(0), "its condition")
     then, otherwise = node.attribute("then_branch"), node.attribute("else_branch")
     if condition.op == CONSTANT:
-        return [result.node for result in node.scope.subgraph(then if condition.value else otherwise, [])]
+        return [result.node for result in node.scope.subgraph(then if condition.value else otherwise)]
     sides = [Region(node.scope), Region(node.scope)]
-    results = [side.subgraph(graph, []) for side, graph in zip(sides, (then, otherwise), strict=True)]
+    results = [side.subgraph(graph) for side, graph in zip(sides, (then, otherwise), strict=True)]
     if len(results[0]) != len(results[1]):
         raise node.refused(f"its branches give {len(results[0])} and {len(results[1])} results", "export it again")
     varying = [_varying(node, index, *pair) for index, pair in enumerate(zip(*results, strict=True))]
