@@ -7,7 +7,7 @@ from calumma.artifact import Artifact, LoweredModel, build
 from calumma.core import hardware as host
 from calumma.frontend.importer import ImportedModel
 from calumma.testing import require
-from calumma.tvm_compat.regions import FIXED
+from calumma.tvm_compat.marks import FIXED
 from tests import isas
 
 THREADS = min(2, host.physical_cores())

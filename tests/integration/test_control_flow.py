@@ -14,7 +14,7 @@ from calumma.artifact import Artifact, load
 from calumma.artifact.plan import Loop, Step, calls
 from calumma.core import hardware as host
 from calumma.frontend.importer import ImportedModel
-from calumma.graph import regions
+from calumma.graph import control_flow
 from calumma.graph.build import operator, scalar
 from calumma.graph.nodes import INPUT, Graph, Node, constant
 from calumma.pipeline import CompileOptions
@@ -67,7 +67,7 @@ def counting_loop(
     goes_on, following, stacked = body(iteration, inner, outer)
     rows = int(trips.value) if trips is not None and trips.value is not None else 0
     inside = graph([iteration, *inner, *outer], goes_on, *following, *stacked)
-    return regions.loop(trips, condition, carried, captured, inside, rows)
+    return control_flow.loop(trips, condition, carried, captured, inside, rows)
 
 
 def test_branches_within_branches_and_loops() -> None:
@@ -78,9 +78,9 @@ def test_branches_within_branches_and_loops() -> None:
     c, a, b = like(second, shared, x)
     a1, b1 = like(a, b)
     a2, b2 = like(a, b)
-    deep = regions.branch(c, [a, b], graph([a1, b1], a1), graph([a2, b2], operator(OP.multiply, a2, b2)))
+    deep = control_flow.branch(c, [a, b], graph([a1, b1], a1), graph([a2, b2], operator(OP.multiply, a2, b2)))
     c2, a3, b3 = like(second, shared, x)
-    (y,) = regions.branch(
+    (y,) = control_flow.branch(
         first, [second, shared, x], graph([c, a, b], *deep), graph([c2, a3, b3], add(b3, operator(OP.negative, a3)))
     )
 
@@ -90,7 +90,7 @@ def test_branches_within_branches_and_loops() -> None:
         v2, w2 = like(v, w)
         odd = operator(OP.equal, operator(OP.mod, i, scalar(2, "int64")), scalar(1, "int64"))
         twice = operator(OP.multiply, v2, scalar(2, "float32"))
-        (result,) = regions.branch(odd, [v, w], graph([v1, w1], add(v1, w1)), graph([v2, w2], twice))
+        (result,) = control_flow.branch(odd, [v, w], graph([v1, w1], add(v1, w1)), graph([v2, w2], twice))
         return scalar(True, "bool"), [result], []
 
     made, (z,), _ = counting_loop(scalar(5, "int64"), None, [x], [y], body)

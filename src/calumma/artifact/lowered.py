@@ -14,7 +14,7 @@ from calumma.artifact.plan import AnyStep, Branch, Loop, Plan, Section, Step
 from calumma.artifact.storages import Storages
 from calumma.core.errors import InternalError
 from calumma.core.values import TensorSpec
-from calumma.tvm_compat import regions
+from calumma.tvm_compat import marks
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LoweredModel:
     """`tvm.IRModule`. Its Relax function `main(inputs..., params...)` calls the module's PrimFuncs by `R.call_tir` and
     returns a tensor or a tuple: the outputs, then the run-time extents of their bounded axes in order, int64 scalars.
     `R.reshape` costs nothing, nor does `R.concat`, whose parts must be results of kernels that lie side by side in
-    memory; control flow is marked (`tvm_compat.regions`). It holds no constants: every weight is a parameter."""
+    memory; control flow is marked (`tvm_compat.marks`). It holds no constants: every weight is a parameter."""
     params: tuple[NDArray, ...]
     """The weights, in order."""
     inputs: tuple[TensorSpec, ...]
@@ -112,8 +112,8 @@ class _Reader:
         elif operator == "relax.concat":
             parts = tuple(_flat(self.value(value.args[0])))
             self.values[binding.var] = self.storages.joined(parts, _shape(kind), str(kind.dtype))
-        elif regions.mark(value):
-            self.values[binding.var] = self.mark(regions.mark(value), value.args)
+        elif marks.mark(value):
+            self.values[binding.var] = self.mark(marks.mark(value), value.args)
         else:
             self.values[binding.var] = self.value(value)
 
@@ -138,22 +138,22 @@ class _Reader:
     # -- control flow -----------------------------------------------------------------------------
 
     def mark(self, kind: str, args: Sequence[Any]) -> _Value:
-        """What a mark of `tvm_compat.regions` stands for."""
-        if kind == regions.LOOP:
+        """What a mark of `tvm_compat.marks` stands for."""
+        if kind == marks.LOOP:
             return self.loop(tuple(_flat(self.value(args[0]))))
         tensors = [tuple(_flat(self.value(arg))) for arg in args]
-        if kind == regions.BRANCH:
+        if kind == marks.BRANCH:
             ((condition,),) = tensors
             self.open(_Region(condition, self.now, self.steps))
             return ()
-        if kind == regions.OTHERWISE:
+        if kind == marks.OTHERWISE:
             region = self.regions[-1]
             region.then, region.results = self.closed(), tuple(chain(*tensors))
             self.steps = []
             return ()
-        if kind == regions.JOIN:
+        if kind == marks.JOIN:
             return self.join(tuple(chain(*tensors)))
-        if kind == regions.REPEAT:
+        if kind == marks.REPEAT:
             state, sources, stacked = tensors
             return self.repeat(state, sources, stacked)
         raise InternalError(f"main contains {kind}, expected one of the marks of control flow")

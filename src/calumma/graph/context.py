@@ -26,7 +26,7 @@ from calumma.expressions import blocking, casts
 from calumma.graph.layouts import Slots, Value, identity_slots, places
 from calumma.graph.nodes import CONSTANT, Node
 from calumma.target import Target
-from calumma.tvm_compat.regions import FIXED
+from calumma.tvm_compat.marks import FIXED
 
 OUT_ELEMENTWISE_FUSABLE = 4
 """TVM's fusion kind of a convolution: elementwise readers fuse behind it, nothing fuses before it."""

@@ -34,7 +34,7 @@ MATMUL = "calumma.matmul"
 """matmul with transposes of operands and result absorbed (attrs left_axes, right_axes, out_axes)."""
 BRANCH = "calumma.branch"
 LOOP = "calumma.loop"
-"""Control flow (`graph.regions`)."""
+"""Control flow (`graph.control_flow`)."""
 
 
 @dataclass(eq=False)

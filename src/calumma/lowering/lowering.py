@@ -18,11 +18,11 @@ from calumma.core.contraction import FLOAT32, Contraction
 from calumma.core.errors import ModelError, reason
 from calumma.core.values import TensorSpec
 from calumma.graph.context import Declined, LoweringContext, StoredTypes
+from calumma.graph.control_flow import subgraphs
 from calumma.graph.layouts import Slots, Value
 from calumma.graph.nodes import BRANCH, CONSTANT, INPUT, LOOP, Graph, Node
-from calumma.graph.regions import subgraphs
-from calumma.lowering.control_flow import lower_branch, lower_loop
 from calumma.lowering.fusion import fuse
+from calumma.lowering.marked_regions import lower_branch, lower_loop
 from calumma.lowering.stored_types import stored_types
 from calumma.operators import registry
 from calumma.target import Target

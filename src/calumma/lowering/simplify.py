@@ -5,8 +5,8 @@ Constants and BatchNorm are folded, operators that importers took apart are reco
 
 from __future__ import annotations
 
+from calumma.graph.control_flow import push_constants_inside
 from calumma.graph.nodes import Graph
-from calumma.graph.regions import push_constants_inside
 from calumma.lowering.rewrites.batch_norm import decompose_batch_norm
 from calumma.lowering.rewrites.channel_shuffle import recover_channel_shuffle
 from calumma.lowering.rewrites.constant_folding import fold_constants

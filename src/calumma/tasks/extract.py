@@ -13,7 +13,7 @@ from tvm_ffi import structural_hash
 
 from calumma.core.values import WEIGHTS, Task, Workload
 from calumma.space import loops
-from calumma.tvm_compat import kernel_calls, regions
+from calumma.tvm_compat import kernel_calls, marks
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ def extract(mod: tvm.IRModule, inputs: int) -> ModelTasks:
     weights = set(mod["main"].params[inputs:])
     calls: Counter[str] = Counter()
     weight_arguments: dict[str, list[bool]] = {}
-    for binding, times in regions.counted(mod["main"]):
+    for binding, times in marks.counted(mod["main"]):
         call = binding.value
-        if not kernel_calls.is_call(binding) or regions.FIXED in (mod[call.args[0]].attrs or ()):
+        if not kernel_calls.is_call(binding) or marks.FIXED in (mod[call.args[0]].attrs or ()):
             continue
         name = str(call.args[0].name_hint)
         calls[name] += times

@@ -1,8 +1,8 @@
 """A sub-graph that is repeated: unrolled, or a loop of the graph.
 
 A loop of few nodes in all, or one whose carried values change their shapes, is *unrolled*, if the number of its
-iterations is known. Any other becomes a loop of the graph (`graph.regions`), whose carried values keep their shapes:
-where they would change, they have the largest, with the extents at run time beside them.
+iterations is known. Any other becomes a loop of the graph (`graph.control_flow`), whose carried values keep their
+shapes: where they would change, they have the largest, with the extents at run time beside them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tvm import relax
 from calumma.core.errors import ModelError
 from calumma.frontend import run_time_extents as extents
 from calumma.frontend.onnx.node import OnnxNode, Typed
-from calumma.frontend.onnx.scope import Region, port
-from calumma.graph import regions
+from calumma.frontend.onnx.scope import SubgraphScope, port
+from calumma.graph import control_flow
 from calumma.graph.build import check_size, operator, reshape, scalar
 from calumma.graph.nodes import CONSTANT, INPUT, Graph, Node, constant
 
@@ -131,7 +131,7 @@ class _Kept:
 
     def _import(self) -> None:
         """Import the body with ports for its carried values."""
-        self.region = Region(self.node.scope)
+        self.region = SubgraphScope(self.node.scope)
         self.iteration = port(scalar(0, "int64"))
         self.ports = [
             self._port(value, shape, axes)
@@ -231,7 +231,7 @@ class _Kept:
         initial = [value.node for value in self.of.carried]
         first = [extents.filled(initial[i], self.shapes[i]) for i in moving]
         first += [extents.size_of(initial[i], axis) for i, axis in sizes]
-        made, last, piled = regions.loop(
+        made, last, piled = control_flow.loop(
             self.of.trips,
             None if always else self.of.condition,
             first,

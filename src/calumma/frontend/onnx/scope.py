@@ -114,7 +114,7 @@ class Scope:
             self.define(name, _checked(node, index, result, types.get(name), inputs))
 
 
-class Region(Scope):
+class SubgraphScope(Scope):
     """A scope around a sub-graph that becomes a graph of its own: what it reads from further out, it captures.
 
     Attributes:

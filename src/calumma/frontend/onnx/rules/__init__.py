@@ -2,8 +2,8 @@
 
 from calumma.frontend.onnx.rules import (
     activations,
+    branching,
     constants,
-    control_flow,
     convolution,
     elementwise,
     indexing,
@@ -16,8 +16,8 @@ from calumma.frontend.onnx.rules import (
 
 __all__ = [
     "activations",
+    "branching",
     "constants",
-    "control_flow",
     "convolution",
     "elementwise",
     "indexing",

@@ -16,27 +16,27 @@ from calumma.frontend import run_time_extents as extents
 from calumma.frontend.onnx.node import OnnxNode, Typed
 from calumma.frontend.onnx.registry import onnx_rule
 from calumma.frontend.onnx.repetition import Capture, Repetition, one_element, stacked
-from calumma.frontend.onnx.scope import Region, port
-from calumma.graph import regions
+from calumma.frontend.onnx.scope import SubgraphScope, port
+from calumma.graph import control_flow
 from calumma.graph.build import operator, reshape, scalar, transpose
 from calumma.graph.nodes import CONSTANT, Graph, Node, constant
 
 
 @onnx_rule("If")
 def branch(node: OnnxNode) -> list[Node]:
-    """One of two sub-graphs, whose results have the same shapes."""
+    """One of two sub-graphs, whose results have the same types and ranks."""
     condition = one_element(node, node.input(0), "its condition")
     then, otherwise = node.attribute("then_branch"), node.attribute("else_branch")
     if condition.op == CONSTANT:
         return [result.node for result in node.scope.subgraph(then if condition.value else otherwise)]
-    sides = [Region(node.scope), Region(node.scope)]
+    sides = [SubgraphScope(node.scope), SubgraphScope(node.scope)]
     results = [side.subgraph(graph) for side, graph in zip(sides, (then, otherwise), strict=True)]
     if len(results[0]) != len(results[1]):
         raise node.refused(f"its branches give {len(results[0])} and {len(results[1])} results", "export it again")
     varying = [_varying(node, index, *pair) for index, pair in enumerate(zip(*results, strict=True))]
     captured = list(dict.fromkeys([*sides[0].captured, *sides[1].captured]))
     one, other = (_side(side, captured, found, varying) for side, found in zip(sides, results, strict=True))
-    items = regions.branch(condition, captured, one, other, node.name)
+    items = control_flow.branch(condition, captured, one, other, node.name)
     values, sizes = items[: len(varying)], iter(items[len(varying) :])
     for value, axes in zip(values, varying, strict=True):
         extents.bounded(value, {axis: next(sizes) for axis in axes})
@@ -58,7 +58,9 @@ def _varying(node: OnnxNode, index: int, left: Typed, right: Typed) -> dict[int,
     }
 
 
-def _side(side: Region, captured: Sequence[Node], results: Sequence[Typed], varying: Sequence[dict[int, int]]) -> Graph:
+def _side(
+    side: SubgraphScope, captured: Sequence[Node], results: Sequence[Typed], varying: Sequence[dict[int, int]]
+) -> Graph:
     """A branch as a graph that gives its results in the largest shapes, then their extents."""
     values, sizes = [], []
     for result, axes in zip(results, varying, strict=True):

@@ -16,25 +16,27 @@ from tvm.tirx.script import builder as T
 from calumma.graph.context import LoweringContext
 from calumma.graph.layouts import Value
 from calumma.graph.nodes import CONSTANT, Graph, Node
-from calumma.tvm_compat import regions
+from calumma.tvm_compat import marks
 
 Walk = Callable[[Graph], None]
 """Lowers the nodes of a graph whose inputs have values."""
 
 _GUESSED_TRIPS = 16
 """How often a loop is thought to run if that is not known: as much as its kernels weigh when a model is tuned."""
+_MOST_TRIPS = 1 << 20
+"""A larger trip count says nothing of how often a loop runs: it is there because one had to be given."""
 
 
 def lower_branch(lo: LoweringContext, node: Node, walk: Walk) -> Value:
     """Lower `calumma.branch`; its value is the tuple of its results."""
     condition, captured = node.args
-    _mark(lo, regions.BRANCH, [lo.plain(condition).expr])
+    _mark(lo, marks.BRANCH, [lo.plain(condition).expr])
     with lo.region():
         results = _results(lo, node.attrs.then, captured, walk)
-    _mark(lo, regions.OTHERWISE, results)
+    _mark(lo, marks.OTHERWISE, results)
     with lo.region():
         results = _results(lo, node.attrs.otherwise, captured, walk)
-    return Value(_mark(lo, regions.JOIN, results, results), ())
+    return Value(_mark(lo, marks.JOIN, results, results), ())
 
 
 def _results(lo: LoweringContext, graph: Graph, captured: Sequence[Node], walk: Walk) -> list[relax.Expr]:
@@ -57,8 +59,8 @@ def lower_loop(lo: LoweringContext, node: Node, walk: Walk) -> Value:
     begins = None if condition is None else lo.plain(condition).expr
     initial = [_goes_on(lo, begins, None, limit, known), _scalar(lo, lambda: tirx.IntImm("int64", 0), name="zero")]
     initial += [lo.copied(lo.plain(value)) for value in carried]
-    times = tirx.IntImm("int64", known if known is not None else attrs.rows or _GUESSED_TRIPS)
-    state_tuple = _mark(lo, regions.LOOP, [relax.Tuple(initial), times], initial)
+    times = tirx.IntImm("int64", known if known is not None and known <= _MOST_TRIPS else _GUESSED_TRIPS)
+    state_tuple = _mark(lo, marks.LOOP, [relax.Tuple(initial), times], initial)
     state = [lo.builder.emit(relax.TupleGetItem(state_tuple, i)) for i in range(len(initial))]
     with lo.region():
         _, iteration, *values = state
@@ -80,7 +82,7 @@ def lower_loop(lo: LoweringContext, node: Node, walk: Walk) -> Value:
         ]
         replaced = [old if new is old else _copied(lo, new) for old, new in zip(state, sources, strict=True)]
     groups = [relax.Tuple(group) for group in (replaced, sources, rows)]
-    result = _mark(lo, regions.REPEAT, groups, [*replaced, *rows])
+    result = _mark(lo, marks.REPEAT, groups, [*replaced, *rows])
     items = [lo.builder.emit(relax.TupleGetItem(result, i)) for i in range(1, len(state) + len(rows))]
     return Value(lo.builder.emit(relax.Tuple(items)), ())
 
