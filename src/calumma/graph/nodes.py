@@ -32,6 +32,9 @@ out[n, c, y, x] = in[n, ((y + oy) % sy * sx + (x + ox) % sx) * C + c, (y + oy) /
 LRN = "calumma.lrn"
 MATMUL = "calumma.matmul"
 """matmul with transposes of operands and result absorbed (attrs left_axes, right_axes, out_axes)."""
+BRANCH = "calumma.branch"
+LOOP = "calumma.loop"
+"""Control flow (`graph.control_flow`)."""
 
 
 @dataclass(eq=False, repr=False)

@@ -2,6 +2,7 @@
 
 from calumma.frontend.onnx.rules import (
     activations,
+    branching,
     constants,
     convolution,
     elementwise,
@@ -15,6 +16,7 @@ from calumma.frontend.onnx.rules import (
 
 __all__ = [
     "activations",
+    "branching",
     "constants",
     "convolution",
     "elementwise",
