@@ -2,6 +2,7 @@
 
 from calumma.frontend.onnx.rules import (
     activations,
+    branching,
     constants,
     convolution,
     elementwise,
@@ -11,13 +12,14 @@ from calumma.frontend.onnx.rules import (
     products,
     reductions,
     resampling,
-    selection,
     shapes,
     softmax,
+    value_dependent,
 )
 
 __all__ = [
     "activations",
+    "branching",
     "constants",
     "convolution",
     "elementwise",
@@ -27,7 +29,7 @@ __all__ = [
     "products",
     "reductions",
     "resampling",
-    "selection",
     "shapes",
     "softmax",
+    "value_dependent",
 ]
