@@ -3,6 +3,7 @@
 from calumma.frontend.onnx.rules import (
     activations,
     branching,
+    casts,
     constants,
     convolution,
     elementwise,
@@ -20,6 +21,7 @@ from calumma.frontend.onnx.rules import (
 __all__ = [
     "activations",
     "branching",
+    "casts",
     "constants",
     "convolution",
     "elementwise",
