@@ -1,6 +1,6 @@
 """Casts between element types, those included whose values are held in a wider one.
 
-Floats of 16 bits and fewer are held in float32, integers of 4 and 2 bits in 8. A cast to one rounds to what it can hold.
+Floats of 16 bits and fewer are held in float32, integers of 4 and 2 bits in 8. A cast rounds to what its type can hold.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from calumma.frontend.arithmetic import is_float, truncated_float
 from calumma.graph.build import cast, mapped
 from calumma.graph.nodes import Node
 
-_SMALL_FLOATS = {
+SMALL_FLOATS = {
     "float8e4m3fn": rounding.E4M3FN,
     "float8e4m3fnuz": rounding.E4M3FNUZ,
     "float8e5m2": rounding.E5M2,
     "float8e5m2fnuz": rounding.E5M2FNUZ,
     "float4e2m1": rounding.E2M1,
 }
+"""Element type -> what it can hold."""
 _POWERS_OF_TWO = "float8e8m0"
 _HALF_FLOATS: dict[str, Callable[[tirx.Expr], tirx.Expr]] = {
     "float16": rounding.nearest_float16,
@@ -43,8 +44,8 @@ def converted(node: Node, target: str, saturate: bool = True, round_mode: str = 
     Raises:
         ModelError: there is no such type.
     """
-    if target in _SMALL_FLOATS:
-        form = _SMALL_FLOATS[target]
+    if target in SMALL_FLOATS:
+        form = SMALL_FLOATS[target]
         return mapped(lambda x: rounding.nearest(x, form, saturate), _as_float32(node), "small_float")
     if target == _POWERS_OF_TWO:
         return mapped(lambda x: rounding.power_of_two(x, round_mode, saturate), _as_float32(node), "power_of_two")
