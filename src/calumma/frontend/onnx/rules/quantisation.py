@@ -52,7 +52,8 @@ def quantize_linear(node: OnnxNode) -> Node:
     if target not in RANGES and target not in SMALL_FLOATS:
         raise node.refused(f"quantised to {target} is not supported", "quantise it to int8")
     if target in SMALL_FLOATS:
-        zero_point = _without_zeros(node, zero_point)
+        _check_zeros(node, zero_point)
+        zero_point = None
     return quantized(x, _parameters(node, x, scale, zero_point), target, saturate)
 
 
@@ -62,12 +63,13 @@ def dequantize_linear(node: OnnxNode) -> Node:
     x, scale, zero_point = node.input(0), node.input(1), node.optional(2)
     node.ignore("output_dtype")  # one of the floats that are computed in float32
     if x.dtype.startswith("float"):
-        zero_point = _without_zeros(node, zero_point)
+        _check_zeros(node, zero_point)
+        zero_point = None
     return dequantized(x, _parameters(node, x, scale, zero_point))
 
 
-def _without_zeros(node: OnnxNode, zero_point: Node | None) -> None:
-    """Zero points of small floats, which are 0."""
+def _check_zeros(node: OnnxNode, zero_point: Node | None) -> None:
+    """Refuse zero points of small floats that are not 0."""
     if zero_point is not None and (zero_point.op != CONSTANT or np.any(zero_point.value)):
         raise node.refused("a zero point of floats is not 0", "export the model again")
 
@@ -93,7 +95,7 @@ def _quotient(left: Node, right: Node, result: Node) -> Node:
 def qlinear_matmul(node: OnnxNode) -> Node:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (node.input(index) for index in range(8))
     total = matmul(centred(a, _of_rows(a_zero)), centred(b, b_zero))
-    rows, columns = _of_rows(a_scale), b_scale
+    rows, columns = _of_rows(a_scale) or a_scale, b_scale
     if any(len(scale.shape) > 1 for scale in (a_scale, b_scale)):
         raise node.refused("scales of more than one dimension are not supported", "quantise it per tensor")
     scale = _quotient(rows, columns, reshape(y_scale, ()))
