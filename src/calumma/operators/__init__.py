@@ -9,6 +9,7 @@ from calumma.operators import (
     convolution,
     depthwise,
     elementwise,
+    extrema,
     layout,
     matmul,
     normalisation,
@@ -28,5 +29,5 @@ __all__ = [
     "register",
 ]
 
-for _family in (convolution, depthwise, matmul, pooling, normalisation, rows, elementwise, layout):
+for _family in (convolution, depthwise, matmul, pooling, normalisation, rows, elementwise, extrema, layout):
     register(_family.OPERATOR_FAMILY)
