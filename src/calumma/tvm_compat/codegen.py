@@ -1,5 +1,5 @@
 """Building PrimFuncs with TVM's own passes, plus four: prefetches (`prefetch`), dot products (`dot_product`),
-comparisons with NaN (`comparisons`), and accumulators on the stack.
+floats as IEEE 754 has them (`floats`), and accumulators on the stack.
 
 TVM keeps a local buffer on the stack only if its scope is "global" and it has less than 1,024 bytes; any other costs a
 call into the workspace pool each time its tile is entered, 20 to 30 ns, which small tiles feel: a depthwise 3x3
@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.s_tir.pipeline import default_s_tir_pipeline, finalize_host_passes
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
-from calumma.tvm_compat import comparisons, dot_product, prefetch
+from calumma.tvm_compat import dot_product, floats, prefetch
 
 _NAME = "calumma"
 _ON_STACK = "disable_lower_builtin"
@@ -31,8 +31,8 @@ _MOST_ELEMENTS = 4096
 def build(mod: Any, target: Any) -> Any:
     """Compile an IRModule or PrimFunc of scheduled functions for `target`; returns TVM's runtime module."""
     module = tvm.IRModule({"main": mod}) if isinstance(mod, tirx.PrimFunc) else mod
-    started = _each(comparisons.start_infinite)(module)
-    return tirx.build(dot_product.insert(prefetch.insert(started), target), target=target, pipeline=_NAME)
+    guarded = _each(floats.guard)(module)
+    return tirx.build(dot_product.insert(prefetch.insert(guarded), target), target=target, pipeline=_NAME)
 
 
 def _keep_on_stack(allocation: tirx.AllocBuffer) -> tirx.AllocBuffer:
@@ -62,7 +62,7 @@ def _each(change: Callable[[tirx.PrimFunc], tirx.PrimFunc]) -> Any:
 
 def _pipeline() -> tuple[Any, Any, Any]:
     lower, _, finalize_device = default_s_tir_pipeline()
-    host = [_each(_finished), finalize_host_passes(), _each(comparisons.finish)]  # what intrinsics become, too
+    host = [_each(_finished), finalize_host_passes(), _each(floats.finish)]  # what intrinsics become, too
     return lower, lambda: tvm.transform.Sequential(host), finalize_device
 
 
