@@ -1,8 +1,8 @@
 """Floats as IEEE 754 has them, where TVM takes them for real numbers.
 
-NaN goes through maxima and minima. TVM's `max(a, b)` becomes the instruction for `a > b ? a : b`, and that is b wherever
-one of them is NaN. A constant in front therefore costs nothing. Of two variables the second is tested, which of an
-accumulator and an element is the element: `b == b ? max(b, a) : b`, one comparison and a mask more.
+NaN goes through maxima and minima. TVM's `max(a, b)` becomes the instruction for `a > b ? a : b`, and that is b
+wherever one of them is NaN. A constant in front therefore costs nothing. Of two variables the second is tested, which
+of an accumulator and an element is the element: `b == b ? max(b, a) : b`, one comparison and a mask more.
 
 TVM's simplifier knows neither NaN nor infinity nor rounding: it makes 1 of (x + 1) - x, 0 of x - x, y <= x of
 !(x < y). What it would rewrite so is written in a form that it has no rule for, and that LLVM sees through.
@@ -20,6 +20,8 @@ from tvm import ir, tirx
 
 _IDENTITIES = ((tirx.Max, -math.inf, tirx.min_value), (tirx.Min, math.inf, tirx.max_value))
 """Operation, what it leaves as it is, and what TVM starts from instead: the lowest and the highest finite value."""
+_PLAIN = "softmax_max"
+"""In the name of tensors whose maxima need no NaN: the exponential of the element itself is one."""
 _COMPARISONS = (tirx.EQ, tirx.NE, tirx.LT, tirx.LE, tirx.GT, tirx.GE)
 _BITS = {"float16": "int16", "bfloat16": "int16", "float32": "int32", "float64": "int64"}
 
@@ -34,14 +36,17 @@ def guard(func: tirx.PrimFunc) -> tirx.PrimFunc:
             if isinstance(store.value, operation) and dtype in _BITS and _reads(store.value, store.buffer):
                 starts[store.buffer] = identity, start(dtype).value
 
-    def started(store: tirx.BufferStore) -> Any:
+    def stored(store: tirx.BufferStore) -> Any:
+        value = store.value
         identity, start = starts.get(store.buffer, (0.0, 0.0))
-        if not isinstance(store.value, tirx.FloatImm) or store.value.value != start or not start:
-            return store
-        return tirx.BufferStore(store.buffer, tirx.const(identity, str(store.buffer.dtype)), store.indices)
+        if isinstance(value, tirx.FloatImm) and value.value == start and start:
+            value = tirx.const(identity, str(store.buffer.dtype))
+        elif _PLAIN in store.buffer.name:
+            value = tvm_ffi.structural_map(value, (tirx.Max, _untested))
+        return store if value is store.value else tirx.BufferStore(store.buffer, value, store.indices)
 
     tvm_ffi.structural_walk(func.body, (tirx.BufferStore, find))
-    changes: list[tuple[Any, Any]] = [(tirx.BufferStore, started)] if starts else []
+    changes: list[tuple[Any, Any]] = [(tirx.BufferStore, stored)] if starts else []
     changes += [(tirx.Sub, _difference), (tirx.EQ, _equality), (tirx.NE, _equality)]
     changes += [(tirx.Mul, _product), (tirx.Div, _with_zero), (tirx.Not, _negation), (tirx.Or, _either)]
     return func.with_body(tvm_ffi.structural_map(func.body, changes))
@@ -57,6 +62,18 @@ def opaque(value: tirx.Expr) -> tirx.Expr:
     """The same float, of which the simplifier knows nothing."""
     dtype = str(value.ty)
     return tirx.reinterpret(dtype, tirx.reinterpret(_BITS[dtype], value))
+
+
+def _untested(node: tirx.Max) -> Any:
+    return tirx.Max(opaque(node.a), node.b) if str(node.ty) in _BITS else node
+
+
+def _is_opaque(value: Any) -> bool:
+    return _is_reinterpreted(value) and _is_reinterpreted(value.args[0])
+
+
+def _is_reinterpreted(value: Any) -> bool:
+    return isinstance(value, ir.Call) and getattr(value.op, "name", "") == "tirx.reinterpret"
 
 
 def _difference(node: tirx.Sub) -> Any:
@@ -93,7 +110,7 @@ def _either(node: tirx.Or) -> Any:
 
 
 def _extremum(node: Any) -> Any:
-    if _scalar(node) not in _BITS:
+    if _scalar(node) not in _BITS or _is_opaque(node.a):
         return node
     operation, left, right = type(node), node.a, node.b
     for constant, other in ((left, right), (right, left)):
