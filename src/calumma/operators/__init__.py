@@ -10,6 +10,7 @@ from calumma.operators import (
     depthwise,
     elementwise,
     expressions,
+    extrema,
     layout,
     matmul,
     normalisation,
@@ -29,5 +30,7 @@ __all__ = [
     "register",
 ]
 
-for _family in (convolution, depthwise, matmul, pooling, normalisation, rows, elementwise, layout, expressions):
+for _family in (
+    *(convolution, depthwise, matmul, pooling, normalisation, rows, elementwise, extrema, layout, expressions),
+):
     register(_family.OPERATOR_FAMILY)
