@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, te
+from tvm import relax, te, tirx
 
 from calumma.core.contraction import Contraction
 from calumma.expressions import blocking, casts
@@ -28,6 +28,8 @@ from calumma.target import Target
 
 OUT_ELEMENTWISE_FUSABLE = 4
 """TVM's fusion kind of a convolution: elementwise readers fuse behind it, nothing fuses before it."""
+OPAQUE = 8
+"""TVM's fusion kind of functions that are fused with nothing."""
 INJECTIVE = 2
 """TVM's fusion kind of functions that compute every element from one of each argument."""
 
@@ -101,6 +103,13 @@ class LoweringContext:
         result = self.builder.emit_te(function, *args, **attrs, primfunc_name_hint=name or "kernel")
         self._unplaced.add(result)
         return result
+
+    def emit_function(
+        self, function: tirx.PrimFunc, args: Sequence[relax.Expr], results: Sequence[relax.TensorType], name: str
+    ) -> relax.Var:
+        """Emit a call of a function that is fused with nothing; its last parameters are the results, given as a tuple."""
+        opaque = function.with_attrs({"op_pattern": OPAQUE, "global_symbol": name})
+        return self.builder.emit(relax.call_tir(self.builder.add_func(opaque, name), list(args), list(results)))
 
     def adjacent(self, parts: Sequence[relax.Expr], axis: int) -> bool:
         """Whether the parts can be written side by side in one buffer at once, instead of being copied together.

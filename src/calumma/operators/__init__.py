@@ -13,6 +13,7 @@ from calumma.operators import (
     matmul,
     normalisation,
     pooling,
+    recurrent,
     rows,
 )
 from calumma.operators.registry import Operator, design_space, register
@@ -28,5 +29,5 @@ __all__ = [
     "register",
 ]
 
-for _family in (convolution, depthwise, matmul, pooling, normalisation, rows, elementwise, layout):
+for _family in (convolution, depthwise, matmul, pooling, recurrent, normalisation, rows, elementwise, layout):
     register(_family.OPERATOR_FAMILY)
