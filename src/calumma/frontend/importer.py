@@ -7,8 +7,6 @@ imported = import_model(module, example_inputs=(torch.zeros(1, 3, 224, 224),))
 from __future__ import annotations
 
 import contextlib
-import math
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calumma.core import hardware as host
-from calumma.core.errors import InputError, ModelError
+from calumma.core.errors import InputError
 
 if TYPE_CHECKING:
     from calumma.graph.nodes import Graph
@@ -86,18 +83,3 @@ class Clock:
         start = time.perf_counter()
         yield
         self.phases_s[name] = time.perf_counter() - start
-
-
-def check_size(name: str, dtype: str, shape: Sequence[int]) -> None:
-    """Refuse a tensor that no run of the model could hold, before anything of its size is computed.
-
-    Raises:
-        ModelError: it is larger than this machine's memory.
-    """
-    bits = re.search(r"\d+", dtype)  # NumPy does not know all types; bool has no number
-    size_bytes = math.prod(shape) * (int(bits[0]) if bits else 8) // 8
-    if size_bytes > host.memory_bytes():
-        raise ModelError(
-            f"{name}: {dtype}{list(shape)} takes {size_bytes / 1e9:,.0f} GB, this machine has "
-            f"{host.memory_bytes() / 1e9:,.0f} GB; check the model's shapes, or give smaller ones"
-        )

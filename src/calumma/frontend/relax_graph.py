@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.ir import GenericConst
 
 from calumma.core.errors import ModelError
-from calumma.frontend.importer import check_size
+from calumma.graph.build import check_size
 from calumma.graph.nodes import INPUT, TUPLE_ITEM, Graph, Node, constant
 
 

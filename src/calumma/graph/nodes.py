@@ -17,6 +17,8 @@ INPUT = "input"
 CONSTANT = "constant"
 TUPLE_ITEM = "tuple_item"
 
+EXPRESSION = "calumma.expression"
+"""A function of TE tensors (attrs function, name, kind) applied to plain values: see `graph.build.expression`."""
 CHANNEL_SHUFFLE = "calumma.channel_shuffle"
 INTERLEAVE = "calumma.interleave"
 """Phases woven into a finer plane (attrs strides (sy, sx), starts (oy, ox)); C channels from sy * sx * C:

@@ -9,6 +9,7 @@ from calumma.operators import (
     convolution,
     depthwise,
     elementwise,
+    expressions,
     layout,
     matmul,
     normalisation,
@@ -29,5 +30,16 @@ __all__ = [
     "register",
 ]
 
-for _family in (convolution, depthwise, matmul, pooling, recurrent, normalisation, rows, elementwise, layout):
+for _family in (
+    convolution,
+    depthwise,
+    matmul,
+    pooling,
+    recurrent,
+    normalisation,
+    rows,
+    elementwise,
+    layout,
+    expressions,
+):
     register(_family.OPERATOR_FAMILY)

@@ -1,56 +1,89 @@
-"""Element types: those that can be compiled, and those that ONNX infers for every node."""
+"""Element types: how those of ONNX are computed, and those that ONNX infers for a model's tensors."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 
 import onnx
 from onnx import TensorProto, helper
 
 from calumma.core.errors import ModelError
-from calumma.frontend.importer import check_size
 
-_TYPES = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.BOOL}) | {
-    getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)
+_COMPUTED = {
+    **{
+        getattr(TensorProto, name): name.lower()
+        for name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL")
+    },
+    TensorProto.FLOAT: "float32",
+    TensorProto.DOUBLE: "float64",
+    **dict.fromkeys((TensorProto.FLOAT16, TensorProto.BFLOAT16), "float32"),
+    **{
+        getattr(TensorProto, name): "float32"
+        for name in ("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0", "FLOAT4E2M1")
+        if hasattr(TensorProto, name)
+    },
+    **{
+        getattr(TensorProto, f"{sign}INT{bits}"): f"{sign.lower()}int8"
+        for sign in ("", "U")
+        for bits in (2, 4)
+        if hasattr(TensorProto, f"{sign}INT{bits}")
+    },
 }
+"""Element type -> the type that its values are computed in."""
+
+AT_THE_DOOR = {
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+}
+"""Element types that inputs and outputs of a compiled model can have though they are computed in another."""
 
 
-def check_types(proto: onnx.ModelProto) -> None:
-    graph = proto.graph
-    for value in graph.input:
-        _check_type(f"input {value.name}", value.type.tensor_type.elem_type)
-    readers = {name: node for node in graph.node for name in node.input}
-    for tensor in graph.initializer:
-        reader = readers.get(tensor.name)
-        if reader is not None:
-            _check_type(
-                f"node {reader.name or reader.output[0]} ({reader.op_type}): weight {tensor.name}", tensor.data_type
-            )
-    for node in graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to":
-                _check_type(f"node {node.name or node.output[0]} (Cast): its result", attribute.i)
+def computed_dtype(element_type: int) -> str:
+    """The type in which values of an element type are computed. Raises ModelError for one that cannot be."""
+    if element_type not in _COMPUTED:
+        raise ModelError(f"element type {type_name(element_type)} is not supported; export or convert it to float32")
+    return _COMPUTED[element_type]
 
 
-def _check_type(what: str, element_type: int) -> None:
-    if element_type not in _TYPES:
-        try:
-            name = TensorProto.DataType.Name(element_type).lower()
-        except ValueError:
-            name = f"of the unknown element type {element_type}"
-        raise ModelError(f"{what} is {name}, which is not supported; export or convert the model to float32")
+def door_dtype(element_type: int) -> str:
+    """The type that an input or output of the compiled model has. Raises ModelError for one that it cannot have."""
+    computed = computed_dtype(element_type)
+    if element_type in AT_THE_DOOR:
+        return AT_THE_DOOR[element_type]
+    if str(helper.tensor_dtype_to_np_dtype(element_type)) != computed:
+        raise ModelError(
+            f"element type {type_name(element_type)} is not supported for inputs and outputs; "
+            "convert the model to take and give float32 or int8"
+        )
+    return computed
 
 
-def inferred_types(proto: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type of each node's first output, where ONNX can tell it without computing."""
-    graph = onnx.shape_inference.infer_shapes(proto, check_type=True).graph
-    types = {}
-    for value in (*graph.value_info, *graph.output):
+def is_supported(element_type: int) -> bool:
+    """Whether values of an element type can be computed."""
+    return element_type in _COMPUTED
+
+
+def type_name(element_type: int) -> str:
+    """The name of an element type, for messages."""
+    try:
+        return str(TensorProto.DataType.Name(element_type)).lower()
+    except ValueError:
+        return f"number {element_type}, which is unknown"
+
+
+TensorType = tuple[int, tuple[int, ...] | None]
+"""Element type and shape; no shape where it is not known."""
+
+
+def declared_types(graph: onnx.GraphProto) -> Mapping[str, TensorType]:
+    """The types that a graph declares."""
+    return dict(_types((*graph.input, *graph.value_info, *graph.output)))
+
+
+def _types(values: tuple[onnx.ValueInfoProto, ...]) -> Iterator[tuple[str, TensorType]]:
+    for value in values:
+        if not value.type.HasField("tensor_type"):
+            continue
         tensor = value.type.tensor_type
-        if (
-            tensor.elem_type in _TYPES
-            and tensor.HasField("shape")
-            and all(d.HasField("dim_value") for d in tensor.shape.dim)
-        ):
-            dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-            types[value.name] = dtype, tuple(dim.dim_value for dim in tensor.shape.dim)
-            check_size(value.name, *types[value.name])
-    return {node.name: types[node.output[0]] for node in proto.graph.node if node.output and node.output[0] in types}
+        fixed = tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim)
+        yield value.name, (tensor.elem_type, tuple(dim.dim_value for dim in tensor.shape.dim) if fixed else None)

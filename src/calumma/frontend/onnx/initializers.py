@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,58 +15,95 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calumma.core.errors import ModelError, reason
+from calumma.frontend.onnx.element_types import computed_dtype, is_supported, type_name
 from calumma.frontend.onnx.graph_fields import assign, captured
 from calumma.frontend.onnx.source import Fingerprint, Source
+from calumma.graph.build import check_size
 
 _DETACHED_ELEMENTS = 256
-"""Float32 initialisers of at least this many elements go around the converter. What an operator has to know while it is
-converted (shapes, axes, scales, bounds) is smaller."""
+"""Initialisers of at least this many elements are taken out of the model before ONNX infers its types. What an operator
+has to know for that (shapes, axes, scales, bounds) is smaller."""
 
 
-def detach_weights(source: Source, proto: onnx.ModelProto, fingerprint: Fingerprint) -> dict[str, NDArray[np.float32]]:
-    """Take large weights out of the model, which gets inputs of their names; read external data; drop the unread."""
+@dataclass(frozen=True)
+class Weight:
+    """An initialiser."""
+
+    value: NDArray[Any]
+    element_type: int
+    """`TensorProto.DataType`."""
+
+
+def detach_weights(source: Source, proto: onnx.ModelProto, fingerprint: Fingerprint) -> dict[str, Weight]:
+    """Read all initialisers, from external files too; large ones leave the model, which gets inputs of their names."""
     graph = proto.graph
-    weights: dict[str, NDArray[np.float32]] = {}
+    weights: dict[str, Weight] = {}
     read = {value.name for value in graph.output}
     for node in graph.node:
         read.update(node.input, captured(node))
     kept = []
+    for sparse in graph.sparse_initializer:
+        graph.initializer.append(_dense(sparse))
+    del graph.sparse_initializer[:]
     for tensor in graph.initializer:
         if tensor.name not in read:
             continue
         shape = tuple(tensor.dims)
+        what = f"weight {tensor.name}"
         if any(size < 0 for size in shape):
-            raise ModelError(f"weight {tensor.name} {list(shape)}: damaged (negative dimensions); export it again")
-        external = tensor.data_location == TensorProto.EXTERNAL
-        array = _read_external(source, tensor) if external else None
-        if array is not None:
-            fingerprint.add(array)
-        elif tensor.HasField("raw_data") and len(tensor.raw_data) != _size_bytes(tensor):
+            raise ModelError(f"{what} {list(shape)}: damaged (negative dimensions); export it again")
+        if not is_supported(tensor.data_type):
             raise ModelError(
-                f"weight {tensor.name} {list(shape)}: damaged ({len(tensor.raw_data):,} bytes, expected "
-                f"{_size_bytes(tensor):,}); export it again"
+                f"{what} is {type_name(tensor.data_type)}, which is not supported; export or convert it to float32"
             )
-        if tensor.data_type == TensorProto.FLOAT and math.prod(shape) >= _DETACHED_ELEMENTS:
-            try:
-                weights[tensor.name] = (
-                    numpy_helper.to_array(tensor) if array is None else array.view(np.float32).reshape(shape)
-                )
-            except ValueError as error:
-                raise ModelError(
-                    f"weight {tensor.name} {list(shape)}: damaged ({reason(error)}); export it again"
-                ) from error
-            graph.input.append(helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, shape))
-            continue
-        if array is not None:
-            tensor.raw_data = array.tobytes()
+        check_size(what, computed_dtype(tensor.data_type), shape)
+        if tensor.data_location == TensorProto.EXTERNAL:
+            data = _read_external(source, tensor)
+            fingerprint.add(data)
+            tensor.raw_data = data.tobytes()
             tensor.data_location = TensorProto.DEFAULT
             del tensor.external_data[:]
-        kept.append(tensor)
+        weights[tensor.name] = Weight(tensor_array(tensor), tensor.data_type)
+        if math.prod(shape) >= _DETACHED_ELEMENTS:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, shape))
+        else:
+            kept.append(tensor)
     assign(graph.initializer, kept)
     return weights
 
 
+def tensor_array(tensor: TensorProto) -> NDArray[Any]:
+    """The elements of a tensor that lies in the model itself. Raises ModelError for a damaged one."""
+    what = f"weight {tensor.name} {list(tensor.dims)}"
+    if tensor.data_location == TensorProto.EXTERNAL:
+        raise ModelError(f"{what} lies in another file, which only weights of the main graph can; export it again")
+    try:
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != _size_bytes(tensor):
+            raise ModelError(
+                f"{what}: damaged ({len(tensor.raw_data):,} bytes, expected {_size_bytes(tensor):,}); export it again"
+            )
+        return numpy_helper.to_array(tensor)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{what}: damaged ({reason(error)}); export it again") from error
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> TensorProto:
+    """A sparse initialiser as a dense one."""
+    shape, name = tuple(sparse.dims), sparse.values.name
+    check_size(f"weight {name}", "float32", shape)
+    values, indices = tensor_array(sparse.values), tensor_array(sparse.indices)
+    dense = np.zeros(shape, values.dtype)
+    try:
+        dense[tuple(indices.T) if indices.ndim == 2 else np.unravel_index(indices, shape)] = values
+    except (IndexError, ValueError) as error:
+        raise ModelError(f"weight {name} {list(shape)}: damaged ({reason(error)}); export it again") from error
+    return numpy_helper.from_array(dense, name)
+
+
 def _size_bytes(tensor: TensorProto) -> int:
+    bits = re.search(r"INT([24])$|FLOAT4", TensorProto.DataType.Name(tensor.data_type))
+    if bits is not None:  # packed, the last byte padded
+        return -(-math.prod(tensor.dims) * int(bits[1] or 4) // 8)
     return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 

@@ -49,8 +49,8 @@ def fix_shapes(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[int, .
 
 def _bind(value: onnx.ValueInfoProto, shape: tuple[int, ...], symbols: dict[str, tuple[int, str]]) -> None:
     option = f"shape {value.name}={','.join(map(str, shape))}"
-    if any(size < 1 for size in shape):
-        raise ModelError(f"{option}: every dimension must be at least 1")
+    if any(size < 0 for size in shape):
+        raise ModelError(f"{option}: no dimension may be negative")
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         tensor.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in shape)
@@ -60,7 +60,7 @@ def _bind(value: onnx.ValueInfoProto, shape: tuple[int, ...], symbols: dict[str,
             f"give {_shape_option(value)}"
         )
     for axis, (dim, size) in enumerate(zip(tensor.shape.dim, shape, strict=True)):
-        if dim.dim_value > 0 and dim.dim_value != size:
+        if _is_known(dim) and dim.dim_value != size:
             raise ModelError(
                 f"{option}: dimension {axis} is fixed to {dim.dim_value} in the model; give {_shape_option(value)}"
             )
@@ -75,14 +75,18 @@ def _bind(value: onnx.ValueInfoProto, shape: tuple[int, ...], symbols: dict[str,
 
 def _is_fixed(value: onnx.ValueInfoProto) -> bool:
     tensor = value.type.tensor_type
-    return tensor.HasField("shape") and all(dim.dim_value > 0 for dim in tensor.shape.dim)
+    return tensor.HasField("shape") and all(_is_known(dim) for dim in tensor.shape.dim)
+
+
+def _is_known(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    return dim.HasField("dim_value") and dim.dim_value >= 0
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[str]:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return ["..."]
-    return [str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?" for dim in tensor.shape.dim]
+    return [str(dim.dim_value) if _is_known(dim) else dim.dim_param or "?" for dim in tensor.shape.dim]
 
 
 def _signature(value: onnx.ValueInfoProto) -> str:

@@ -12,7 +12,7 @@ from calumma.core.errors import ModelError
 from calumma.frontend.onnx.error_text import first_line
 from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, opset_of
 
-OPSETS = range(7, 22)
+OPSETS = range(1, onnx.defs.onnx_opset_version() + 1)
 """Opsets of the default domain that can be imported."""
 
 
@@ -31,7 +31,7 @@ def check_opset(proto: onnx.ModelProto) -> None:
 def check_graph(proto: onnx.ModelProto) -> None:
     """Refuse what is no graph (names given twice, never or too late) and nodes that break their operator's schema.
 
-    TVM's converter believes all this: it computes something else, or crashes, where it does not hold.
+    Rules believe all this: they would compute something else where it does not hold.
     """
     graph = proto.graph
     if proto.ir_version > onnx.IR_VERSION:
@@ -75,7 +75,7 @@ def check_graph(proto: onnx.ModelProto) -> None:
 
 
 def _check_variadic(node: onnx.NodeProto, what: str, schema: onnx.defs.OpSchema) -> None:
-    """Refuse an input left out of a list of inputs: TVM dies of it, and ONNX's own check lets it pass."""
+    """Refuse an input left out of a list of inputs, which ONNX's own check lets pass."""
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
     listed = schema.inputs and schema.inputs[-1].option == variadic
     if listed and "" in node.input[len(schema.inputs) - 1 :]:

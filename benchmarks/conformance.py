@@ -1,0 +1,85 @@
+"""How many of ONNX's own conformance cases are right, beside ONNX Runtime.
+
+`python -m benchmarks.conformance` runs every case of `onnx.backend.test` whose inputs and outputs are tensors, and
+prints a line for each that is not right, then a table by operator. Exit status 1 where a case is wrong, dies or hangs.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from benchmarks import onnx_cases, output
+from benchmarks.onnx_cases import Verdict
+from calumma.core.errors import InputError
+
+_FAULTS = ("wrong", "traceback", "crash", "hang")
+
+
+def main() -> int:
+    """Command line."""
+    options = output.parser(__doc__ or "")
+    options.add_argument("--only", metavar="REGEX", help="cases whose name contains a match")
+    options.add_argument("--every", type=int, default=1, metavar="N", help="one case of N")
+    options.add_argument("--jobs", type=int, default=2, help="cases at a time")
+    args = options.parse_args()
+    cases = [case for case in onnx_cases.all_cases() if re.search(args.only or "", case.name)]
+    cases = cases[:: 20 if args.quick else args.every]
+    if not cases:
+        raise InputError(f"--only {args.only}: no case has such a name")
+    start = time.perf_counter()
+    verdicts = []
+    for done, verdict in enumerate(onnx_cases.verdicts(cases, args.jobs), start=1):
+        verdicts.append(verdict)
+        if verdict.verdict != "right":
+            mark = "" if verdict.onnxruntime else " (nor is ONNX Runtime)"
+            print(f"[{done}/{len(cases)}] {verdict.verdict:9} {verdict.name}{mark}: {verdict.note}", flush=True)
+    metrics = _metrics(verdicts, time.perf_counter() - start)
+    print(f"\n{_table(verdicts)}\n")
+    for name, value in metrics.items():
+        print(f"{name:24} {value:.4g}")
+    if args.json:
+        output.write(args.json, metrics, [asdict(v) for v in verdicts], output.environment(args.threads))
+    return 1 if any(metrics[fault] for fault in _FAULTS) else 0
+
+
+def _metrics(verdicts: Sequence[Verdict], seconds: float) -> dict[str, float]:
+    """`right_share` is of the cases that ONNX Runtime gets right; faults are counted over all cases."""
+    judged = [verdict for verdict in verdicts if verdict.onnxruntime]
+    counts = collections.Counter(verdict.verdict for verdict in verdicts)
+    return {
+        "cases": len(verdicts),
+        "onnxruntime_right": len(judged),
+        "right": counts["right"],
+        "right_share": sum(v.verdict == "right" for v in judged) / max(len(judged), 1),
+        "refused": counts["refused"],
+        **{fault: counts[fault] for fault in _FAULTS},
+        "seconds": seconds,
+    }
+
+
+def _table(verdicts: Sequence[Verdict]) -> str:
+    """The operators of which something is not right."""
+    by_operator: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for verdict in verdicts:
+        for name in verdict.operators[:1]:
+            by_operator[name].update([verdict.verdict, *(["onnxruntime"] if verdict.onnxruntime else [])])
+    lines = [
+        [
+            name,
+            str(sum(c[v] for v in onnx_cases.VERDICTS)),
+            str(c["onnxruntime"]),
+            *(str(c[v]) for v in onnx_cases.VERDICTS),
+        ]
+        for name, c in sorted(by_operator.items())
+        if c["right"] < sum(c[v] for v in onnx_cases.VERDICTS)
+    ]
+    return output.markdown(["first operator", "cases", "ONNX Runtime", *onnx_cases.VERDICTS], lines)
+
+
+if __name__ == "__main__":
+    sys.exit(output.exit_status(main))
