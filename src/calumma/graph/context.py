@@ -108,7 +108,7 @@ class LoweringContext:
         self, function: tirx.PrimFunc, args: Sequence[relax.Expr], results: Sequence[relax.TensorType], name: str
     ) -> relax.Var:
         """Emit a call of a function that is fused with nothing; its last parameters are the results, given as a tuple."""
-        opaque = function.with_attrs({"op_pattern": OPAQUE, "global_symbol": name})
+        opaque = function.without_attr("global_symbol").with_attr("op_pattern", OPAQUE)
         return self.builder.emit(relax.call_tir(self.builder.add_func(opaque, name), list(args), list(results)))
 
     def adjacent(self, parts: Sequence[relax.Expr], axis: int) -> bool:

@@ -35,7 +35,7 @@ RECURRENT = "calumma.recurrent"
     result  a tuple: h of every step [T, N, H], h after the last step [N, H], for an LSTM c after the last step [N, H]
 
 A row that ends before step T keeps its state from there on, and its h of those steps is zero; in reverse it starts at its own
-last step."""
+last step. The final state of a row without any step is zero, as in ONNX Runtime."""
 
 
 @dataclass(eq=False)

@@ -161,9 +161,13 @@ class RecurrentLoops:
 
     def _finish(self, first: Any, rows: int) -> None:
         with T.serial(rows) as i, T.serial(self.layer.hidden) as unit:
-            self._store(self.last[0], self.hidden[self.layer.steps % 2, first + i, unit], first + i, unit)
+            states = [self.hidden[self.layer.steps % 2, first + i, unit]]
             if self.cell is not None:
-                self._store(self.last[1], self.cell[first + i, unit], first + i, unit)
+                states.append(self.cell[first + i, unit])
+            for result, state in zip(self.last, states, strict=True):
+                if self.length is not None:
+                    state = tirx.Select(self.length[first + i] > 0, state, _f32(0.0))
+                self._store(result, state, first + i, unit)
 
     # -- who does what ----------------------------------------------------------------------------
 
@@ -290,8 +294,7 @@ class _CellStep:
         self._each(new, lambda lane: gates["f"][lane] * old[lane] + gates["i"][lane] * gates["c"][lane])
         self._activate(gates["o"], f, lambda lane: self.before["o"][lane] + self._peep(1, new, lane))
         result = self._local()
-        self._activate(result, h, lambda lane: new[lane])
-        self._each(result, lambda lane: gates["o"][lane] * result[lane])
+        self._each(result, lambda lane: gates["o"][lane] * apply(h, new[lane]))
         self._write(result, new)
 
     def _gru(self, sums: Callable[[int, Any], Any]) -> None:

@@ -42,10 +42,12 @@ def recurrent(node: OnnxNode) -> Sequence[Node]:
 
 
 def _recurrences(node: OnnxNode, cell: str, directions: Sequence[bool]) -> list[Recurrence]:
+    # The schema's default of RNN is for both directions.
+    names = node.attribute("activations") if node.has_attribute("activations") else ()
     activations = named_activations(
         cell,
         len(directions),
-        node.attribute("activations", ()),
+        names,
         node.attribute("activation_alpha", ()),
         node.attribute("activation_beta", ()),
     )
