@@ -154,9 +154,17 @@ def torch_layers(
 
     Returns:
         h of the last layer at every step [T, N, D H] ([N, T, D H]), final h and for an LSTM c, [layers D, N, H] each.
+
+    Raises:
+        ModelError: there are more parameters, as an LSTM with projections (`proj_size`) has them.
     """
     directions = 2 if bidirectional else 1
     each = 4 if biased else 2
+    if len(parameters) != layers * directions * each:
+        raise ModelError(
+            f"{len(parameters)} parameters of a recurrent module, expected {layers * directions * each}: projections "
+            "(proj_size) are not supported; multiply by them in a module of their own"
+        )
     activations = (Activation(activation),) if cell == RNN else default_activations(cell)
     plain = Recurrence(cell, activations, linear_before_reset=cell == GRU)
     initial = [_unstacked(state) for state in states]

@@ -21,7 +21,7 @@ thread reads the same part of the weights again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +100,8 @@ class RecurrentLoops:
             T.func_name("main")
             T.func_attr({"tirx.noalias": True})
             reads, writes = self._arguments()
-            around: AbstractContextManager = T.sblock("recurrent") if block else nullcontext()
-            with around:
+            root, own = (T.sblock("root"), T.sblock("recurrent")) if block else (nullcontext(), nullcontext())
+            with root, own:
                 if block:
                     block(reads, writes)
                 self._state()
