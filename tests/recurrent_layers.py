@@ -41,7 +41,8 @@ def arguments(of: Layer, seed: int = 0) -> list[NDArray[Any]]:
 
 
 def expected(of: Layer, given: list[NDArray[Any]]) -> list[NDArray[np.float32]]:
-    """What the function gives for arguments as `arguments` makes them, without clipping and with the usual functions."""
+    """What the function gives for arguments as `arguments` makes them, without clipping and with the usual
+    functions."""
     cell = of.recurrence
     rest = iter(given)
     x, packed = next(rest), [next(rest) for _ in of.phases]

@@ -1,6 +1,7 @@
 """Recurrent layers as importers make them: the product with the input for all steps at once, then `calumma.recurrent`.
 
-Notation: T steps, N rows of a batch, I inputs, H hidden units, G gates, D directions. A layer in both directions is two nodes.
+Notation: T steps, N rows of a batch, I inputs, H hidden units, G gates, D directions. A layer in both directions is
+two nodes.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ def recurrent_layer(x: Node, weights: Weights, recurrence: Recurrence, lengths: 
     if lengths is not None and lengths.op == CONSTANT and (lengths.value >= steps).all():
         lengths = None
     args = (gates, weights.recurrent, own_bias, _unless_zero(weights.peepholes), h0, c0, lengths)
-    return own_operator(RECURRENT, args, recurrence, [((steps, batch, hidden), x.dtype), *((r, x.dtype) for r in results)])
+    return own_operator(
+        RECURRENT, args, recurrence, [((steps, batch, hidden), x.dtype), *((r, x.dtype) for r in results)]
+    )
 
 
 def onnx_layer(
@@ -118,7 +121,8 @@ def onnx_layer(
         weights, recurrences: one for each of D directions. Their initial states are [N, H].
 
     Returns:
-        Y [T, D, N, H], Y_h [D, N, H], and for an LSTM Y_c [D, N, H]; with `batch_first` Y [N, T, D, H], the others [N, D, H].
+        Y [T, D, N, H], Y_h [D, N, H], and for an LSTM Y_c [D, N, H]; with `batch_first` Y [N, T, D, H], the others
+        [N, D, H].
     """
     if batch_first:
         x = transpose(x, (1, 0, 2))

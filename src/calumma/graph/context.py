@@ -107,7 +107,8 @@ class LoweringContext:
     def emit_function(
         self, function: tirx.PrimFunc, args: Sequence[relax.Expr], results: Sequence[relax.TensorType], name: str
     ) -> relax.Var:
-        """Emit a call of a function that is fused with nothing; its last parameters are the results, given as a tuple."""
+        """Emit a call of a function that is fused with nothing; its last parameters are the results, given as a
+        tuple."""
         opaque = function.without_attr("global_symbol").with_attr("op_pattern", OPAQUE)
         return self.builder.emit(relax.call_tir(self.builder.add_func(opaque, name), list(args), list(results)))
 

@@ -34,8 +34,8 @@ RECURRENT = "calumma.recurrent"
             peepholes [3, H] of the gates i, o, f, initial h [N, H], initial c [N, H], steps of each row int32 [N]
     result  a tuple: h of every step [T, N, H], h after the last step [N, H], for an LSTM c after the last step [N, H]
 
-A row that ends before step T keeps its state from there on, and its h of those steps is zero; in reverse it starts at its own
-last step. The final state of a row without any step is zero, as in ONNX Runtime."""
+A row that ends before step T keeps its state from there on, and its h of those steps is zero; in reverse it starts at
+its own last step. The final state of a row without any step is zero, as in ONNX Runtime."""
 
 
 @dataclass(eq=False)

@@ -49,8 +49,8 @@ class Recurrence:
     reverse: bool = False
     """From the last step to the first."""
     clip: float | None = None
-    """What the activation functions of gates and candidate are given is clipped to [-clip, clip]; that of an LSTM's output
-    is not, as in ONNX Runtime."""
+    """What the activation functions of gates and candidate are given is clipped to [-clip, clip]; that of an LSTM's
+    output is not, as in ONNX Runtime."""
     linear_before_reset: bool = False
     """GRU: the reset gate multiplies the candidate's recurrent product and its bias, not the state before it."""
     input_forget: bool = False

@@ -1,7 +1,8 @@
 """The function of a recurrent layer before it is scheduled, and its weights in the form that it takes.
 
-A recurrence is no tensor expression: every step reads what the one before has written. So the function is a block of loops,
-the plainest tiling of `loops`, annotated with what the layer computes, from which its design space makes every other one.
+A recurrence is no tensor expression: every step reads what the one before has written. So the function is a block of
+loops, the plainest tiling of `loops`, annotated with what the layer computes, from which its design space makes every
+other one.
 """
 
 from __future__ import annotations

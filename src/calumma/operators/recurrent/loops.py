@@ -13,15 +13,15 @@ layer has them:
     y        [T, N, H]              hidden state of every step
     h, c     [N, H]                 state after the last step; c for LSTM
 
-A *tile* is some blocks of hidden units by some rows, with all gates of a phase: its accumulators stay in registers for the
-reduction, and the gates are applied to them at once. Per step the tiles are dealt to the threads in the same way, so that a
-thread reads the same part of the weights again.
+A *tile* is some blocks of hidden units by some rows, with all gates of a phase: its accumulators stay in registers
+for the reduction, and the gates are applied to them at once. Per step the tiles are dealt to the threads in the same
+way, so that a thread reads the same part of the weights again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,28 @@ class Tiling:
 
 
 class RecurrentLoops:
-    """The function of a layer in one tiling."""
+    """The function of a layer in one tiling.
+
+    Attributes:
+        x, weights, bias, peepholes, h0, c0, length: buffers of the arguments; None for what the layer does not have.
+        y, last: of the outputs, the second those of the final state.
+        hidden, cell: of the state, [2, N, B L] by turns and [N, B L].
+        gated, update: [N, B L], what a GRU's first phase leaves to its second: r * h and z.
+    """
+
+    x: Any
+    weights: list[Any]
+    bias: Any
+    peepholes: Any
+    h0: Any
+    c0: Any
+    length: Any
+    y: Any
+    last: list[Any]
+    hidden: Any
+    cell: Any
+    gated: Any
+    update: Any
 
     def __init__(self, layer: Layer, tiling: Tiling) -> None:
         self.layer, self.tiling = layer, tiling
@@ -138,7 +159,6 @@ class RecurrentLoops:
         return reads, [self.y, *self.last]
 
     def _state(self) -> None:
-        """Hidden state before and after a step, by turns; the cell's; what a GRU's first phase leaves to its second."""
         batch, width = self.layer.batch, self.width
         self.hidden = T.alloc_buffer((2, batch, width), "float32")
         self.cell = T.alloc_buffer((batch, width), "float32") if self.recurrence.cell == LSTM else None
@@ -229,9 +249,10 @@ class RecurrentLoops:
                 value = state(first_row + r, k) * weight[first_block + b, k, g, lane]
                 self._store(acc, acc[split, r, b, g, lane] + value, split, r, b, g, lane)
 
-        with T.unroll(tiling.splits) as s, T.unroll(tiling.rows) as r, T.unroll(tiling.blocks) as b:  # noqa: SIM117
-            with T.unroll(gates) as g, self.vector() as lane:
-                self._store(acc, _f32(0.0), s, r, b, g, lane)
+        with ExitStack() as loops:
+            place = [loops.enter_context(T.unroll(extent)) for extent in shape]
+            with self.vector() as lane:
+                self._store(acc, _f32(0.0), *place, lane)
         stride = tiling.splits * tiling.unroll
         if depth // stride:
             with T.serial(depth // stride) as outer, T.unroll(tiling.unroll) as inner, T.unroll(tiling.splits) as s:
@@ -270,17 +291,24 @@ class _CellStep:
         self.first = block * loops.layer.lanes
 
     def emit(self, sums: Callable[[int, Any], Any]) -> None:
+        """Emit the step; `sums` gives an element of the recurrent product, from the gate's number in the phase."""
+        # What the activations are given: gate inputs, and recurrent products but for that which a reset gate multiplies.
         self.before = {gate: self._local() for gate in self.gates}
-        """Gate -> what is known before its activation: gate input and recurrent product."""
         self._gate_inputs()
         apart = self.recurrence.linear_before_reset and self.recurrence.cell == GRU
         for number, gate in enumerate(self.gates):
             if not (apart and gate == "h"):
-                self._each(self.before[gate], lambda lane, n=number, g=gate: self.before[g][lane] + sums(n, lane))
-        cells = {LSTM: self._lstm, GRU: self._gru}
-        cells.get(self.recurrence.cell, self._rnn)(sums)
+                before = self.before[gate]
+                with self.loops.vector() as lane:
+                    T.buffer_store(before, before[lane] + sums(number, lane), [lane])
+        if self.recurrence.cell == LSTM:
+            self._lstm()
+        elif self.recurrence.cell == GRU:
+            self._gru(sums)
+        else:
+            self._rnn()
 
-    def _lstm(self, sums: Callable[[int, Any], Any]) -> None:
+    def _lstm(self) -> None:
         loops, (f, g, h) = self.loops, self.recurrence.activations
         old, new = self._local(), self._local()
         self._each(old, lambda lane: loops.cell[self.row, self.first + lane])
@@ -326,7 +354,7 @@ class _CellStep:
         self._each(result, lambda lane: (_f32(1.0) - update[lane]) * result[lane] + update[lane] * old[lane])
         self._write(result)
 
-    def _rnn(self, sums: Callable[[int, Any], Any]) -> None:
+    def _rnn(self) -> None:
         result = self._local()
         self._activate(result, self.recurrence.activations[0], lambda lane: self.before["h"][lane])
         self._write(result)
@@ -359,17 +387,17 @@ class _CellStep:
         time = loops.time(self.step)
         for gate in self.gates:
             start = self.recurrence.gates.index(gate) * hidden + self.first
-            into = self.before[gate]
-            self._either_whole(
-                lambda: self._each(into, lambda lane: loops.x[time, self.row, start + lane]),  # noqa: B023
-                lambda: self._partly(into, lambda lane: loops.x[time, self.row, start + lane]),  # noqa: B023
-            )
+            self._read(self.before[gate], lambda lane, start=start: loops.x[time, self.row, start + lane])
 
-    def _partly(self, buffer: Any, value: Callable[[Any], Any]) -> None:
-        """The last block's hidden units; zeros beyond them."""
-        self._each(buffer, lambda lane: _f32(0.0))
-        with T.serial(self.layer.hidden % self.layer.lanes) as lane:
-            T.buffer_store(buffer, value(lane), [lane])
+    def _read(self, buffer: Any, value: Callable[[Any], Any]) -> None:
+        """The block's hidden units, zeros beyond the last one."""
+
+        def part() -> None:
+            self._each(buffer, lambda lane: _f32(0.0))
+            with T.serial(self.layer.hidden % self.layer.lanes) as lane:
+                T.buffer_store(buffer, value(lane), [lane])
+
+        self._either_whole(lambda: self._each(buffer, value), part)
 
     def _either_whole(self, vector: Callable[[], None], part: Callable[[], None]) -> None:
         """Do one thing for a whole block, another for the last one if that is not whole."""
@@ -415,9 +443,7 @@ class _CellStep:
             with loop as lane:
                 T.buffer_store(loops.y, value(lane), [time, self.row, self.first + lane])
 
-        self._either_whole(
-            lambda: store(loops.vector()), lambda: store(T.serial(self.layer.hidden % self.layer.lanes))
-        )
+        self._either_whole(lambda: store(loops.vector()), lambda: store(T.serial(self.layer.hidden % self.layer.lanes)))
 
 
 def _f32(value: float) -> Any:

@@ -1,12 +1,13 @@
 """Design space of recurrent layers.
 
-Notation: T steps, N rows of the batch, H hidden units in B blocks of L lanes, G gates of the widest phase. A register tile is
-`blocks` blocks of hidden units x `rows` rows x G gates, each `splits` times. Per step of the reduction it loads `blocks` x G
-weight vectors and multiplies each with `rows` broadcast elements of the state. With one row every weight is used once per
-step: the layer is a stream over its recurrent weights, from L2 where a thread's part of them fits, else from L3.
+Notation: T steps, N rows of the batch, H hidden units in B blocks of L lanes, G gates of the widest phase. A register
+tile is `blocks` blocks of hidden units x `rows` rows x G gates, each `splits` times. Per step of the reduction it
+loads `blocks` x G weight vectors and multiplies each with `rows` broadcast elements of the state. With one row every
+weight is used once per step: the layer is a stream over its recurrent weights, from L2 where a thread's part of them
+fits, else from L3.
 
-Threads either share the hidden units, and meet after every phase of every step, or the rows of the batch, and never meet; then
-each reads all weights.
+Threads either share the hidden units, and meet after every phase of every step, or the rows of the batch, and never
+meet; then each reads all weights.
 """
 
 from __future__ import annotations

@@ -35,9 +35,7 @@ def recurrent(node: OnnxNode) -> Sequence[Node]:
     if cell == LSTM:
         parts["c0"] = _parts(node.optional(6), 1 if batch_first else 0)
         parts["peepholes"] = [reshape(part, (3, part.shape[0] // 3)) for part in _parts(node.optional(7), 0)]
-    weights = [
-        Weights(**{name: nodes[i] for name, nodes in parts.items() if nodes}) for i in range(len(directions))
-    ]
+    weights = [Weights(**{name: nodes[i] for name, nodes in parts.items() if nodes}) for i in range(len(directions))]
     return onnx_layer(node.input(0), weights, recurrences, node.optional(4), batch_first)
 
 
