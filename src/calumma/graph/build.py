@@ -87,20 +87,6 @@ def expression(function: Callable[..., Any], *nodes: Node, name: str = "expressi
     return tuple(_item(source, i, *result) for i, result in enumerate(results))
 
 
-def own_operator(
-    op: str, args: Sequence[Any], attrs: Any, results: Sequence[tuple[Sequence[int], str]]
-) -> tuple[Node, ...]:
-    """The results of an operator of ours (`graph.nodes`) that gives several, with their shapes and types.
-
-    Raises:
-        ModelError: a result is larger than this machine's memory.
-    """
-    for shape, dtype in results:
-        check_size(_name.get() or op, dtype, shape)
-    source = Node(op, tuple(args), attrs, name=_name.get())
-    return tuple(_item(source, i, tuple(shape), dtype) for i, (shape, dtype) in enumerate(results))
-
-
 def scalar(value: ArrayLike, dtype: str) -> Node:
     """A constant without dimensions."""
     return constant(np.asarray(value, dtype), _name.get())
@@ -128,6 +114,20 @@ def transpose(node: Node, axes: Sequence[int]) -> Node:
     if list(axes) == list(range(len(node.shape))):
         return node
     return operator(relax.op.permute_dims, node, [int(axis) for axis in axes])
+
+
+def own_operator(
+    op: str, args: Sequence[Any], attrs: Any, results: Sequence[tuple[Sequence[int], str]]
+) -> tuple[Node, ...]:
+    """The results of an operator of ours (`graph.nodes`) that gives several, with their shapes and types.
+
+    Raises:
+        ModelError: a result is larger than this machine's memory.
+    """
+    for shape, dtype in results:
+        check_size(_name.get() or op, dtype, shape)
+    source = Node(op, tuple(args), attrs, name=_name.get())
+    return tuple(_item(source, i, tuple(shape), dtype) for i, (shape, dtype) in enumerate(results))
 
 
 def check_size(name: str, dtype: str, shape: Sequence[int]) -> None:

@@ -292,7 +292,7 @@ class _CellStep:
 
     def emit(self, sums: Callable[[int, Any], Any]) -> None:
         """Emit the step; `sums` gives an element of the recurrent product, from the gate's number in the phase."""
-        # What the activations are given: gate inputs, and recurrent products but for that which a reset gate multiplies.
+        # What activations are given: gate inputs, and recurrent products but for that which a reset gate multiplies.
         self.before = {gate: self._local() for gate in self.gates}
         self._gate_inputs()
         apart = self.recurrence.linear_before_reset and self.recurrence.cell == GRU
@@ -387,10 +387,13 @@ class _CellStep:
         time = loops.time(self.step)
         for gate in self.gates:
             start = self.recurrence.gates.index(gate) * hidden + self.first
-            self._read(self.before[gate], lambda lane, start=start: loops.x[time, self.row, start + lane])
+            self._read(self.before[gate], loops.x, [time, self.row], start)
 
-    def _read(self, buffer: Any, value: Callable[[Any], Any]) -> None:
-        """The block's hidden units, zeros beyond the last one."""
+    def _read(self, buffer: Any, source: Any, place: list[Any], start: Any) -> None:
+        """The block's hidden units from `start` on, zeros beyond the last one."""
+
+        def value(lane: Any) -> Any:
+            return source[(*place, start + lane)]
 
         def part() -> None:
             self._each(buffer, lambda lane: _f32(0.0))
