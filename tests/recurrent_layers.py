@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from calumma.frontend.recurrent import default_activations
 from calumma.graph.recurrence import Recurrence
 from calumma.operators.recurrent.expression import pack_weights, padded_vectors
-from calumma.operators.recurrent.loops import Layer
+from calumma.operators.recurrent.recurrent_loops import RecurrentLayer
 
 _FIELDS = ("bias", "peepholes", "initial", "lengths")
 
 
-def layer(cell: str, steps: int, batch: int, hidden: int, lanes: int, **options: Any) -> Layer:
-    """A layer with the usual activation functions; `options` are fields of `Layer` and `Recurrence`."""
+def layer(cell: str, steps: int, batch: int, hidden: int, lanes: int, **options: Any) -> RecurrentLayer:
+    """A layer with the usual activation functions; `options` are fields of `RecurrentLayer` and `Recurrence`."""
     own = {name: options.pop(name) for name in _FIELDS if name in options}
-    return Layer(Recurrence(cell, default_activations(cell), **options), steps, batch, hidden, lanes, **own)
+    return RecurrentLayer(Recurrence(cell, default_activations(cell), **options), steps, batch, hidden, lanes, **own)
 
 
-def arguments(of: Layer, seed: int = 0) -> list[NDArray[Any]]:
+def arguments(of: RecurrentLayer, seed: int = 0) -> list[NDArray[Any]]:
     """Random arguments of a layer's function, as it takes them."""
     rng = np.random.default_rng(seed)
 
@@ -40,7 +40,7 @@ def arguments(of: Layer, seed: int = 0) -> list[NDArray[Any]]:
     return found
 
 
-def expected(of: Layer, given: list[NDArray[Any]]) -> list[NDArray[np.float32]]:
+def expected(of: RecurrentLayer, given: list[NDArray[Any]]) -> list[NDArray[Any]]:
     """What the function gives for arguments as `arguments` makes them, without clipping and with the usual
     functions."""
     cell = of.recurrence
@@ -70,21 +70,21 @@ def _sigmoid(x: NDArray) -> NDArray:
     return 1 / (1 + np.exp(-x))
 
 
-def _lstm(of: Layer, x: Any, w: Any, h: Any, c: Any, _: Any, p: Any) -> tuple[NDArray, NDArray]:
+def _lstm(of: RecurrentLayer, x: Any, w: Any, h: Any, c: Any, _: Any, p: Any) -> tuple[NDArray, NDArray]:
     i = _sigmoid(x["i"] + h @ w["i"] + p[0] * c)
     f = 1 - i if of.recurrence.input_forget else _sigmoid(x["f"] + h @ w["f"] + p[2] * c)
     state = f * c + i * np.tanh(x["c"] + h @ w["c"])
     return _sigmoid(x["o"] + h @ w["o"] + p[1] * state) * np.tanh(state), state
 
 
-def _gru(of: Layer, x: Any, w: Any, h: Any, c: Any, bias: Any, _: Any) -> tuple[NDArray, NDArray]:
+def _gru(of: RecurrentLayer, x: Any, w: Any, h: Any, c: Any, bias: Any, _: Any) -> tuple[NDArray, NDArray]:
     z, r = _sigmoid(x["z"] + h @ w["z"]), _sigmoid(x["r"] + h @ w["r"])
     linear = of.recurrence.linear_before_reset
     candidate = np.tanh(x["h"] + (r * (h @ w["h"] + bias) if linear else (r * h) @ w["h"]))
     return (1 - z) * candidate + z * h, c
 
 
-def _rnn(of: Layer, x: Any, w: Any, h: Any, c: Any, *_: Any) -> tuple[NDArray, NDArray]:
+def _rnn(of: RecurrentLayer, x: Any, w: Any, h: Any, c: Any, *_: Any) -> tuple[NDArray, NDArray]:
     return np.tanh(x["h"] + h @ w["h"]), c
 
 

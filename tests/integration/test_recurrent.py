@@ -123,8 +123,9 @@ def test_everything_that_onnx_runtime_computes() -> None:
         ("Elu", [0.9], []),
         ("Softplus", [], []),
     ):
-        values = {"activation_alpha": alpha, "activation_beta": beta}
-        layers.add("RNN", 3, 2, 5, activations=[function], **{name: value for name, value in values.items() if value})
+        values: dict[str, Any] = {"activation_alpha": alpha, "activation_beta": beta}
+        values = {"activations": [function], **{name: value for name, value in values.items() if value}}
+        layers.add("RNN", 3, 2, 5, **values)
     model = layers.model()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -86,7 +86,12 @@ def recurrent_layer(x: Node, weights: Weights, recurrence: Recurrence, lengths: 
 
     Returns:
         h of every step [T, N, H], h after the last one [N, H], and for an LSTM c after the last one [N, H].
+
+    Raises:
+        ModelError: it does not compute in float32.
     """
+    if x.dtype != "float32":
+        raise ModelError(f"a recurrent layer in {x.dtype} is not supported; export the model in float32")
     steps, batch, inputs = x.shape
     hidden = weights.recurrent.shape[1]
     h0, c0 = _unless_zero(weights.h0), _unless_zero(weights.c0)
@@ -102,9 +107,7 @@ def recurrent_layer(x: Node, weights: Weights, recurrence: Recurrence, lengths: 
     if lengths is not None and lengths.op == CONSTANT and (lengths.value >= steps).all():
         lengths = None
     args = (gates, weights.recurrent, own_bias, _unless_zero(weights.peepholes), h0, c0, lengths)
-    return own_operator(
-        RECURRENT, args, recurrence, [((steps, batch, hidden), x.dtype), *((r, x.dtype) for r in results)]
-    )
+    return own_operator(RECURRENT, args, recurrence, [(shape, x.dtype) for shape in ((steps, *results[0]), *results)])
 
 
 def onnx_layer(

@@ -166,12 +166,12 @@ class RecurrentCosts:
 
     meeting: float = 3_000.0
     """Multiply-adds while threads that are awake meet and part again."""
-    near_line: float = 1.0
+    near_line: float = 2.0
     far_line: float = 2.5
     """Multiply-adds while one cache line comes from L2, and from beyond."""
     l2_share: float = 0.75
     """Share of L2 that weights may fill and be there in the next step."""
-    unit: float = 60.0
+    unit: float = 150.0
     """Multiply-adds that the gates of one vector of hidden units take beside their products."""
     turned: float = 0.97
     """Factor on reading weights from beyond L2 where every other step walks backwards."""

@@ -1,8 +1,8 @@
 """The function of a recurrent layer before it is scheduled, and its weights in the form that it takes.
 
 A recurrence is no tensor expression: every step reads what the one before has written. So the function is a block of
-loops, the plainest tiling of `loops`, annotated with what the layer computes, from which its design space makes every
-other one.
+loops, the plainest tiling of `recurrent_loops`, annotated with what the layer computes, from which its design space
+makes every other one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tvm.tirx.script import builder as T
 
 from calumma.core.values import MAGNITUDES
 from calumma.graph.recurrence import GRU, LSTM, Recurrence
-from calumma.operators.recurrent.loops import Layer, RecurrentLoops, Tiling
+from calumma.operators.recurrent.recurrent_loops import RecurrentLayer, RecurrentLoops, Tiling
 from calumma.space.blocks import OPERATOR
 from calumma.space.loops import OPERATIONS
 
@@ -32,8 +32,8 @@ _ELEMENTWISE_OPERATIONS = {LSTM: 4, GRU: 4}
 """Cell -> operations that join its gates, per hidden unit."""
 
 
-def recurrent(layer: Layer) -> tirx.PrimFunc:
-    """The function of a layer, unscheduled; arguments as `loops` lists them."""
+def recurrent(layer: RecurrentLayer) -> tirx.PrimFunc:
+    """The function of a layer, unscheduled; arguments as `recurrent_loops` lists them."""
 
     def describe(reads: Sequence[Any], writes: Sequence[Any]) -> None:
         T.reads(*(_whole(buffer) for buffer in reads))
@@ -49,7 +49,7 @@ def recurrent(layer: Layer) -> tirx.PrimFunc:
     return function.with_attr(MAGNITUDES, magnitudes)
 
 
-def operations(layer: Layer) -> int:
+def operations(layer: RecurrentLayer) -> int:
     """Floating-point operations of a layer."""
     recurrence, hidden = layer.recurrence, layer.hidden
     gates = sum(len(phase) for phase in layer.phases)
@@ -59,20 +59,20 @@ def operations(layer: Layer) -> int:
     return layer.steps * layer.batch * hidden * per_unit
 
 
-def layer_text(layer: Layer) -> str:
+def layer_text(layer: RecurrentLayer) -> str:
     """A layer as JSON."""
     return json.dumps({**asdict(layer), "recurrence": layer.recurrence.to_text()})
 
 
-def layer_from(text: str) -> Layer:
+def layer_from(text: str) -> RecurrentLayer:
     """The layer that `layer_text` wrote."""
     fields = json.loads(text)
-    return Layer(
+    return RecurrentLayer(
         **{**fields, "recurrence": Recurrence.from_text(fields["recurrence"]), "initial": tuple(fields["initial"])}
     )
 
 
-def pack_weights(weight: NDArray[np.float32], layer: Layer) -> list[NDArray[np.float32]]:
+def pack_weights(weight: NDArray[np.float32], layer: RecurrentLayer) -> list[NDArray[np.float32]]:
     """Recurrent weights (G H, H) -> one array [B, K, g, L] per phase, lanes beyond H zero."""
     hidden, lanes, blocks = layer.hidden, layer.lanes, layer.blocks
     full = np.zeros((len(layer.recurrence.gates), blocks * lanes, hidden), np.float32)
@@ -82,7 +82,7 @@ def pack_weights(weight: NDArray[np.float32], layer: Layer) -> list[NDArray[np.f
     return [np.ascontiguousarray(blocked[place].transpose(1, 3, 0, 2)) for place in places]
 
 
-def packed_weights(weight: te.Tensor, layer: Layer, phase: int) -> te.Tensor:
+def packed_weights(weight: te.Tensor, layer: RecurrentLayer, phase: int) -> te.Tensor:
     """The same of weights that the model computes: [G H, H] -> [B, K, g, L] of one phase."""
     hidden, lanes = layer.hidden, layer.lanes
     gates = [layer.recurrence.gates.index(gate) for gate in layer.phases[phase]]
@@ -98,13 +98,13 @@ def packed_weights(weight: te.Tensor, layer: Layer, phase: int) -> te.Tensor:
     return te.compute((layer.blocks, hidden, len(gates), lanes), packed, name="packed_weights")
 
 
-def padded_vectors(vectors: NDArray[np.float32], layer: Layer) -> NDArray[np.float32]:
+def padded_vectors(vectors: NDArray[np.float32], layer: RecurrentLayer) -> NDArray[np.float32]:
     """(..., H) -> (..., B L), zeros beyond H."""
     padding = [(0, 0)] * (vectors.ndim - 1) + [(0, layer.blocks * layer.lanes - layer.hidden)]
     return np.pad(vectors, padding)
 
 
-def padded(vectors: te.Tensor, layer: Layer) -> te.Tensor:
+def padded(vectors: te.Tensor, layer: RecurrentLayer) -> te.Tensor:
     """The same of vectors that the model computes."""
     after = layer.blocks * layer.lanes - layer.hidden
     rank = len(vectors.shape)

@@ -7,26 +7,22 @@ import math
 from tvm import relax
 
 from calumma.core.errors import ModelError
-from calumma.graph.context import Declined, LoweringContext
+from calumma.graph.context import LoweringContext
 from calumma.graph.layouts import Value
 from calumma.graph.nodes import CONSTANT, Node
 from calumma.graph.recurrence import LSTM
 from calumma.operators.recurrent import expression
-from calumma.operators.recurrent.loops import Layer
+from calumma.operators.recurrent.recurrent_loops import RecurrentLayer
 
 _MOST_ELEMENTS = 2**31 - 1
 """Of one tensor: the function counts in 32 bits."""
 
 
-def lower_recurrent(lo: LoweringContext, node: Node) -> Value | Declined:
+def lower_recurrent(lo: LoweringContext, node: Node) -> Value:
     """The rule of `calumma.recurrent`."""
     x, weight, bias, peepholes, h0, c0, length = node.args
-    if x.dtype != "float32":
-        raise ModelError(
-            f"node {node.name}: a recurrent layer in {x.dtype} is not supported; export the model in float32"
-        )
     steps, batch, _ = x.shape
-    layer = Layer(
+    layer = RecurrentLayer(
         recurrence=node.attrs,
         steps=steps,
         batch=batch,
@@ -49,7 +45,7 @@ def lower_recurrent(lo: LoweringContext, node: Node) -> Value | Declined:
     return Value(lo.emit_function(expression.recurrent(layer), arguments, outputs, expression.NAME), ())
 
 
-def _weights(lo: LoweringContext, weight: Node, layer: Layer) -> list[relax.Expr]:
+def _weights(lo: LoweringContext, weight: Node, layer: RecurrentLayer) -> list[relax.Expr]:
     phases = range(len(layer.phases))
     if weight.op == CONSTANT:
         packed = expression.pack_weights(weight.value, layer)
@@ -62,7 +58,7 @@ def _weights(lo: LoweringContext, weight: Node, layer: Layer) -> list[relax.Expr
     ]
 
 
-def _vectors(lo: LoweringContext, vectors: Node, layer: Layer) -> relax.Expr:
+def _vectors(lo: LoweringContext, vectors: Node, layer: RecurrentLayer) -> relax.Expr:
     """A recurrent bias or peepholes, padded to whole blocks."""
     if vectors.op == CONSTANT:
         return lo.param(expression.padded_vectors(vectors.value, layer), ("padded", vectors, layer.lanes))

@@ -22,7 +22,7 @@ from tvm import s_tir, tirx
 from calumma.core.protocols import Indices
 from calumma.core.values import KnobValue
 from calumma.operators.recurrent.expression import LAYER, layer_from
-from calumma.operators.recurrent.loops import RecurrentLoops, Tiling
+from calumma.operators.recurrent.recurrent_loops import RecurrentLoops, Tiling
 from calumma.space import blocks
 from calumma.space.base import Knob, KnobSpace
 from calumma.target import Target

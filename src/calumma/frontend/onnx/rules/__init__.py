@@ -1,5 +1,5 @@
 """The rules of ONNX operators, one module per family; importing this package registers them."""
 
-from calumma.frontend.onnx.rules import constants, elementwise, recurrent
+from calumma.frontend.onnx.rules import cells, constants, elementwise
 
-__all__ = ["constants", "elementwise", "recurrent"]
+__all__ = ["cells", "constants", "elementwise"]

@@ -30,13 +30,13 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from calumma.graph.recurrence import GRU, LSTM, Recurrence
-from calumma.operators.recurrent.activations import apply
+from calumma.operators.recurrent.cell_functions import apply
 
 Steps = list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Layer:
+class RecurrentLayer:
     """A recurrence and its sizes: all that decides about the function."""
 
     recurrence: Recurrence
@@ -109,7 +109,7 @@ class RecurrentLoops:
     gated: Any
     update: Any
 
-    def __init__(self, layer: Layer, tiling: Tiling) -> None:
+    def __init__(self, layer: RecurrentLayer, tiling: Tiling) -> None:
         self.layer, self.tiling = layer, tiling
         self.recurrence = layer.recurrence
         self.width = layer.blocks * layer.lanes
