@@ -20,8 +20,10 @@ from calumma.frontend.importer import ImportedModel
 from calumma.frontend.recurrent import torch_layers
 from calumma.graph.nodes import INPUT, Graph, Node, constant
 from calumma.measure import LocalRunner
+from calumma.operators.samples import Layer
 from calumma.pipeline.compile_options import CompileOptions
 from calumma.pipeline.preparation import prepare
+from calumma.prior.workloads import realise
 from tests.compiled_model import compiled
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -185,6 +187,21 @@ def test_torch_modules(module: str, options: dict[str, Any]) -> None:
     expected = [sequence, *(last if module == "LSTM" else [last])]
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_sample_layer_is_the_kernel_of_a_model() -> None:
+    values: dict[str, int | str] = {
+        "cell": "GRU",
+        "direction": "reverse",
+        "steps": 3,
+        "rows": 2,
+        "inputs": 5,
+        "hidden": 7,
+    }
+    workload = realise(Layer("recurrent", tuple(values.items())), tvm_compat.target_for())
+    assert workload.task.arguments[0] == ((3, 2, 3 * 7), "float32")
+    products = 3 * 2 * 2 * 3 * 7 * 7
+    assert products < workload.task.flops < 2 * products + 3 * 2 * 7 * 3 * 40
 
 
 def test_a_long_sequence_can_be_verified() -> None:
