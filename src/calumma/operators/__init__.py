@@ -15,6 +15,7 @@ from calumma.operators import (
     matmul,
     normalisation,
     pooling,
+    recurrent,
     rows,
 )
 from calumma.operators.registry import Operator, design_space, register
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 for _family in (
-    *(convolution, depthwise, matmul, pooling, normalisation, rows, elementwise, extrema, layout, expressions),
+    *(convolution, depthwise, matmul, pooling, recurrent, normalisation, rows, elementwise, extrema, layout),
+    expressions,
 ):
     register(_family.OPERATOR_FAMILY)

@@ -31,6 +31,8 @@ STACK_BYTES = 1024
 """TVM keeps a buffer of fewer bytes on the stack, where LLVM can hold it in registers; larger ones are allocated."""
 KEEP = "calumma.keep"
 """Block annotation: this stage is stored, not inlined into what reads it."""
+OPERATIONS = "calumma.operations"
+"""Block annotation: arithmetic operations per point of a block that is more than one store."""
 _MAX_COMPLEXITY = 300
 _BINDING_COMPLEXITY = 10
 """TVM's compile time is exponential in the nesting of bindings (an exp of a tanh of ...): four silu take a second."""
@@ -115,7 +117,7 @@ def operations(sch: s_tir.Schedule, block: Any) -> int:
     arithmetic = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, ir.Call, tirx.Select)
     body = sch.get(block).body
     if not isinstance(body, tirx.BufferStore):
-        return 0
+        return int(sch.get(block).annotations.get(OPERATIONS, 0))
     return sum(
         isinstance(e, arithmetic) and not str(e.ty).startswith(("int", "uint")) and not _is_reinterpretation(e)
         for e in walk(body.value)

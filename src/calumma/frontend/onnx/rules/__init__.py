@@ -3,6 +3,7 @@
 from calumma.frontend.onnx.rules import (
     activations,
     branching,
+    cells,
     constants,
     convolution,
     elementwise,
@@ -17,6 +18,7 @@ from calumma.frontend.onnx.rules import (
 __all__ = [
     "activations",
     "branching",
+    "cells",
     "constants",
     "convolution",
     "elementwise",
