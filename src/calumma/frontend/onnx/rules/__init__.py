@@ -10,8 +10,11 @@ from calumma.frontend.onnx.rules import (
     indexing,
     normalisation,
     pooling,
+    products,
+    reductions,
     resampling,
     shapes,
+    softmax,
     value_dependent,
 )
 
@@ -25,7 +28,10 @@ __all__ = [
     "indexing",
     "normalisation",
     "pooling",
+    "products",
+    "reductions",
     "resampling",
     "shapes",
+    "softmax",
     "value_dependent",
 ]
