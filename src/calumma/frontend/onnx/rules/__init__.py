@@ -18,6 +18,7 @@ from calumma.frontend.onnx.rules import (
     resampling,
     shapes,
     softmax,
+    transformers,
     value_dependent,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "resampling",
     "shapes",
     "softmax",
+    "transformers",
     "value_dependent",
 ]
