@@ -178,7 +178,7 @@ def _bound(node: OnnxNode, index: int) -> Node | None:
         own = tirx.min_value(dtype) if index == 1 else tirx.max_value(dtype)
         return scalar(own.value, dtype) if dtype.startswith("float") else None
     if bound.op == CONSTANT and bound.dtype.startswith("float") and np.isnan(bound.value).any():
-        raise node.refused("a bound is NaN", "leave the bound out")
+        return None  # as ONNX Runtime has it
     if len(bound.shape) and bound.shape != (1,):
         raise node.refused(f"a bound has shape {bound.shape}", "give a scalar")
     return cast(reshape(bound, ()), dtype)
