@@ -17,7 +17,7 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import tirx as T
 
-from calumma.expressions.loops import kernel
+from calumma.expressions.statements import kernel
 from calumma.graph.build import expression, operator
 from calumma.graph.nodes import CONSTANT, Node, constant
 

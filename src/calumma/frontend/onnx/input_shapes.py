@@ -6,6 +6,7 @@ import onnx
 
 from calumma.core.errors import ModelError
 from calumma.frontend.importer import Shapes
+from calumma.frontend.onnx.graph_fields import subgraphs
 
 _NAMELESS = frozenset({"?", "-1", "None"})
 """What exporters write for any open dimension: no name that ties dimensions together."""
@@ -52,10 +53,11 @@ def take_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     graph = proto.graph
     declared = [value for value in (*graph.value_info, *graph.output) if _is_fixed(value)]
     shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in declared}
-    del graph.value_info[:]
-    for value in graph.output:
-        for dim in value.type.tensor_type.shape.dim:
-            dim.Clear()
+    for each in (graph, *subgraphs(graph)):
+        del each.value_info[:]
+        for value in (*(each.input if each is not graph else ()), *each.output):
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()
     return shapes
 
 

@@ -108,6 +108,10 @@ class OnnxNode:
         """All inputs from `start` on; none may be left out."""
         return [self.input(index) for index in range(start, len(self._inputs))]
 
+    def typed(self, start: int = 0) -> list[Typed]:
+        """All inputs from `start` on, with their element types; none may be left out."""
+        return [Typed(self.input(index), self.input_type(index)) for index in range(start, len(self._inputs))]
+
     def has_input(self, index: int) -> bool:
         """Whether an input is given."""
         return index < len(self._inputs) and self._inputs[index] is not None

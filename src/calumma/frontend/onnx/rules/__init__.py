@@ -2,6 +2,7 @@
 
 from calumma.frontend.onnx.rules import (
     activations,
+    branching,
     constants,
     convolution,
     elementwise,
@@ -9,12 +10,13 @@ from calumma.frontend.onnx.rules import (
     normalisation,
     pooling,
     resampling,
-    selection,
     shapes,
+    value_dependent,
 )
 
 __all__ = [
     "activations",
+    "branching",
     "constants",
     "convolution",
     "elementwise",
@@ -22,6 +24,6 @@ __all__ = [
     "normalisation",
     "pooling",
     "resampling",
-    "selection",
     "shapes",
+    "value_dependent",
 ]
