@@ -177,7 +177,9 @@ def _mutants(case: Case, words: dict[str, set[str]]) -> Iterator[Mutant]:
     model = onnx.load_from_string(case.model)
     node = model.graph.node[0]
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    for name, attribute in onnx.defs.get_schema(node.op_type, _opset(model, node.domain), node.domain).attributes.items():
+    for name, attribute in onnx.defs.get_schema(
+        node.op_type, _opset(model, node.domain), node.domain
+    ).attributes.items():
         key = f"{node.op_type}.{name}"
         if name in given:
             yield _mutant(case, key, "dropped", name, None)
