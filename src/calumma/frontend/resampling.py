@@ -180,6 +180,13 @@ def resize(
     return cast(result, dtype)
 
 
+def weighted(x: Node, steps: Mapping[int, Taps]) -> Node:
+    """`x` with each of some axes replaced by weighted sums of its elements."""
+    for index, step in sorted(steps.items(), key=lambda entry: (entry[0] == len(x.shape) - 1, -entry[0])):
+        x = _weighted(x, index, step)
+    return x
+
+
 def _whole(x: Node, dtype: str, rounds: bool) -> Node:
     """Floats rounded, and brought into the range of an integer type."""
     narrow = {"int8": (-128, 127), "uint8": (0, 255)}.get(dtype)

@@ -2,6 +2,7 @@
 
 from calumma.frontend.onnx.rules import (
     activations,
+    branching,
     constants,
     convolution,
     elementwise,
@@ -10,12 +11,13 @@ from calumma.frontend.onnx.rules import (
     pooling,
     regions,
     resampling,
-    selection,
     shapes,
+    value_dependent,
 )
 
 __all__ = [
     "activations",
+    "branching",
     "constants",
     "convolution",
     "elementwise",
@@ -24,6 +26,6 @@ __all__ = [
     "pooling",
     "regions",
     "resampling",
-    "selection",
     "shapes",
+    "value_dependent",
 ]
