@@ -9,7 +9,7 @@ from typing import Any
 from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
-from calumma.expressions import loops
+from calumma.expressions import statements
 from calumma.graph.build import cast, expression, reshape
 from calumma.graph.nodes import Node
 
@@ -49,8 +49,8 @@ def roi_align(
             image = tirx.max(tirx.min(images[r], batch - 1), 0)
             starts, bins, grids = _bins(rois, r, outputs, ratio, scale, half_pixel, x.dtype)
             with T.grid(*outputs) as bin_index:
-                total = loops.counter(x.dtype)
-                total[0] = loops.constant(0, x.dtype)
+                total = statements.counter(x.dtype)
+                total[0] = statements.constant(0, x.dtype)
                 with T.serial(0, grids[0]) as iy, T.serial(0, grids[1]) as ix:
                     steps = zip(starts, bins, grids, bin_index, (iy, ix), strict=True)
                     where = [
@@ -68,7 +68,7 @@ def roi_align(
                 out[(r, c, *bin_index)] = total[0] / count if mode == "avg" else total[0]
 
     def function(x: te.Tensor, rois: te.Tensor, images: te.Tensor) -> te.Tensor:
-        return loops.kernel("roi_align", body, [x, rois, images], [(shape, x.dtype)])[0]
+        return statements.kernel("roi_align", body, [x, rois, images], [(shape, x.dtype)])[0]
 
     return expression(function, x, cast(rois, x.dtype), cast(images, "int32"), name="roi_align")
 
@@ -80,14 +80,16 @@ def _bins(
     shift = 0.5 if half_pixel else 0.0
     starts, bins, grids = [], [], []
     for axis, count in enumerate(outputs):
-        start = rois[r, 1 - axis] * loops.constant(scale, dtype) - loops.constant(shift, dtype)
-        size = rois[r, 3 - axis] * loops.constant(scale, dtype) - loops.constant(shift, dtype) - start
+        start = rois[r, 1 - axis] * statements.constant(scale, dtype) - statements.constant(shift, dtype)
+        size = rois[r, 3 - axis] * statements.constant(scale, dtype) - statements.constant(shift, dtype) - start
         if not half_pixel:
-            size = tirx.max(size, loops.constant(1, dtype))
-        extent = size / loops.constant(count, dtype)
+            size = tirx.max(size, statements.constant(1, dtype))
+        extent = size / statements.constant(count, dtype)
         starts.append(start)
         bins.append(extent)
-        samples = tirx.max(tirx.min(tirx.ceil(extent), loops.constant(1 << 20, dtype)), loops.constant(0, dtype))
+        samples = tirx.max(
+            tirx.min(tirx.ceil(extent), statements.constant(1 << 20, dtype)), statements.constant(0, dtype)
+        )
         grids.append(tirx.const(ratio, "int32") if ratio > 0 else samples.astype("int32"))
     return starts, bins, grids
 
@@ -98,7 +100,7 @@ def _bilinear(x: Any, image: tirx.Expr, c: tirx.Expr, where: Sequence[tirx.Expr]
     inside, lows, parts = [], [], []
     for position, size in zip(where, sizes, strict=True):
         inside.append(tirx.all(position >= -1, position <= size))
-        position = tirx.max(tirx.min(position, loops.constant(size - 1, dtype)), loops.constant(0, dtype))
+        position = tirx.max(tirx.min(position, statements.constant(size - 1, dtype)), statements.constant(0, dtype))
         low = tirx.max(tirx.min(tirx.floor(position).astype("int32"), size - 1), 0)
         lows.append(low)
         parts.append(position - low.astype(dtype))
@@ -110,7 +112,7 @@ def _bilinear(x: Any, image: tirx.Expr, c: tirx.Expr, where: Sequence[tirx.Expr]
                 [part if d else 1 - part for part, d in zip(parts, (dy, dx), strict=True)],
             )
             value = py * px * x[image, c, y, x_]
-            pixels.append(tirx.Select(tirx.all(*inside), value, loops.constant(0, dtype)))
+            pixels.append(tirx.Select(tirx.all(*inside), value, statements.constant(0, dtype)))
     return pixels
 
 
@@ -130,10 +132,10 @@ def max_roi_pool(x: Node, rois: Node, outputs: tuple[int, int], scale: float) ->
     shape = (rois.shape[0], channels, *outputs)
 
     def limits(rois: Any, r: tirx.Expr, axis: int, index: tirx.Expr, dtype: str) -> tuple[tirx.Expr, tirx.Expr]:
-        corners = [_half_up(rois[r, column] * loops.constant(scale, dtype)) for column in (2 - axis, 4 - axis)]
+        corners = [_half_up(rois[r, column] * statements.constant(scale, dtype)) for column in (2 - axis, 4 - axis)]
         start = corners[0].astype("int32")
         size = tirx.max(corners[1].astype("int32") - start + 1, 1).astype(dtype)
-        extent = size / loops.constant(outputs[axis], dtype)
+        extent = size / statements.constant(outputs[axis], dtype)
         low = tirx.floor(index.astype(dtype) * extent).astype("int32") + start
         high = tirx.ceil((index + 1).astype(dtype) * extent).astype("int32") + start
         return tuple(tirx.max(tirx.min(end, sizes[axis]), 0) for end in (low, high))
@@ -144,16 +146,16 @@ def max_roi_pool(x: Node, rois: Node, outputs: tuple[int, int], scale: float) ->
             image = tirx.max(tirx.min(rois[r, 0].astype("int32"), batch - 1), 0)
             with T.grid(*outputs) as bin_index:
                 (top, bottom), (left, right) = (limits(rois, r, a, i, x.dtype) for a, i in enumerate(bin_index))
-                highest = loops.counter(x.dtype)
+                highest = statements.counter(x.dtype)
                 highest[0] = tirx.Select(
-                    tirx.any(bottom <= top, right <= left), loops.constant(0, x.dtype), te.min_value(x.dtype)
+                    tirx.any(bottom <= top, right <= left), statements.constant(0, x.dtype), te.min_value(x.dtype)
                 )
                 with T.serial(0, tirx.max(bottom - top, 0)) as dy, T.serial(0, tirx.max(right - left, 0)) as dx:
                     highest[0] = tirx.max(highest[0], x[image, c, top + dy, left + dx])
                 out[(r, c, *bin_index)] = highest[0]
 
     def function(x: te.Tensor, rois: te.Tensor) -> te.Tensor:
-        return loops.kernel("max_roi_pool", body, [x, rois], [(shape, x.dtype)])[0]
+        return statements.kernel("max_roi_pool", body, [x, rois], [(shape, x.dtype)])[0]
 
     return expression(function, x, cast(rois, x.dtype), name="max_roi_pool")
 
@@ -164,12 +166,12 @@ def max_unpool(x: Node, indices: Node, shape: Sequence[int]) -> Node:
 
     def body(x: Any, indices: Any, out: Any) -> None:
         with T.serial(0, size) as i:
-            out[i] = loops.constant(0, x.dtype)
+            out[i] = statements.constant(0, x.dtype)
         with T.serial(0, count) as i:
-            out[tirx.max(tirx.min(indices[i], loops.constant(size - 1)), loops.constant(0))] = x[i]
+            out[tirx.max(tirx.min(indices[i], statements.constant(size - 1)), statements.constant(0))] = x[i]
 
     def function(x: te.Tensor, indices: te.Tensor) -> te.Tensor:
-        return loops.kernel("max_unpool", body, [x, indices], [((size,), x.dtype)])[0]
+        return statements.kernel("max_unpool", body, [x, indices], [((size,), x.dtype)])[0]
 
     flat = reshape(x, (count,)), cast(reshape(indices, (count,)), "int64")
     return reshape(expression(function, *flat, name="max_unpool"), shape)
