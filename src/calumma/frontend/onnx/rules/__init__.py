@@ -2,6 +2,7 @@
 
 from calumma.frontend.onnx.rules import (
     activations,
+    attention,
     branching,
     constants,
     convolution,
@@ -17,6 +18,7 @@ from calumma.frontend.onnx.rules import (
 
 __all__ = [
     "activations",
+    "attention",
     "branching",
     "constants",
     "convolution",
