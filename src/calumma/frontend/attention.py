@@ -144,6 +144,33 @@ def from_heads(x: Node) -> Node:
     return reshape(transpose(x, (0, 2, 1, 3)), (batch, length, heads * size))
 
 
+def rotated(x: Node, cos: Node, sin: Node, *, interleaved: bool) -> Node:
+    """Pairs of elements turned by an angle of each token (Su et al., 2021, arXiv 2104.09864).
+
+    Args:
+        x: (B, H, S, D).
+        cos: of the angles, (B, S, R) for the first 2 R elements.
+        sin: likewise.
+        interleaved: whether pairs are neighbours; else one is R elements behind the other.
+    """
+    half = cos.shape[2]
+
+    def turned(x: te.Tensor, cos: te.Tensor, sin: te.Tensor) -> te.Tensor:
+        def body(b: tirx.Var, h: tirx.Var, s: tirx.Var, d: tirx.Var) -> tirx.Expr:
+            if interleaved:
+                pair, is_first, other = d // 2, d % 2 == 0, tirx.Select(d % 2 == 0, d + 1, d - 1)
+            else:
+                pair, is_first, other = d % half, d < half, tirx.Select(d < half, d + half, d - half)
+            pair, other = tirx.min(pair, half - 1), tirx.max(tirx.min(other, x.shape[3] - 1), 0)
+            part = x(b, h, s, other) * sin(b, s, pair)
+            value = x(b, h, s, d) * cos(b, s, pair) + tirx.Select(is_first, -part, part)
+            return tirx.Select(d < 2 * half, value, x(b, h, s, d))
+
+        return te.compute(x.shape, body, name="rotary")
+
+    return expression(turned, x, cos, sin, name="rotary")
+
+
 def linear_attention(
     q: Node, k: Node, v: Node, state: Node, decay: Node | None, beta: Node | None, scale: float
 ) -> tuple[Node, Node]:

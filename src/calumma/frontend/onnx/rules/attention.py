@@ -14,10 +14,12 @@ from calumma.frontend.attention import (
     from_heads,
     hidden_unless,
     linear_attention,
+    rotated,
     to_heads,
     widened,
     window_bias,
 )
+from calumma.frontend.indices import gathered
 from calumma.frontend.movement import broadcast, concatenated
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
@@ -76,6 +78,23 @@ def _bias(node: OnnxNode, sizes: tuple[int, int], offset: int, dtype: str) -> No
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else operator(relax.op.add, *parts)
+
+
+@onnx_rule("RotaryEmbedding", since=23)
+def rotary_embedding(node: OnnxNode) -> Node:
+    """The caches hold a row per position where position_ids are given, else a row per token."""
+    x, cos, sin, positions = node.input(0), node.input(1), node.input(2), node.optional(3)
+    heads, width = int(node.attribute("num_heads", 0)), int(node.attribute("rotary_embedding_dim"))
+    is_packed = len(x.shape) == 3
+    if is_packed and (heads < 1 or x.shape[2] % heads):
+        raise node.refused(f"{x.shape[2]} elements do not divide into {heads} heads", "export the model again")
+    x = to_heads(x, heads) if is_packed else x
+    if positions is not None:
+        cos, sin = (gathered(cache, positions, 0) for cache in (cos, sin))
+    if cos.shape != sin.shape or len(cos.shape) != 3 or 2 * cos.shape[2] != (width or x.shape[3]):
+        raise node.refused(f"caches {list(cos.shape)} and {list(sin.shape)} do not fit {list(x.shape)}")
+    result = rotated(x, cos, sin, interleaved=bool(node.attribute("interleaved")))
+    return from_heads(result) if is_packed else result
 
 
 @onnx_rule("LinearAttention", since=27)
