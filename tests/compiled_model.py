@@ -7,6 +7,7 @@ from calumma.artifact import Artifact, LoweredModel, build
 from calumma.core import hardware as host
 from calumma.frontend.importer import ImportedModel
 from calumma.testing import require
+from calumma.tvm_compat.marks import FIXED
 from tests import isas
 
 THREADS = min(2, host.physical_cores())
@@ -26,7 +27,7 @@ def compiled(imported: ImportedModel, isa: str = isas.NATIVE) -> Artifact:
     mod = lowered.mod
     repacking = {}
     for variable, function in list(mod.functions_items()):
-        if isinstance(function, tvm.tirx.PrimFunc):
+        if isinstance(function, tvm.tirx.PrimFunc) and FIXED not in (function.attrs or ()):
             space = design_space(function, target, THREADS)
             config = space.decode(space.default())
             scheduled = space.schedule(config).mod["main"]

@@ -124,7 +124,7 @@ def test_footer_of_another_file(artifact: Path) -> None:
 def test_newer_format_says_so(artifact: Path) -> None:
     data = artifact.read_bytes()
     artifact.write_bytes(data[:-12] + struct.pack("<I", file_format.FORMAT_VERSION + 1) + data[-8:])
-    with pytest.raises(ArtifactError, match="format 2, this calumma reads up to 1"):
+    with pytest.raises(ArtifactError, match="format 3, this calumma reads up to 2"):
         file_format.read(artifact)
 
 

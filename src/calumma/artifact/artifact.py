@@ -6,7 +6,7 @@ import platform
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from calumma import tvm_compat
 from calumma.artifact import cpu, file_format, runtime
-from calumma.artifact.plan import Plan
+from calumma.artifact.plan import Plan, Step, calls, followed
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, InputError, InternalError
 from calumma.core.pages import huge_pages
@@ -34,7 +34,7 @@ class KernelTime:
 
     kernel: str
     calls: int
-    """Times the model calls it."""
+    """Times one run calls it."""
     seconds: float
     """All these calls together; the median over the runs."""
     output: tuple[int, ...]
@@ -84,12 +84,10 @@ class Artifact:
         self._tensors = [runtime.tensor(sections[slot.section], slot) for slot in plan.slots]
         self._program, self._run_program = runtime.bind(module, self._tensors)
 
-        def arrays(indices: Sequence[int]) -> list[NDArray]:
-            return [runtime.array(sections[plan.slots[i].section], plan.slots[i]) for i in indices]
-
-        self._input_arrays = arrays(plan.input_slots)
-        self._output_arrays = arrays(plan.output_slots)
-        self._extents = [arrays(slots) for slots in plan.output_extents]
+        self._sections = sections
+        self._input_arrays = [self._array(slot) for slot in plan.input_slots]
+        self._output_arrays = [self._array(slot) for slot in plan.output_slots]
+        self._extents = [[self._array(slot) for slot in slots] for slots in plan.output_extents]
         self._expected = [(spec, array.dtype) for spec, array in zip(plan.inputs, self._input_arrays, strict=True)]
         self._lock = threading.Lock()
 
@@ -195,16 +193,10 @@ class Artifact:
         if repeat < 1:
             raise InputError(f"repeat={repeat}: at least one run is needed")
         arrays = self._check(feeds)
-        steps = [
-            (
-                step.kernel,
-                self._module.get_function(step.kernel, query_imports=True),
-                [self._tensors[i] for i in step.slots],
-            )
-            for step in self._plan.steps
-        ]
-        outputs = {step.kernel: self._plan.slots[step.slots[-1]].shape for step in reversed(self._plan.steps)}
-        calls = Counter(kernel for kernel, _, _ in steps)
+        steps = list(calls(self._plan.steps))
+        functions = {step.kernel: self._module.get_function(step.kernel, query_imports=True) for step in steps}
+        tensors = {step: [self._tensors[i] for i in step.slots] for step in steps}
+        outputs = {step.kernel: self._plan.slots[step.slots[-1]].shape for step in reversed(steps)}
         whole: list[float] = []
         copies: list[float] = []
         kernels: list[dict[str, float]] = []
@@ -219,11 +211,14 @@ class Artifact:
                 start = now()
                 self._feed(arrays)
                 copied = now() - start
-                seconds = dict.fromkeys(calls, 0.0)
-                for kernel, function, tensors in steps:
+                seconds: dict[str, float] = {}
+                counts: Counter[str] = Counter()
+                for step in self._followed():
+                    function, arguments = functions[step.kernel], tensors[step]
                     start = now()
-                    function(*tensors)
-                    seconds[kernel] += now() - start
+                    function(*arguments)
+                    seconds[step.kernel] = seconds.get(step.kernel, 0.0) + now() - start
+                    counts[step.kernel] += 1
                 start = now()
                 self._results()
                 copies.append(copied + now() - start)
@@ -231,12 +226,21 @@ class Artifact:
         return Profile(
             tuple(
                 KernelTime(kernel, n, median(run[kernel] for run in kernels[1:]), outputs[kernel])
-                for kernel, n in calls.items()
+                for kernel, n in counts.items()
             ),
             copies_s=median(copies[1:]),
             kernels_s=median(sum(run.values()) for run in kernels[1:]),
             latency_s=median(whole[1:]),
         )
+
+    def _followed(self) -> Iterator[Step]:
+        """The kernel calls of a run; conditions are read from memory when their turn comes."""
+        return followed(self._plan.steps, lambda slot: bool(self._array(slot).item()))
+
+    def _array(self, slot: int) -> NDArray:
+        """The bytes of a slot."""
+        place = self._plan.slots[slot]
+        return runtime.array(self._sections[place.section], place)
 
     def _run_once(self, arrays: Sequence[NDArray]) -> list[NDArray]:
         self._feed(arrays)

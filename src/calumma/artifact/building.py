@@ -25,7 +25,7 @@ from calumma import tvm_compat
 from calumma.artifact import file_format
 from calumma.artifact.artifact import header
 from calumma.artifact.lowered import LoweredModel, read_plan
-from calumma.artifact.plan import Plan
+from calumma.artifact.plan import AnyStep, Branch, Loop, Plan, calls
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, EnvironmentFault, InternalError
 from calumma.target import Target
@@ -89,7 +89,7 @@ def build(lowered: LoweredModel, target: Target, threads: int) -> Executable:
         InternalError: `main` does something else than call kernels, or a kernel cannot be built.
     """
     plan = read_plan(lowered)
-    kernels = {name: lowered.mod[name] for name in dict.fromkeys(step.kernel for step in plan.steps)} or _idle()
+    kernels = {name: lowered.mod[name] for name in dict.fromkeys(step.kernel for step in calls(plan.steps))} or _idle()
     tvm_target = tvm_compat.tvm_target(target, threads)
     names = list(kernels)
     units = min(len(names), _UNITS_PER_WORKER * host.physical_cores())
@@ -144,13 +144,48 @@ def _link_program(plan: Plan, libraries: Sequence[Any], target: Any) -> Any:
     tvm = tvm_compat.load()
     builder = tvm.relax.ExecBuilder()
     with builder.function("main", num_inputs=len(plan.slots)):
-        for step in plan.steps:
-            builder.emit_call(step.kernel, args=[builder.r(slot) for slot in step.slots])
+        _emit(builder, plan.steps, builder.r(len(plan.slots)))
         builder.emit_ret(builder.void_arg())
     root, *others = libraries
     for library in others:
         root.import_module(library)
     return tvm.get_global_func("relax.VMLink")(builder, target, root, [], {})
+
+
+def _emit(builder: Any, steps: Sequence[AnyStep], condition: int) -> None:
+    """Write steps as instructions; `condition` is the register into which conditions are read."""
+
+    def read(slot: int, skipped: int) -> None:
+        """Read a condition, and skip so many instructions where it does not hold."""
+        builder.emit_call("vm.builtin.read_if_cond", args=[builder.r(slot)], dst=condition)
+        builder.emit_if(condition, skipped + 1)
+
+    for step in steps:
+        match step:
+            case Branch():
+                read(step.condition, _instructions(step.then) + 1)
+                _emit(builder, step.then, condition)
+                builder.emit_goto(_instructions(step.otherwise) + 1)
+                _emit(builder, step.otherwise, condition)
+            case Loop():
+                size = _instructions(step.steps)
+                read(step.condition, size + 1)
+                _emit(builder, step.steps, condition)
+                builder.emit_goto(-(size + 2))
+            case _:
+                builder.emit_call(step.kernel, args=[builder.r(slot) for slot in step.slots])
+
+
+def _instructions(steps: Sequence[AnyStep]) -> int:
+    """How many instructions `_emit` writes."""
+    return sum(
+        3 + _instructions(step.then) + _instructions(step.otherwise)
+        if isinstance(step, Branch)
+        else 3 + _instructions(step.steps)
+        if isinstance(step, Loop)
+        else 1
+        for step in steps
+    )
 
 
 def _idle() -> dict[str, Any]:

@@ -37,7 +37,8 @@ from calumma.core import hardware
 from calumma.core.errors import ArtifactError
 from calumma.core.files import replacing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: the steps of a plan are kernel calls alone. 2: branches and loops too."""
 MAGIC = b"CALUMMA\n"
 _ELF = b"\x7fELF"
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from numpy.typing import NDArray
 
 from calumma import tvm_compat
-from calumma.artifact.plan import Lifetime, Plan, Section, Slot, Step, align, place, tensor_bytes
+from calumma.artifact.plan import AnyStep, Branch, Loop, Plan, Section, Step
+from calumma.artifact.storages import Storages
 from calumma.core.errors import InternalError
 from calumma.core.values import TensorSpec
+from calumma.tvm_compat import marks
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class LoweredModel:
     """`tvm.IRModule`. Its Relax function `main(inputs..., params...)` calls the module's PrimFuncs by `R.call_tir` and
     returns a tensor or a tuple: the outputs, then the run-time extents of their bounded axes in order, int64 scalars.
     `R.reshape` costs nothing, nor does `R.concat`, whose parts must be results of kernels that lie side by side in
-    memory. It holds no constants: every weight is a parameter."""
+    memory; control flow is marked (`tvm_compat.marks`). It holds no constants: every weight is a parameter."""
     params: tuple[NDArray, ...]
     """The weights, in order."""
     inputs: tuple[TensorSpec, ...]
@@ -66,35 +68,36 @@ _Value = int | tuple
 
 
 @dataclass
-class _Storage:
-    """Bytes that one or more tensors share: a reshape shares those of its argument."""
+class _Region:
+    """A region of `main` that is being read: a loop's, or one of a branch's two."""
 
-    section: Section
-    size_bytes: int
+    condition: int
+    """Its tensor."""
     first_step: int
-    last_step: int
-    parent: int | None = None
-    """The storage this one is a part of: that of a concatenation it was written into."""
-    offset: int = 0
-    """Bytes from the start of the parent."""
+    outer: list[AnyStep]
+    """The steps around it."""
+    state: tuple[int, ...] = ()
+    """Of a loop."""
+    then: tuple[AnyStep, ...] = ()
+    """The first region of a branch, when the second is read; and its results."""
+    results: tuple[int, ...] = ()
 
 
 class _Reader:
-    """Walks the bindings of `main` in order and collects tensors, the lifetimes of their storage, and kernel calls.
-
-    Step -1 is the entry, where inputs are written.
-    """
+    """Walks the bindings of `main` in order and collects kernel calls, tensors and how long these are needed."""
 
     def __init__(self) -> None:
         self.relax = tvm_compat.load().relax
         self.values: dict[Any, _Value] = {}
-        self.tensors: list[tuple[int, tuple[int, ...], str]] = []  # storage, shape, dtype
-        self.storages: list[_Storage] = []
-        self.steps: list[Step] = []
+        self.storages = Storages()
+        self.steps: list[AnyStep] = []
+        self.regions: list[_Region] = []
+        self.now = 0
+        """Kernel calls so far."""
 
     def define(self, param: Any, section: Section) -> int:
         """A parameter of `main`."""
-        index = self.new(param.ty, section)
+        index = self.storages.new(_shape(param.ty), str(param.ty.dtype), section)
         self.values[param] = index
         return index
 
@@ -105,10 +108,12 @@ class _Reader:
             self.values[binding.var] = self.call(value, kind)
         elif operator == "relax.reshape":
             (source,) = _flat(self.value(value.args[0]))
-            storage, _, dtype = self.tensors[source]
-            self.values[binding.var] = self.add(storage, _shape(kind), dtype)
+            self.values[binding.var] = self.storages.view(source, _shape(kind))
         elif operator == "relax.concat":
-            self.values[binding.var] = self.concat(tuple(_flat(self.value(value.args[0]))), kind)
+            parts = tuple(_flat(self.value(value.args[0])))
+            self.values[binding.var] = self.storages.joined(parts, _shape(kind), str(kind.dtype))
+        elif marks.mark(value):
+            self.values[binding.var] = self.mark(marks.mark(value), value.args)
         else:
             self.values[binding.var] = self.value(value)
 
@@ -116,44 +121,85 @@ class _Reader:
         kernel = str(call.args[0].name_hint)
         if len(call.args) > 2:
             raise InternalError(f"kernel {kernel} takes symbolic shapes, expected fixed ones")
-        step = len(self.steps)
-        outputs = self.allocate(result, step)
+        outputs = self.allocate(result)
         slots = (*_flat(self.value(call.args[1])), *_flat(outputs))
         for slot in slots:
-            self.storages[self.tensors[slot][0]].last_step = step
+            self.storages.use(slot, self.now)
         self.steps.append(Step(kernel, slots))
+        self.now += 1
         return outputs
 
-    def concat(self, parts: Sequence[int], kind: Any) -> int:
-        """The parts side by side: each becomes a range of one storage, and its kernel writes there at once."""
-        result = self.new(kind, "arena")
-        parent, offset = len(self.storages) - 1, 0
-        for part in parts:
-            index, shape, dtype = self.tensors[part]
-            storage = self.storages[index]
-            if storage.section != "arena" or storage.parent is not None or storage.first_step < 0:
-                raise InternalError(
-                    f"part {shape} of a concatenation cannot be placed: an input, a weight or placed twice"
-                )
-            storage.parent, storage.offset = parent, offset
-            offset += tensor_bytes(shape, dtype)
-        self.storages[parent].first_step = min(self.storages[self.tensors[part][0]].first_step for part in parts)
-        return result
-
-    def allocate(self, kind: Any, step: int) -> _Value:
-        """New tensors for the result of a kernel."""
+    def allocate(self, kind: Any) -> _Value:
+        """New tensors for the result of the next kernel."""
         if isinstance(kind, self.relax.TupleType):
-            return tuple(self.allocate(part, step) for part in kind.fields)
-        return self.new(kind, "arena", step)
+            return tuple(self.allocate(part) for part in kind.fields)
+        return self.storages.new(_shape(kind), str(kind.dtype), step=self.now)
 
-    def new(self, kind: Any, section: Section, step: int = -1) -> int:
-        shape, dtype = _shape(kind), str(kind.dtype)
-        self.storages.append(_Storage(section, tensor_bytes(shape, dtype), step, step))
-        return self.add(len(self.storages) - 1, shape, dtype)
+    # -- control flow -----------------------------------------------------------------------------
 
-    def add(self, storage: int, shape: tuple[int, ...], dtype: str) -> int:
-        self.tensors.append((storage, shape, dtype))
-        return len(self.tensors) - 1
+    def mark(self, kind: str, args: Sequence[Any]) -> _Value:
+        """What a mark of `tvm_compat.marks` stands for."""
+        if kind == marks.LOOP:
+            return self.loop(tuple(_flat(self.value(args[0]))))
+        tensors = [tuple(_flat(self.value(arg))) for arg in args]
+        if kind == marks.BRANCH:
+            ((condition,),) = tensors
+            self.open(_Region(condition, self.now, self.steps))
+            return ()
+        if kind == marks.OTHERWISE:
+            region = self.regions[-1]
+            region.then, region.results = self.closed(), tuple(chain(*tensors))
+            self.steps = []
+            return ()
+        if kind == marks.JOIN:
+            return self.join(tuple(chain(*tensors)))
+        if kind == marks.REPEAT:
+            state, sources, stacked = tensors
+            return self.repeat(state, sources, stacked)
+        raise InternalError(f"main contains {kind}, expected one of the marks of control flow")
+
+    def open(self, region: _Region) -> None:
+        self.storages.use(region.condition, self.now)
+        self.regions.append(region)
+        self.steps = []
+
+    def closed(self) -> tuple[AnyStep, ...]:
+        return tuple(self.steps)
+
+    def join(self, results: tuple[int, ...]) -> _Value:
+        """The end of a branch: what its two regions give lies on the same bytes."""
+        region = self.regions.pop()
+        for one, other in zip(region.results, results, strict=True):
+            self.storages.unite(one, other)
+        region.outer.append(Branch(region.condition, region.then, self.closed()))
+        self.steps = region.outer
+        return results
+
+    def loop(self, state: tuple[int, ...]) -> _Value:
+        self.open(_Region(state[0], self.now, self.steps, state))
+        return state
+
+    def repeat(self, following: tuple[int, ...], sources: tuple[int, ...], stacked: tuple[int, ...]) -> _Value:
+        """The end of a loop: the next state lies on the bytes of the last one, by a copy where it has to."""
+        region = self.regions.pop()
+        storages = self.storages
+        for old, new, source in zip(region.state, following, sources, strict=True):
+            if storages.same(old, new):
+                continue
+            held = any(storages.same(source, other) for other in region.state)
+            if not held and storages.replaceable(old, source, region.first_step):
+                self.steps = [step for step in self.steps if not (isinstance(step, Step) and step.slots[-1] == new)]
+                storages.unite(old, source)
+            storages.unite(old, new)
+        for tensor in stacked:
+            storages.stretch(tensor, region.first_step, self.now)
+        storages.keep_through(region.first_step, self.now - 1)
+        storages.use(region.condition, self.now)
+        region.outer.append(Loop(region.condition, self.closed()))
+        self.steps = region.outer
+        return (*region.state, *stacked)
+
+    # -- what comes out ---------------------------------------------------------------------------
 
     def value(self, expression: Any) -> _Value:
         relax = self.relax
@@ -171,31 +217,10 @@ class _Reader:
 
     def plan(self, lowered: LoweredModel, params: Sequence[int], returned: tuple[int, ...]) -> Plan:
         for slot in returned:
-            self.storages[self.tensors[slot][0]].last_step = len(self.steps)
+            self.storages.use(slot, self.now)
         outputs = returned[: len(lowered.outputs)]
         extents = iter(returned[len(lowered.outputs) :])
-        for storage in self.storages:  # a parent comes after its parts
-            if storage.parent is not None:
-                whole = self.storages[storage.parent]
-                whole.first_step = min(whole.first_step, storage.first_step)
-                whole.last_step = max(whole.last_step, storage.last_step)
-        arena = [storage for storage in self.storages if storage.section == "arena" and storage.parent is None]
-        offsets, arena_bytes = place([Lifetime(s.size_bytes, s.first_step, s.last_step) for s in arena])
-        in_arena = iter(offsets)
-        weights_bytes = 0
-        starts = []
-        for storage in self.storages:
-            if storage.parent is not None:
-                starts.append(0)
-            elif storage.section == "arena":
-                starts.append(next(in_arena))
-            else:
-                starts.append(weights_bytes)
-                weights_bytes += align(storage.size_bytes)
-        for index in reversed(range(len(self.storages))):
-            storage = self.storages[index]
-            if storage.parent is not None:
-                starts[index] = starts[storage.parent] + storage.offset
+        slots, arena_bytes, weights_bytes = self.storages.placed()
         n_inputs = len(lowered.inputs)
         return Plan(
             inputs=lowered.inputs,
@@ -203,24 +228,17 @@ class _Reader:
             input_slots=tuple(params[:n_inputs]),
             output_slots=outputs,
             param_slots=tuple(params[n_inputs:]),
-            slots=tuple(Slot(self.storages[s].section, starts[s], shape, dtype) for s, shape, dtype in self.tensors),
+            slots=slots,
             steps=tuple(self.steps),
             arena_bytes=arena_bytes,
             weights_bytes=weights_bytes,
-            input_views=tuple(self.views(slot, returned) for slot in params[:n_inputs]),
+            input_views=tuple(self.storages.views(slot, returned) for slot in params[:n_inputs]),
             output_views=tuple(
-                self.views(slot, (*params, *returned[:i], *returned[i + 1 :])) for i, slot in enumerate(outputs)
+                self.storages.views(slot, (*params, *returned[:i], *returned[i + 1 :]))
+                for i, slot in enumerate(outputs)
             ),
             output_extents=tuple(tuple(islice(extents, len(spec.bounded_axes))) for spec in lowered.outputs),
         )
-
-    def views(self, slot: int, others: Sequence[int]) -> tuple[int, ...]:
-        """All tensors in the storage of one; none if it is tied to its place, by a concatenation or one of `others`."""
-        storage = self.tensors[slot][0]
-        tied = {other.parent for other in self.storages} | {self.tensors[other][0] for other in others}
-        if self.storages[storage].parent is not None or storage in tied:
-            return ()
-        return tuple(index for index, (other, _, _) in enumerate(self.tensors) if other == storage)
 
 
 def _flat(value: _Value) -> Iterator[int]:

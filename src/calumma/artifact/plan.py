@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +48,71 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """Two lists of steps, one of which runs."""
+
+    condition: int
+    """Slot of a boolean scalar, read when a run comes here."""
+    then: tuple[AnyStep, ...]
+    otherwise: tuple[AnyStep, ...]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Steps that run again and again, as long as a condition holds."""
+
+    condition: int
+    """Slot of a boolean scalar, read before every iteration, the first one too."""
+    steps: tuple[AnyStep, ...]
+
+
+AnyStep = Step | Branch | Loop
+
+
+def calls(steps: Iterable[AnyStep]) -> Iterator[Step]:
+    """Every kernel call that is written in `steps`, whether it runs or not."""
+    for step in steps:
+        match step:
+            case Branch():
+                yield from calls(step.then)
+                yield from calls(step.otherwise)
+            case Loop():
+                yield from calls(step.steps)
+            case Step():
+                yield step
+
+
+def followed(steps: Iterable[AnyStep], holds: Callable[[int], bool]) -> Iterator[Step]:
+    """The kernel calls of one run, in order.
+
+    Args:
+        steps: what to follow.
+        holds: reads the condition in a slot. It is asked when a run comes to it: whoever takes a call from this
+            iterator makes it before taking the next.
+    """
+    for step in steps:
+        match step:
+            case Branch():
+                yield from followed(step.then if holds(step.condition) else step.otherwise, holds)
+            case Loop():
+                while holds(step.condition):
+                    yield from followed(step.steps, holds)
+            case Step():
+                yield step
+
+
+def _step_of(data: dict[str, Any]) -> AnyStep:
+    def steps(key: str) -> tuple[AnyStep, ...]:
+        return tuple(map(_step_of, data[key]))
+
+    if "then" in data:
+        return Branch(data["condition"], steps("then"), steps("otherwise"))
+    if "condition" in data:
+        return Loop(data["condition"], steps("steps"))
+    return Step(data["kernel"], tuple(data["slots"]))
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that is needed, beside kernels and weights, to run a model."""
 
@@ -58,7 +123,7 @@ class Plan:
     param_slots: tuple[int, ...]
     """The weights, in the order of the model's parameters."""
     slots: tuple[Slot, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[AnyStep, ...]
     arena_bytes: int
     weights_bytes: int
     input_views: tuple[tuple[int, ...], ...]
@@ -90,7 +155,7 @@ class Plan:
             output_slots=tuple(data["output_slots"]),
             param_slots=tuple(data["param_slots"]),
             slots=tuple(Slot(s["section"], s["offset"], tuple(s["shape"]), s["dtype"]) for s in data["slots"]),
-            steps=tuple(Step(s["kernel"], tuple(s["slots"])) for s in data["steps"]),
+            steps=tuple(map(_step_of, data["steps"])),
             arena_bytes=data["arena_bytes"],
             weights_bytes=data["weights_bytes"],
             # The first files of this format have none: all is copied.

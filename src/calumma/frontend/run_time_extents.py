@@ -35,6 +35,24 @@ def fresh(node: Node) -> Node:
     return expression(lambda x: te.compute(x.shape, lambda *i: x(*i), name="copy"), node, name="copy")
 
 
+def filled(node: Node, shape: Sequence[int]) -> Node:
+    """A node in another shape of the same rank: cut off, or zeros behind what is there."""
+    shape = tuple(shape)
+    if node.shape == shape:
+        return node
+    if 0 in node.shape or 0 in shape:
+        return constant(np.zeros(shape, node.dtype), node.name)
+
+    def element(x: te.Tensor, i: Sequence[tirx.Var]) -> tirx.Expr:
+        longer = [axis for axis, size in enumerate(shape) if size > node.shape[axis]]
+        if not longer:
+            return x(*i)
+        inside = tirx.all(*(i[axis] < node.shape[axis] for axis in longer))
+        return tirx.if_then_else(inside, x(*i), tirx.const(0, node.dtype))
+
+    return expression(lambda x: te.compute(shape, lambda *i: element(x, i), name="filled"), node, name="filled")
+
+
 def size_of(node: Node, axis: int) -> Node:
     """The extent of an axis at run time, int64 scalar."""
     return node.extents.get(axis, constant(np.array(node.shape[axis], np.int64)))

@@ -189,7 +189,7 @@ def _read(expr: Any, nodes: dict[Any, Node]) -> Any:
 
     def flat(arg: Any, original: Any) -> Any:
         if isinstance(arg, tuple):
-            return relax.Tuple([flat(item, item) for item in arg])
+            return relax.Tuple([flat(*pair) for pair in zip(arg, original.fields, strict=True)])
         return _variable(arg, nodes) if isinstance(arg, Node) and not isinstance(original, relax.Var) else original
 
     flattened = [flat(arg, original) for arg, original in zip(args, expr.args, strict=True)]

@@ -12,24 +12,29 @@ computes in the wide type all the same, and widens what it reads. Every operator
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax, te
+from tvm import ir, relax, te, tirx
 
 from calumma.core.contraction import Contraction
 from calumma.expressions import blocking, casts
 from calumma.graph.layouts import Slots, Value, identity_slots, places
 from calumma.graph.nodes import CONSTANT, Node
 from calumma.target import Target
+from calumma.tvm_compat.marks import FIXED
 
 OUT_ELEMENTWISE_FUSABLE = 4
 """TVM's fusion kind of a convolution: elementwise readers fuse behind it, nothing fuses before it."""
 INJECTIVE = 2
 """TVM's fusion kind of functions that compute every element from one of each argument."""
+OPAQUE = 8
+"""TVM's fusion kind of functions that are fused with nothing."""
+_RESHAPE = ir.Op.get("relax.reshape")
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,22 @@ class LoweringContext:
         result = self.builder.emit_te(function, *args, **attrs, primfunc_name_hint=name or "kernel")
         self._unplaced.add(result)
         return result
+
+    def emit_apart(self, function: tirx.PrimFunc, *args: relax.Expr, result: relax.TensorType, name: str) -> relax.Var:
+        """Emit a call of a PrimFunc that is fused with nothing and keeps the schedule it has."""
+        function = function.without_attr("global_symbol").with_attrs({"op_pattern": OPAQUE, FIXED: True})
+        return self.builder.emit(relax.call_tir(self.builder.add_func(function, name), relax.Tuple(args), result))
+
+    @contextmanager
+    def region(self) -> Iterator[None]:
+        """Inside, what runs any number of times: a layout that a value is brought into there is not there outside."""
+        outside = self._plain, self._blocked, self._casts, self._unplaced
+        self._plain, self._blocked, self._casts = ({**cache} for cache in outside[:3])
+        self._unplaced = set()
+        try:
+            yield
+        finally:
+            self._plain, self._blocked, self._casts, self._unplaced = outside
 
     def adjacent(self, parts: Sequence[relax.Expr], axis: int) -> bool:
         """Whether the parts can be written side by side in one buffer at once, instead of being copied together.
@@ -261,6 +282,17 @@ class LoweringContext:
     def copied(self, value: Value) -> relax.Expr:
         """A fresh tensor of the same elements."""
         return self.emit(lambda x: te.compute(x.shape, lambda *i: x(*i), name="copy"), value.expr)
+
+    def fresh(self, node: Node) -> relax.Expr:
+        """The value of a node in the model's own layout, in a tensor of this region that nothing else asks for."""
+        value = self.plain(node)
+        source: Any = value.expr
+        while isinstance(made := self.builder.lookup_binding(source), ir.Call) and made.op == _RESHAPE:
+            source = made.args[0]
+        if source in self._unplaced:
+            self._unplaced.remove(source)
+            return value.expr
+        return self.copied(value)
 
     def _table(self, where: Slots) -> relax.Var:
         return self.param(where.astype("int32"), ("table", where.tobytes()))

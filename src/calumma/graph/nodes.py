@@ -32,9 +32,12 @@ out[n, c, y, x] = in[n, ((y + oy) % sy * sx + (x + ox) % sx) * C + c, (y + oy) /
 LRN = "calumma.lrn"
 MATMUL = "calumma.matmul"
 """matmul with transposes of operands and result absorbed (attrs left_axes, right_axes, out_axes)."""
+BRANCH = "calumma.branch"
+LOOP = "calumma.loop"
+"""Control flow (`graph.control_flow`)."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One operator application, model input or constant."""
 
@@ -54,6 +57,9 @@ class Node:
     extents: Mapping[int, Node] = field(default_factory=dict)
     """Axis -> int64 scalar with the extent at run time, for axes where that depends on values. Importers alone read
     it, to refuse what would take the rest of the tensor for values; a graph keeps those of its outputs."""
+
+    def __repr__(self) -> str:
+        return f"<{self.op} {self.name}: {self.dtype}{list(self.shape)}>"
 
     @property
     def inputs(self) -> list[Node]:

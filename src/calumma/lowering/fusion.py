@@ -14,6 +14,7 @@ from typing import Any
 import tvm
 from tvm import ir, relax, s_tir, tirx
 
+from calumma.graph.context import OPAQUE
 from calumma.space import loops
 from calumma.tvm_compat import kernel_calls
 
@@ -21,8 +22,6 @@ _MOST_EXPANDED = 2_000_000
 """Four tanh in a row (36^4) build in 0.1 s, five in 1.4 s, six in 51 s: measured with TVM 0.27 on a core of 2.6 GHz."""
 _MOST_IN_A_ROW = 256
 """Kernels that feed one another in one fused function: TVM's passes take more than linear time in its length."""
-_OPAQUE = 8
-"""TVM's fusion kind of functions that are fused with nothing."""
 
 
 def fuse(mod: tvm.IRModule, inputs: int) -> tvm.IRModule:
@@ -69,7 +68,7 @@ def _cut(mod: tvm.IRModule) -> tvm.IRModule:
         return mod
     builder = relax.BlockBuilder(mod)
     for name in dict.fromkeys(name for _, name in cut):
-        opaque = mod[name].with_attr("op_pattern", _OPAQUE)
+        opaque = mod[name].with_attr("op_pattern", OPAQUE)
         apart[name] = builder.add_func(opaque, f"{name}_apart")
     mod = builder.get()
     chosen = {call: apart[name] for call, name in cut}

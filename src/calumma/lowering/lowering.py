@@ -17,10 +17,12 @@ from tvm import ir, relax
 from calumma.core.contraction import FLOAT32, Contraction
 from calumma.core.errors import ModelError, reason
 from calumma.core.values import TensorSpec
-from calumma.graph.context import Declined, LoweringContext
+from calumma.graph.context import Declined, LoweringContext, StoredTypes
+from calumma.graph.control_flow import subgraphs
 from calumma.graph.layouts import Slots, Value
-from calumma.graph.nodes import CONSTANT, INPUT, Graph, Node
+from calumma.graph.nodes import BRANCH, CONSTANT, INPUT, LOOP, Graph, Node
 from calumma.lowering.fusion import fuse
+from calumma.lowering.marked_regions import lower_branch, lower_loop
 from calumma.lowering.stored_types import stored_types
 from calumma.operators import registry
 from calumma.target import Target
@@ -71,10 +73,20 @@ class _Lowering:
     """The walk over a graph, and what TVM does with its result."""
 
     def __init__(self, graph: Graph, target: Target, contraction: Contraction) -> None:
-        users = graph.users()
         self.graph = graph
-        self.context = LoweringContext(target, contraction, users, stored_types(graph, contraction, target.lanes))
-        self.orders = _channel_orders(graph, users, target.lanes)
+        self.graphs = [graph, *subgraphs(graph)]
+        self.orders: dict[Node, Slots] = {}
+        users: dict[Node, list[Node]] = {}
+        contracting: set[Node] = set()
+        narrow: set[Node] = set()
+        for each in self.graphs:
+            own = each.users()
+            users.update(own)
+            self.orders.update(_channel_orders(each, own, target.lanes))
+            types = stored_types(each, contraction, target.lanes)
+            contracting.update(types.contracting)
+            narrow.update(types.narrow)
+        self.context = LoweringContext(target, contraction, users, StoredTypes(contracting, narrow))
         self.left: list[LeftToTvm] = []
 
     def run(self) -> LoweredGraph:
@@ -85,18 +97,15 @@ class _Lowering:
             lo.values[node] = Value(var, node.shape)
             inputs.append(var)
         try:
-            with lo.builder.function("main"):
-                with lo.builder.dataflow():
-                    for node in graph.nodes():
-                        if node.op not in (INPUT, CONSTANT) and node not in lo.values:
-                            lo.values[node] = lo.as_stored(node, self._in_order(node, self._lower_node(node)))
-                    results = [lo.builder.emit_output(self._returned(node)) for node in graph.roots]
+            with lo.builder.function("main", pure=len(self.graphs) == 1):
+                self._walk(graph)
+                results = [self._returned(node) for node in graph.roots]
                 output = results[0] if len(results) == 1 else relax.Tuple(results)
                 lo.builder.emit_func_output(output, params=[*inputs, *lo.param_vars])
         except ModelError:
             lo.builder._end_block()  # or TVM warns of the open block when the builder goes
             raise
-        mod = lo.builder.finalize()
+        mod = relax.transform.ConvertToDataflow(min_size=1)(lo.builder.finalize())
         return LoweredGraph(  # the order counts: legalisation may add parameters
             mod=fuse(self._legalized(mod), len(inputs)),
             params=tuple(lo.params),
@@ -110,6 +119,13 @@ class _Lowering:
         )
 
     # -- the walk ---------------------------------------------------------------------------------
+
+    def _walk(self, graph: Graph) -> None:
+        """Lower every node of a graph whose inputs have values."""
+        lo = self.context
+        for node in graph.nodes():
+            if node.op not in (INPUT, CONSTANT) and node not in lo.values:
+                lo.values[node] = lo.as_stored(node, self._in_order(node, self._lower_node(node)))
 
     def _in_order(self, node: Node, value: Any) -> Any:
         return self.context.to_blocked(value, self.orders[node]) if node in self.orders else value
@@ -127,6 +143,10 @@ class _Lowering:
     def _lower_node(self, node: Node) -> Any:
         declined = []
         try:
+            if node.op == BRANCH:
+                return lower_branch(self.context, node, self._walk)
+            if node.op == LOOP:
+                return lower_loop(self.context, node, self._walk)
             for rule in registry.rules_for(node.op):
                 value = rule(self.context, node)
                 if not isinstance(value, Declined):
@@ -217,7 +237,7 @@ class _Lowering:
     def _where(self, operator: str, binding: Any) -> str:
         """A node of the graph that has a Relax operator, for people."""
         operator = operator.removeprefix("relax.")
-        node = next((n for n in self.graph.nodes() if n.op == operator), None)
+        node = next((n for graph in self.graphs for n in graph.nodes() if n.op == operator), None)
         return f"node {node.name if node else binding.var.name_hint}: operator {operator}"
 
 

@@ -5,6 +5,7 @@ Constants and BatchNorm are folded, operators that importers took apart are reco
 
 from __future__ import annotations
 
+from calumma.graph.control_flow import push_constants_inside
 from calumma.graph.nodes import Graph
 from calumma.lowering.rewrites.batch_norm import decompose_batch_norm
 from calumma.lowering.rewrites.channel_shuffle import recover_channel_shuffle
@@ -20,7 +21,7 @@ from calumma.lowering.rewrites.transposes import absorb_transposes
 
 
 def simplify(graph: Graph) -> Graph:
-    """Run every rewrite."""
+    """Run every rewrite, on the graphs of control flow too."""
     decompose_batch_norm(graph)
     fold_constants(graph)
     put_constants_right(graph)
@@ -33,4 +34,6 @@ def simplify(graph: Graph) -> Graph:
     fold_scales(graph)
     join_shifts(graph)
     absorb_transposes(graph)
+    for region in push_constants_inside(graph):
+        simplify(region)
     return graph

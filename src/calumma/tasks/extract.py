@@ -13,7 +13,7 @@ from tvm_ffi import structural_hash
 
 from calumma.core.values import WEIGHTS, Task, Workload
 from calumma.space import loops
-from calumma.tvm_compat import kernel_calls
+from calumma.tvm_compat import kernel_calls, marks
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,19 @@ class ModelTasks:
 
 
 def extract(mod: tvm.IRModule, inputs: int) -> ModelTasks:
-    """Find the tasks of a fused module whose `main` takes `inputs` inputs before its weights."""
+    """Find the tasks of a fused module whose `main` takes `inputs` inputs before its weights.
+
+    A call in a loop counts as often as the loop is thought to run. Kernels that control flow itself needs are no tasks.
+    """
     weights = set(mod["main"].params[inputs:])
     calls: Counter[str] = Counter()
     weight_arguments: dict[str, list[bool]] = {}
-    for call in kernel_calls.of(mod["main"]):
+    for binding, times in marks.counted(mod["main"]):
+        call = binding.value
+        if not kernel_calls.is_call(binding) or marks.FIXED in (mod[call.args[0]].attrs or ()):
+            continue
         name = str(call.args[0].name_hint)
-        calls[name] += 1
+        calls[name] += times
         weight_arguments[name] = [argument in weights for argument in kernel_calls.arguments(call)]
     functions: dict[str, tirx.PrimFunc] = {}
     representative: dict[str, str] = {}
@@ -108,11 +114,12 @@ def _normalised(func: tirx.PrimFunc, weights: list[bool]) -> tirx.PrimFunc:
 
 
 def _redirect(mod: tvm.IRModule, target: Mapping[str, str]) -> tvm.IRModule:
-    """Let `main` call `target[name]` wherever it calls `name`, and drop what is no longer called."""
+    """Let `main` call `target[name]`, if there is one, wherever it calls `name`, and drop what is no longer called."""
     main = mod["main"]
 
     def redirected(call: ir.Call) -> ir.Call:
-        return kernel_calls.with_kernel(call, mod.get_global_var(target[str(call.args[0].name_hint)]))
+        name = str(call.args[0].name_hint)
+        return kernel_calls.with_kernel(call, mod.get_global_var(target.get(name, name)))
 
     body = kernel_calls.rewritten(main, redirected)
     distinct = tvm.IRModule(dict(mod.functions.items()), attrs=mod.attrs)

@@ -370,7 +370,7 @@ _OF_ROWS = (
     *("AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"),
     *("GroupNormalization", "InstanceNormalization", "LRN", "LpPool", "MaxPool", "SpaceToDepth"),
 )
-_BY_THEMSELVES = ("Compress", "NonMaxSuppression", "NonZero", "Shape", "Size", "Slice", "TopK", "Unique")
+_BY_THEMSELVES = ("Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Shape", "Size", "Slice", "TopK", "Unique")
 _CARRIERS: dict[str, Any] = {
     **dict.fromkeys((*_UNARY, *_BINARY), _elementwise),
     **dict.fromkeys(_OF_ROWS, _of_rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -20,6 +21,15 @@ def assign(field: Any, values: list[Any]) -> None:
     if len(values) < len(field):
         del field[:]
         field.extend(values)
+
+
+def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside a graph, and those inside of them."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield attribute.g
+                yield from subgraphs(attribute.g)
 
 
 def captured(node: onnx.NodeProto) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from calumma.frontend.onnx.node import OnnxNode, Typed
 from calumma.frontend.onnx.registry import find_rule
 from calumma.frontend.onnx.supported import unsupported
 from calumma.graph.build import named
-from calumma.graph.nodes import Node, constant
+from calumma.graph.nodes import CONSTANT, INPUT, Node, constant
 
 _NARROW_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
@@ -36,11 +37,18 @@ class Scope:
     Attributes:
         opsets: domain -> version.
         parent: the scope around this one; None for the model's graph.
+        declared: shapes of tensors that the model declares; not to be relied on where ONNX infers one.
     """
 
-    def __init__(self, opsets: Mapping[str, int], parent: Scope | None = None) -> None:
+    def __init__(
+        self,
+        opsets: Mapping[str, int],
+        parent: Scope | None = None,
+        declared: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    ) -> None:
         self.opsets = opsets
         self.parent = parent
+        self.declared = declared
         self._tensors: dict[str, Typed] = {}
 
     def define(self, name: str, tensor: Typed) -> None:
@@ -49,29 +57,38 @@ class Scope:
 
     def get(self, name: str) -> Typed:
         """The tensor of a name, here or further out. Raises ModelError where there is none."""
-        scope: Scope | None = self
-        while scope is not None:
-            if name in scope._tensors:
-                return scope._tensors[name]
-            scope = scope.parent
-        raise ModelError(f"{name!r} is read, and nothing before it gives it; export the model again")
+        if name in self._tensors:
+            return self._tensors[name]
+        if self.parent is None:
+            raise ModelError(f"{name!r} is read, and nothing before it gives it; export the model again")
+        return self.parent.get(name)
 
-    def subgraph(self, graph: onnx.GraphProto, inputs: Sequence[Typed]) -> list[Typed]:
-        """Import a sub-graph in place, with its inputs bound in order; returns its outputs."""
+    def with_weights(self, graph: onnx.GraphProto) -> Scope:
+        """A scope in this one that has the weights of a sub-graph and names for its nodes: the sub-graph can be called
+        there any number of times."""
+        inner = Scope(self.opsets, self)
+        for tensor in graph.initializer:
+            inner.define(tensor.name, constant_tensor(tensor_array(tensor), tensor.data_type, tensor.name))
+        for node in graph.node:
+            node.name = node.name or f"{node.op_type}:{next(iter(node.output), '')}"
+        return inner
+
+    def called(self, graph: onnx.GraphProto, inputs: Sequence[Typed]) -> list[Typed]:
+        """Import a sub-graph whose weights this scope has in place, with its inputs bound in order; returns its
+        outputs."""
+        if len(graph.input) != len(inputs):
+            raise ModelError(
+                f"sub-graph {graph.name} takes {len(graph.input)} inputs, expected {len(inputs)}; export it again"
+            )
         inner = Scope(self.opsets, self)
         for value, tensor in zip(graph.input, inputs, strict=True):
             inner.define(value.name, tensor)
-        for tensor in graph.initializer:
-            inner.define(tensor.name, constant_tensor(tensor_array(tensor), tensor.data_type, tensor.name))
         inner.run(graph)
-        outputs = [inner.get(value.name) for value in graph.output]
-        for value, tensor in zip(graph.output, outputs, strict=True):
-            if tensor.node.extents:
-                raise ModelError(
-                    f"output {value.name} of a sub-graph has an extent that is known at run time only; "
-                    "cut the model off before this node, or export it with fixed shapes"
-                )
-        return outputs
+        return [inner.get(value.name) for value in graph.output]
+
+    def subgraph(self, graph: onnx.GraphProto) -> list[Typed]:
+        """Import a sub-graph without inputs in place; returns its outputs."""
+        return self.with_weights(graph).called(graph, [])
 
     def run(self, graph: onnx.GraphProto) -> None:
         """Import the nodes of a graph, whose inputs and initialisers are defined.
@@ -86,14 +103,13 @@ class Scope:
     def _import_node(self, proto: onnx.NodeProto, types: Mapping[str, TensorType]) -> None:
         version, defaults = _schema(proto.op_type, proto.domain, self.opsets.get(proto.domain, 0))
         inputs = [self.get(name) if name else None for name in proto.input]
-        element_types = {name: element_type for name, (element_type, _) in types.items()}
-        node = OnnxNode(proto, version, inputs, self, element_types, defaults)
+        node = OnnxNode(proto, version, inputs, self, types, defaults)
         with named(proto.name):
             values = folded(proto, self.opsets, inputs, types)
             if values is not None:
-                for name, value in zip(proto.output, values, strict=True):
+                for index, (name, value) in enumerate(zip(proto.output, values, strict=True)):
                     if name:
-                        self.define(name, constant_tensor(value, element_types.get(name), proto.name))
+                        self.define(name, constant_tensor(value, node.output_type(index) or None, proto.name))
                 return
             results = _results(node)
         for index, name in enumerate(proto.output):
@@ -103,6 +119,42 @@ class Scope:
             if result is None:
                 raise node.refused(f"output {index} ({name}) is not supported")
             self.define(name, _checked(node, index, result, types.get(name), inputs))
+
+
+class SubgraphScope(Scope):
+    """A scope around a sub-graph that becomes a graph of its own: what it reads from further out, it captures.
+
+    Attributes:
+        captured: node outside -> the graph's input that stands for it, in the order of the inputs.
+    """
+
+    parent: Scope
+
+    def __init__(self, parent: Scope) -> None:
+        super().__init__(parent.opsets, parent)
+        self.captured: dict[Node, Node] = {}
+
+    def get(self, name: str) -> Typed:
+        return self.capture(self.parent.get(name))
+
+    def capture(self, tensor: Typed) -> Typed:
+        """A tensor from outside as the sub-graph reads it: a constant itself, of any other an input."""
+        node = tensor.node
+        if node.op == CONSTANT:
+            return tensor
+        if node not in self.captured:
+            self.captured[node] = port(node)
+            self.captured[node].extents = {axis: self.inside(extent) for axis, extent in node.extents.items()}
+        return Typed(self.captured[node], tensor.element_type)
+
+    def inside(self, node: Node) -> Node:
+        """An int64 node from outside as the sub-graph reads it."""
+        return self.capture(Typed(node, onnx.TensorProto.INT64)).node
+
+
+def port(like: Node) -> Node:
+    """An input of a sub-graph for values like a node's."""
+    return Node(INPUT, shape=like.shape, dtype=like.dtype, name=like.name)
 
 
 def _results(node: OnnxNode) -> Sequence[Node | None]:

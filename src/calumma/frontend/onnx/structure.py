@@ -10,7 +10,7 @@ from onnx.checker import ValidationError
 
 from calumma.core.errors import ModelError
 from calumma.frontend.onnx.error_text import first_line
-from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, opset_of
+from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, captured, opset_of
 
 OPSETS = range(1, onnx.defs.onnx_opset_version() + 1)
 """Opsets of the default domain that can be imported."""
@@ -61,7 +61,7 @@ def check_graph(proto: onnx.ModelProto) -> None:
         absent = next((name for name in node.input if name not in given), None)
         if absent is not None:
             raise ModelError(f"{what} reads {absent!r}, which nothing before it gives; export the model again")
-        if not node.domain and onnx.defs.has(node.op_type, opset_of(proto), ""):
+        if not node.domain and onnx.defs.has(node.op_type, opset_of(proto), "") and not captured(node):
             try:
                 checker.check_node(node, context)
             except ValidationError as error:

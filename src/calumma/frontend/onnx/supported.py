@@ -8,7 +8,7 @@ import onnx
 from onnx import inliner
 
 from calumma.core.errors import ModelError
-from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, opset_of
+from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, opset_of, subgraphs
 from calumma.frontend.onnx.registry import known_operators
 
 if TYPE_CHECKING:
@@ -54,20 +54,12 @@ def expand_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Replace operators without a rule by the ONNX standard's own definition, where it has one."""
     known = {name for domain, name in known_operators() if not domain}
     opset = opset_of(proto)
-    names = {node.op_type for node in _all_nodes(proto.graph) if not node.domain} - known
+    graphs = (proto.graph, *subgraphs(proto.graph))
+    names = {node.op_type for graph in graphs for node in graph.node if not node.domain} - known
     defined = [name for name in sorted(names) if _has_definition(name, opset)]
     if not defined:
         return proto
     return inliner.inline_selected_functions(proto, [("", name) for name in defined], inline_schema_functions=True)
-
-
-def _all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    nodes = list(graph.node)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                nodes += _all_nodes(attribute.g)
-    return nodes
 
 
 def _has_definition(operator: str, opset: int) -> bool:

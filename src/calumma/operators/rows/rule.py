@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tvm import te
+
 from calumma.expressions.integers import ints
 from calumma.graph.context import OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
 from calumma.graph.layouts import Value
@@ -35,13 +37,13 @@ def lower_layer_norm(lo: LoweringContext, node: Node) -> Value | Declined:
     axes = [a % rank for a in ints(node.attrs.axes)]
     if axes != list(range(rank - len(axes), rank)):
         return Declined(f"it is over axes {axes} of {rank}, not the last ones")
-    if not (node.attrs.center and node.attrs.scale):
-        return Declined("it has no scale or no shift")
+    operands = [data, *([gamma] if node.attrs.scale else []), *([beta] if node.attrs.center else [])]
     epsilon = float(node.attrs.epsilon)
-    expr = lo.emit(
-        lambda x, g, b: expression.layer_norm(x, g, b, len(axes), epsilon, lo.lanes),
-        *(lo.plain(n).expr for n in (data, gamma, beta)),
-        kind=OUT_ELEMENTWISE_FUSABLE,
-        name="layer_norm",
-    )
+
+    def normalised(x: te.Tensor, *given: te.Tensor) -> te.Tensor:
+        g = given[0] if node.attrs.scale else None
+        b = given[-1] if node.attrs.center else None
+        return expression.layer_norm(x, g, b, len(axes), epsilon, lo.lanes)
+
+    expr = lo.emit(normalised, *(lo.plain(n).expr for n in operands), kind=OUT_ELEMENTWISE_FUSABLE, name="layer_norm")
     return Value(expr, node.shape)

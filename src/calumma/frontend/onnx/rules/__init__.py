@@ -2,18 +2,28 @@
 
 from calumma.frontend.onnx.rules import (
     activations,
+    branching,
     constants,
+    convolution,
     elementwise,
     indexing,
+    normalisation,
+    pooling,
+    resampling,
     shapes,
     value_dependent,
 )
 
 __all__ = [
     "activations",
+    "branching",
     "constants",
+    "convolution",
     "elementwise",
     "indexing",
+    "normalisation",
+    "pooling",
+    "resampling",
     "shapes",
     "value_dependent",
 ]

@@ -1,0 +1,109 @@
+"""Resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from calumma.frontend.onnx.node import OnnxNode
+from calumma.frontend.onnx.registry import onnx_rule
+from calumma.frontend.resampling import COORDINATES, ROUNDINGS, Axis, Interpolation, Taps, resize
+from calumma.graph.nodes import Node
+
+_MODES = ("nearest", "linear", "cubic")
+_POLICIES = ("stretch", "not_larger", "not_smaller")
+
+
+@onnx_rule("Upsample")
+def upsample(node: OnnxNode) -> Node:
+    """The scales are attributes before version 9, an input from there on."""
+    x = node.input(0)
+    if node.version >= 9:
+        scales = [float(scale) for scale in node.constant(1, "scales").reshape(-1)]
+    elif node.version >= 7:
+        scales = [float(scale) for scale in node.attribute("scales")]
+    else:
+        scales = [1.0, 1.0, float(node.attribute("height_scale")), float(node.attribute("width_scale"))]
+    return _simply_resized(node, x, scales, {"bilinear": "linear"}.get(mode := str(node.attribute("mode")), mode))
+
+
+@onnx_rule("Resize", since=10)
+def resize_10(node: OnnxNode) -> Node:
+    scales = [float(scale) for scale in node.constant(1, "scales").reshape(-1)]
+    return _simply_resized(node, node.input(0), scales, str(node.attribute("mode")))
+
+
+def _simply_resized(node: OnnxNode, x: Node, scales: Sequence[float], mode: str) -> Node:
+    """As before version 11 of Resize: nearest rounds up where an axis shrinks, else down, as ONNX Runtime does."""
+    if mode not in ("nearest", "linear"):
+        raise node.refused(f"mode {mode!r} is not supported, known are nearest, linear")
+    axes = _axes(node, x, range(len(x.shape)), scales, None)
+
+    def taps(axis: Axis) -> Taps:
+        return Interpolation(mode, "asymmetric", "ceil" if axis.scale < 1 else "floor").taps(axis)
+
+    return resize(x, axes, taps)
+
+
+@onnx_rule("Resize", since=11)
+def resize_11(node: OnnxNode) -> Node:
+    x = node.input(0)
+    rank = len(x.shape)
+    given = node.attribute("axes", None)
+    indices = [node.normalised_axis(int(axis), rank) for axis in (range(rank) if given is None else given)]
+    mode = node.choice("mode", _MODES)
+    coordinates = node.choice("coordinate_transformation_mode", COORDINATES)
+    scales, sizes = _scales_and_sizes(node)
+    policy = node.choice("keep_aspect_ratio_policy", _POLICIES, "stretch")
+    if sizes is not None and policy != "stretch":
+        ratios = [size / x.shape[axis] for size, axis in zip(sizes, indices, strict=True)]
+        ratio = float(np.float32(min(ratios) if policy == "not_larger" else max(ratios)))
+        scales, sizes = [ratio] * len(indices), [int(ratio * x.shape[axis] + 0.5) for axis in indices]
+    roi = node.optional_constant(1, "roi") if coordinates == "tf_crop_and_resize" else None
+    node.optional(1)  # other modes do not read it
+    if coordinates == "tf_crop_and_resize" and (roi is None or roi.size != 2 * len(indices)):
+        raise node.refused(f"roi does not give start and end of {len(indices)} axes", "export the model again")
+    interpolation = Interpolation(
+        mode,
+        coordinates,
+        node.choice("nearest_mode", ROUNDINGS),
+        bool(node.attribute("antialias", 0)),
+        float(node.attribute("cubic_coeff_a")),
+        bool(node.attribute("exclude_outside")),
+    )
+    axes = _axes(node, x, indices, scales, sizes, roi)
+    extrapolation = float(node.attribute("extrapolation_value"))
+    return resize(x, axes, interpolation.taps, extrapolation, rounds=interpolation.antialias)
+
+
+def _scales_and_sizes(node: OnnxNode) -> tuple[Sequence[float] | None, Sequence[int] | None]:
+    scales, sizes = node.optional_constant(2, "scales"), node.integers(3, "sizes")
+    given = [float(scale) for scale in scales.reshape(-1)] if scales is not None and scales.size else None
+    if (given is None) == (not sizes):
+        raise node.refused("it needs either scales or sizes", "export the model again")
+    return given, sizes or None
+
+
+def _axes(
+    node: OnnxNode,
+    x: Node,
+    indices: Sequence[int],
+    scales: Sequence[float] | None,
+    sizes: Sequence[int] | None,
+    roi: np.ndarray | None = None,
+) -> dict[int, Axis]:
+    """How the axes `indices` are resized, by scales, by sizes, or by both where sizes are rounded."""
+    for given in (scales, sizes):
+        if given is not None and (len(given) != len(indices) or min(given) <= 0):
+            raise node.refused(
+                f"{list(given)} are not {len(indices)} positive scales or sizes", "export the model again"
+            )
+    axes = {}
+    for i, index in enumerate(indices):
+        size = x.shape[index]
+        scale = float(np.float32(scales[i])) if scales is not None else 0.0
+        outputs = int(sizes[i]) if sizes is not None else int(np.floor(np.float32(size) * np.float32(scale)))
+        ends = (0.0, 1.0) if roi is None else (float(roi.reshape(-1)[i]), float(roi.reshape(-1)[i + len(indices)]))
+        axes[index] = Axis(size, outputs, scale or float(np.float32(outputs) / np.float32(size)), ends)
+    return axes
