@@ -283,6 +283,11 @@ def carrying() -> tuple[bytes, list[Feeds]]:
     m.add("OneHot", m.add("Gather", found, np.array(1)), np.array(6), np.array([0, 1]), axis=0)
     best = m.add("TopK", rows, np.array([2]), outputs=2, axis=1)
     m.add("GatherElements", rows, best.removesuffix("0") + "1", axis=1)
+    m.add("ScatterND", "x", places, m.add("Neg", values))
+    m.add("ScatterND", "x", m.add("Sub", places, np.array([5, 6])), values, reduction="add")
+    flat = m.add("Reshape", "x", np.array([-1]))
+    index = m.add("Squeeze", m.add("NonZero", flat), np.array([0]))
+    m.add("ScatterElements", np.ones(30, np.float32), index, m.add("Gather", flat, index))
     m.add("TopK", values, m.add("Min", m.add("Shape", values), np.array([3])), outputs=2)
     m.add("Compress", rows, m.add("Greater", values, np.float32(0)), axis=0)
     m.add("Compress", rows, m.add("Greater", values, np.float32(0)))
@@ -312,5 +317,5 @@ def test_what_would_read_behind_the_end_is_refused() -> None:
         compiled(m.bytes({"x": x, "mask": np.zeros(4, bool)}))
     m = Model()
     m.add("Range", "a", "b", "c")
-    with pytest.raises(InputError, match="operator Range: the start is computed at run time"):
+    with pytest.raises(InputError, match=r"operator Range: .* is computed at run time"):
         compiled(m.bytes({name: np.array(1) for name in "abc"}))
