@@ -47,7 +47,7 @@ class TorchNode:
     @property
     def overload(self) -> str:
         """The operator with its overload ("add.Tensor")."""
-        return str(self.fx.target.__name__)  # type: ignore[union-attr]
+        return str(self.fx.target.__name__)
 
     def result(self, index: int | None = None) -> torch.Tensor:
         """What torch says of the result, or of one of several: a tensor without memory."""
@@ -72,7 +72,7 @@ class TorchNode:
         return computed_dtype(dtype)
 
     def _arguments(self, names: tuple[str, ...]) -> list[Any]:
-        schema = self.fx.target._schema.arguments  # type: ignore[union-attr]
+        schema = self.fx.target._schema.arguments
         places = [argument.name for argument in schema]
         args, kwargs = self.fx.args, self.fx.kwargs
         return [kwargs[name] if name in kwargs else args[places.index(name)] for name in names]

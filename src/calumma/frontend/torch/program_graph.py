@@ -71,7 +71,7 @@ def _called(fx: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:
 
     if fx.target is python_operator.getitem:
         source, index = fx.args
-        item = values[source][index]  # type: ignore[index]
+        item = values[source][index]
         if item is None:
             raise ModelError(f"node {fx.name}: result {index} of {source} is not supported; leave it out")
         return item
@@ -85,7 +85,7 @@ def _called(fx: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:
             "write it with other torch operators, or export the module to ONNX"
         )
     arguments = {}
-    for place, argument in enumerate(fx.target._schema.arguments):  # type: ignore[union-attr]
+    for place, argument in enumerate(fx.target._schema.arguments):
         given = place < len(fx.args) or argument.name in fx.kwargs
         value = fx.args[place] if place < len(fx.args) else fx.kwargs.get(argument.name, argument.default_value)
         default = argument.default_value if argument.has_default_value() else value

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from calumma.core.errors import InternalError
 from calumma.graph.nodes import Node
@@ -20,6 +20,7 @@ from calumma.graph.nodes import Node
 Result = Node | Sequence[Node | None]
 """One node per result; None for one that no model reads."""
 AtenRule = Callable[..., Result]
+_Rule = TypeVar("_Rule", bound=AtenRule)
 
 _ELSEWHERE = frozenset({"device", "dtype", "implicit", "layout", "memory_format", "non_blocking", "pin_memory"})
 """Arguments that decide nothing but where a result lies, or its type, which torch says of it as well."""
@@ -28,10 +29,10 @@ _RULES: dict[str, AtenRule] = {}
 _NAMES: dict[AtenRule, frozenset[str]] = {}
 
 
-def aten_rule(*names: str) -> Callable[[AtenRule], AtenRule]:
+def aten_rule(*names: str) -> Callable[[_Rule], _Rule]:
     """Register a function as the rule of operators, each named with its overload ("add.Tensor")."""
 
-    def register(function: AtenRule) -> AtenRule:
+    def register(function: _Rule) -> _Rule:
         for name in names:
             if name in _RULES:
                 raise InternalError(f"operator {name}: two rules")
