@@ -1,11 +1,13 @@
-"""How many of ONNX's own conformance cases are right, beside ONNX Runtime.
+"""How many of ONNX's own conformance cases are right, beside ONNX Runtime; and of torch's operators, beside eager.
 
 `python -m benchmarks.conformance` runs every case of `onnx.backend.test` whose inputs and outputs are tensors, and
-prints a line for each that is not right, then a table by operator. Exit status 1 where a case is wrong, dies or hangs.
+prints a line for each that is not right, then a table by operator. `--suite torch` runs torch's operator database
+through `torch.compile`. Exit status 1 where a case is wrong, dies or hangs.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
 import re
 import sys
@@ -13,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from benchmarks import onnx_cases, output
+from benchmarks import onnx_cases, output, torch_cases
 from benchmarks.onnx_cases import Verdict
 from calumma.core.errors import InputError
 
@@ -26,7 +28,13 @@ def main() -> int:
     options.add_argument("--only", metavar="REGEX", help="cases whose name contains a match")
     options.add_argument("--every", type=int, default=1, metavar="N", help="one case of N")
     options.add_argument("--jobs", type=int, default=2, help="cases at a time")
+    options.add_argument("--suite", choices=("onnx", "torch"), default="onnx", help="whose cases")
+    options.add_argument("--samples", type=int, default=3, help="of each of torch's operators")
     args = options.parse_args()
+    return _onnx(args) if args.suite == "onnx" else _torch(args)
+
+
+def _onnx(args: argparse.Namespace) -> int:
     cases = [case for case in onnx_cases.all_cases() if re.search(args.only or "", case.name)]
     cases = cases[:: 20 if args.quick else args.every]
     if not cases:
@@ -45,6 +53,38 @@ def main() -> int:
     if args.json:
         output.write(args.json, metrics, [asdict(v) for v in verdicts], output.environment(args.threads))
     return 1 if any(metrics[fault] for fault in _FAULTS) else 0
+
+
+def _torch(args: argparse.Namespace) -> int:
+    chosen = [op for op in torch_cases.operators() if re.search(args.only or "", op.name)]
+    chosen = chosen[:: 40 if args.quick else args.every]
+    if not chosen:
+        raise InputError(f"--only {args.only}: no operator has such a name")
+    start = time.perf_counter()
+    found = []
+    for done, outcomes in enumerate(torch_cases.outcomes(chosen, args.samples, args.jobs), start=1):
+        found += outcomes
+        for outcome in outcomes:
+            if outcome.verdict != "right":
+                where = f"[{done}/{len(chosen)}] {outcome.verdict:14} {outcome.operator}/{outcome.sample}"
+                print(f"{where}: {outcome.note}", flush=True)
+    judged = [outcome for outcome in found if outcome.verdict not in ("not comparable", "no region")]
+    counts = collections.Counter(outcome.verdict for outcome in found)
+    by_operator = {name: {o.verdict for o in judged if o.operator == name} for name in {o.operator for o in judged}}
+    metrics = {
+        "samples": len(judged),
+        "op_db_right": counts["right"] / max(len(judged), 1),
+        "op_db_operators": len(by_operator),
+        "op_db_operators_right": sum(verdicts == {"right"} for verdicts in by_operator.values())
+        / max(len(by_operator), 1),
+        **{f"op_db_{verdict.replace(' ', '_')}": counts[verdict] for verdict in torch_cases.VERDICTS[1:]},
+        "seconds": time.perf_counter() - start,
+    }
+    for name, value in metrics.items():
+        print(f"{name:24} {value:.4g}")
+    if args.json:
+        output.write(args.json, metrics, [asdict(outcome) for outcome in found], output.environment(args.threads))
+    return 1 if any(counts[fault] for fault in ("wrong", "error", "crash", "hang")) else 0
 
 
 def _metrics(verdicts: Sequence[Verdict], seconds: float) -> dict[str, float]:

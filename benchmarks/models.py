@@ -40,9 +40,9 @@ from benchmarks.commands import calumma
 from calumma.core.errors import InputError
 from calumma.peers import Contestant, RaceResult, peers, race
 
-TUNED, _UNTUNED = "calumma", "calumma-untuned"
+TUNED, UNTUNED = "calumma", "calumma-untuned"
 """Labels of our artifacts in a race."""
-_OURS = (TUNED, _UNTUNED)
+_OURS = (TUNED, UNTUNED)
 _TOLERANCE = 1e-3
 _PROFILED = "resnet50"
 _WEIGHTY = 0.01
@@ -150,7 +150,7 @@ def _measure(name: str, options: argparse.Namespace) -> Row:
         try:
             say("compiling")
             row["compile"] = calumma("compile", model, "-o", untuned, "--db", folder / "empty.db", *common)
-            entries.append(Contestant(_UNTUNED, "calumma", str(untuned)))
+            entries.append(Contestant(UNTUNED, "calumma", str(untuned)))
             if not options.untuned_only:
                 say(f"tuning, {options.budget}")
                 database = folder / "tuned.db" if options.databases is None else options.databases / f"{name}.db"
@@ -197,8 +197,8 @@ def ratios(result: RaceResult) -> Row:
         return spread.median if spread else None
 
     found["vs_onnxruntime"] = ratio(TUNED, "onnxruntime")
-    found["untuned_vs_onnxruntime"] = ratio(_UNTUNED, "onnxruntime")
-    found["tuned_vs_untuned"] = ratio(TUNED, _UNTUNED)
+    found["untuned_vs_onnxruntime"] = ratio(UNTUNED, "onnxruntime")
+    found["tuned_vs_untuned"] = ratio(TUNED, UNTUNED)
     against = [value for label in rivals if (value := ratio(ours[0].label, label)) is not None]
     found["speedup_vs_best"] = 1 / max(against) if against else None
     return found

@@ -13,10 +13,12 @@ from calumma.operators.convolution import expression as conv
 from calumma.operators.depthwise import expression as depthwise
 from calumma.operators.matmul import expression as matmul
 from calumma.operators.pooling.expression import global_avg_pool2d
+from calumma.operators.recurrent.expression import recurrent
 from calumma.operators.rows.expression import softmax
 from calumma.testing import check_space
 from tests import isas
 from tests.prim_funcs import prim_func
+from tests.recurrent_layers import layer
 
 
 def _conv2d(lanes, channels, out_channels, size, kernel, stride=1, groups=1):
@@ -75,6 +77,11 @@ FUNCTIONS = {
         lambda n: _batched(n, (1, 12), 197, 64, 197),
         lambda n: _batched(n, (2, 3), 1, 64, 50),
         lambda n: _batched(n, (), 64, 64, 64),
+    ],
+    "recurrent": [
+        lambda n: recurrent(layer("lstm", 100, 1, 512, n)),
+        lambda n: recurrent(layer("gru", 50, 8, 13 * n, n)),
+        lambda n: recurrent(layer("rnn", 3, 2, 5, n)),
     ],
     "reduction": [
         lambda n: prim_func(global_avg_pool2d, (1, 8, 7, 7, n)),

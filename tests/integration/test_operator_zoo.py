@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from calumma.frontend.relax_graph import from_relax
 from onnx import TensorProto
 from tvm import relax
 
 from calumma import tvm_compat
 from calumma.core.errors import ModelError
 from calumma.frontend.importer import import_model
-from calumma.frontend.relax_graph import from_relax
 from calumma.lowering.lowering import lower
 from tests import isas
 from tests.compiled_model import compiled

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tvm import topi
 
+from calumma.operators.extrema.expression import argmax
 from calumma.operators.normalisation import expression as lrn
 from calumma.operators.pooling.expression import AxisWindow, avg_pool2d, max_pool2d
 from calumma.operators.rows import space as rows
@@ -27,6 +28,9 @@ def _layer_norm(x):
 
 IMAGE, W = _array(1, 5, 9, 12), AxisWindow(3, 2, 1, 1)
 SCORES, RAGGED, HIDDEN = _array(1, 2, 9, 64), _array(3, 5, 37), _array(6, 96)
+TIES = np.random.default_rng(0).choice(
+    np.array([1, 2, -np.inf, np.inf, np.nan], "float32"), (64, 37), p=[0.48, 0.4, 0.1, 0.01, 0.01]
+)
 
 L = isas.lanes()
 
@@ -46,6 +50,7 @@ CASES = {
         _layer_norm(2 * HIDDEN).reshape(6, 8, 12),
     ),
     "softmax of TOPI": (topi.nn.softmax, [HIDDEN], _softmax(HIDDEN)),
+    "first of the largest": (lambda x: argmax(x, 1).astype("float32"), [TIES], TIES.argmax(1).astype("float32")),
     "max pooling, plain": (lambda x: max_pool2d(x, W, W), [IMAGE], None),
     "average pooling, plain, narrow": (lambda x: avg_pool2d(x, W, W), [IMAGE[..., :9].copy()], None),
     "response norm": (lambda x: lrn.local_response_norm(x, 5, 0.1, 0.75, 1.0), [_array(1, 2, 3, 4, L)], None),

@@ -25,6 +25,12 @@ def test_integers_stay_inside_any_axis(dtype: str) -> None:
     assert set(np.unique(v.random_array((64,), dtype, 1, 0).astype(int))) == {0, 1}
 
 
+def test_arguments_are_as_large_as_a_function_wants_them() -> None:
+    floats = v.random_array((64,), "float32", 1, 0, magnitude=0.25)
+    np.testing.assert_array_equal(floats, v.random_array((64,), "float32", 1, 0) / 4)
+    assert set(np.unique(v.random_array((256,), "int32", 1, 0, magnitude=3))) == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int8", "int32", "int64", "bool"])
 def test_an_unwritten_output_is_wrong(dtype: str) -> None:
     reference = np.ones((4, 4), dtype)

@@ -22,6 +22,7 @@ from calumma.peers import (
     race,
     random_inputs,
 )
+from calumma.peers.race import _change
 
 
 @pytest.fixture
@@ -147,6 +148,12 @@ def test_the_worst_output_counts():
     good, bad = np.ones(3, np.float32), np.full(3, 1.5, np.float32)
     assert max_relative_difference([good, bad], [good, good]) == 0.5
     assert max_relative_difference([good], [good, good]) == math.inf
+
+
+def test_outputs_of_other_shapes_have_changed():
+    few, many = np.ones(2, np.float32), np.ones(3, np.float32)
+    assert _change([[few], [many]]) == math.inf
+    assert _change([[few, few], [many, few]]) == 0.0
 
 
 def _row(label: str, *rounds_s: float) -> Row:

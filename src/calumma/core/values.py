@@ -61,6 +61,9 @@ class TensorSpec:
 
 WEIGHTS = "calumma.weights"
 """Attribute of a workload's function: positions of the arguments that are weights of the model."""
+MAGNITUDES = "calumma.magnitudes"
+"""Attribute of a workload's function: by position, the largest magnitude of the random values that its arguments get
+when it is measured or verified; 1 for each without it."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
-from calumma.expressions.loops import constant, counter, either, kernel
+from calumma.expressions.statements import constant, counter, either, kernel
 
 Before = Callable[[Any, Any], Any]
 """(item, item) -> whether the first is to come strictly before the second; may emit statements."""
@@ -44,8 +44,9 @@ def merge_sort(items: Any, count: Any, most: int, before: Before) -> None:
     Runs of 1, 2, 4, ... items are merged from one half of `items` into the other.
     """
     passes = max(most - 1, 0).bit_length()
-    for number in range(passes):
-        width, source, target = 2**number, number % 2 * most, (1 - number % 2) * most
+    with T.serial(0, passes) as number:
+        width = T.Bind(tirx.const(1, "int32") << number)
+        source, target = T.Bind(number % 2 * most), T.Bind((1 - number % 2) * most)
         with T.serial(0, (count + (2 * width - 1)) // (2 * width)) as run:
             low = T.Bind(run * (2 * width))
             middle = T.Bind(tirx.min(low + width, count))

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from tvm import relax, te, tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from calumma.expressions.statements import kernel
 from calumma.graph.build import expression, operator
 from calumma.graph.nodes import CONSTANT, Node, constant
 
@@ -121,7 +121,7 @@ def scattered_elements(x: Node, indices: Node, updates: Node, axis: int, reducti
                 target = [*i[:axis], place(index[tuple(source)], x.shape[axis]), *i[axis:]]
                 _store(out, target, update[tuple(source)], reduction)
 
-    return _extern(body, x, indices, updates, "scatter_elements")
+    return _written(body, x, indices, updates, "scatter_elements")
 
 
 def scattered_slices(x: Node, indices: Node, updates: Node, reduction: str) -> Node:
@@ -147,7 +147,7 @@ def scattered_slices(x: Node, indices: Node, updates: Node, reduction: str) -> N
                 target = [place(index[(*i, n)], x.shape[n]) for n in range(columns)]
                 _store(out, [*target, *j], update[(*i, *j)], reduction)
 
-    return _extern(body, x, indices, updates, "scatter_nd")
+    return _written(body, x, indices, updates, "scatter_nd")
 
 
 def one_hot(indices: Node, depth: int, values: Node, axis: int) -> Node:
@@ -196,20 +196,10 @@ def written_rows(cache: Node, update: Node, starts: Node, axis: int, *, circular
     return expression(function, cache, update, starts, name="write_rows")
 
 
-def _extern(body: Callable[..., None], x: Node, indices: Node, updates: Node, name: str) -> Node:
+def _written(body: Callable[..., None], x: Node, indices: Node, updates: Node, name: str) -> Node:
     """A kernel of loops that reads three tensors and writes one like the first."""
-
-    def build(ins: Sequence[Any], outs: Sequence[Any]) -> Any:
-        with IRBuilder() as builder:
-            with T.seq_scope():
-                body(*ins, outs[0])
-            return builder.get()
-
-    def function(*tensors: te.Tensor) -> te.Tensor:
-        out = tirx.decl_buffer(tensors[0].shape, x.dtype, "out", layout=None)
-        return te.extern([tensors[0].shape], list(tensors), build, dtype=x.dtype, out_buffers=[out], name=name)
-
-    return expression(function, x, indices, updates, name=name)
+    result = [(x.shape, x.dtype)]
+    return expression(lambda *tensors: kernel(name, body, tensors, result)[0], x, indices, updates, name=name)
 
 
 def _copy(data: Any, out: Any, shape: Sequence[int]) -> None:

@@ -114,6 +114,60 @@ def padded(
     return expression(lambda t: te.compute(shape, lambda *i: element(t, *i), name="pad"), x, name="pad")
 
 
+def padded_at_run_time(
+    x: Node, amounts: Node, axes: Node, shape: Sequence[int], mode: str, value: Node | None = None
+) -> Node:
+    """`padded` by amounts that are computed, to a shape that is known.
+
+    Args:
+        amounts: (2 n,): elements before each of n axes, then those after.
+        axes: (n,): integers, negative ones count from the end.
+        shape: of the result, to which the amounts add up.
+    """
+    rank, count = len(x.shape), math.prod(axes.shape)
+    if 0 in shape:
+        return constant(np.zeros(tuple(shape), x.dtype), x.name)
+
+    def of_every_axis(by: te.Tensor, axis: te.Tensor) -> te.Tensor:
+        def amount(i: tirx.Expr) -> tirx.Expr:
+            given = tirx.const(0, "int64")
+            for c in range(count):
+                there = tirx.any(axis(c) == i % rank, axis(c) + rank == i % rank)
+                given = tirx.Select(there, by(tirx.Select(i < rank, c, c + count)).astype("int64"), given)
+            return given
+
+        return te.compute((2 * rank,), amount, name="pads")
+
+    def element(t: te.Tensor, by: te.Tensor, fill: te.Tensor, *i: tirx.Expr) -> tirx.Expr:
+        places, checks = [], []
+        for axis, (j, n) in enumerate(zip(i, x.shape, strict=True)):
+            before, after = by(axis), by(axis + rank)
+            cut = tirx.max(tirx.min(-before, n), 0)
+            left = tirx.max(n - cut - tirx.max(-after, 0), 1)
+            place = j - tirx.max(before, 0)
+            checks += [place >= 0, place < left]
+            inside = {"reflect": _mirrored, "wrap": _repeated}.get(mode, _nearest)(place, left)
+            places.append(tirx.max(tirx.min(cut + inside, n - 1), 0))
+        return t(*places) if mode != "constant" else tirx.if_then_else(tirx.all(*checks), t(*places), fill())
+
+    def function(t: te.Tensor, by: te.Tensor, fill: te.Tensor) -> te.Tensor:
+        return te.compute(tuple(shape), lambda *i: element(t, by, fill, *i), name="pad")
+
+    fill = scalar(0, x.dtype) if value is None else reshape(value, ())
+    return expression(function, x, expression(of_every_axis, amounts, axes, name="pads"), fill, name="pad")
+
+
+def counted(start: Node, step: Node, count: int) -> Node:
+    """start, start + step, ...: so many numbers from two scalars."""
+    if count == 0:
+        return constant(np.zeros(0, start.dtype), start.name)
+
+    def function(first: te.Tensor, width: te.Tensor) -> te.Tensor:
+        return te.compute((count,), lambda i: first() + i.astype(start.dtype) * width(), name="range")
+
+    return expression(function, reshape(start, ()), reshape(step, ()), name="range")
+
+
 def triangle(x: Node, offset: Node, *, upper: bool) -> Node:
     """The upper or lower triangles of matrices, 0 elsewhere.
 
@@ -205,16 +259,15 @@ def _surrounded(x: Node, before: Sequence[int], after: Sequence[int], value: Nod
     return expression(lambda t, v: te.compute(shape, lambda *i: element(t, v(), *i), name="pad"), x, value, name="pad")
 
 
-def _mirrored(place: tirx.Expr, size: int) -> tirx.Expr:
-    if size == 1:
-        return tirx.const(0, "int64")
-    distance = tirx.floormod(place, 2 * (size - 1))
-    return tirx.min(distance, 2 * (size - 1) - distance)
+def _mirrored(place: tirx.Expr, size: int | tirx.Expr) -> tirx.Expr:
+    period = 2 * (size - 1)
+    distance = tirx.floormod(place, max(period, 1) if isinstance(period, int) else tirx.max(period, 1))
+    return tirx.min(distance, period - distance)
 
 
-def _nearest(place: tirx.Expr, size: int) -> tirx.Expr:
+def _nearest(place: tirx.Expr, size: int | tirx.Expr) -> tirx.Expr:
     return tirx.max(tirx.min(place, size - 1), 0)
 
 
-def _repeated(place: tirx.Expr, size: int) -> tirx.Expr:
+def _repeated(place: tirx.Expr, size: int | tirx.Expr) -> tirx.Expr:
     return tirx.floormod(place, size)

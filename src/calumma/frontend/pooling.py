@@ -21,6 +21,8 @@ from calumma.graph.nodes import Node, constant
 from calumma.operators.pooling.expression import AxisWindow
 
 _NONE = AxisWindow(1)
+_LARGEST_PRODUCT = 8
+"""Whole exponents up to which a power is a product."""
 
 
 def max_pool(x: Node, windows: Sequence[AxisWindow], ceil_mode: bool = False) -> Node:
@@ -132,10 +134,15 @@ def norm_pool(x: Node, windows: Sequence[AxisWindow], p: float, ceil_mode: bool 
 
 def power(x: Node, p: float) -> Node:
     """|x| to the power p."""
-    if p == 2:
-        return operator(relax.op.multiply, x, x)
-    magnitude = operator(relax.op.abs, x)
-    return magnitude if p == 1 else operator(relax.op.power, magnitude, scalar(p, x.dtype))
+    result = operator(relax.op.multiply, x, x) if p == 2 else operator(relax.op.abs, x)
+    if p in (1, 2):
+        return result
+    if p != int(p) or not 0 < p <= _LARGEST_PRODUCT:
+        return operator(relax.op.power, result, scalar(p, x.dtype))
+    magnitude = result
+    for _ in range(int(p) - 1):
+        result = operator(relax.op.multiply, result, magnitude)
+    return result
 
 
 def root(x: Node, p: float) -> Node:

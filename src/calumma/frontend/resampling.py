@@ -35,8 +35,8 @@ class Axis:
 
     @property
     def stays(self) -> bool:
-        """Whether nothing changes."""
-        return self.size == self.outputs and self.scale == 1 and self.roi == (0.0, 1.0)
+        """Whether nothing changes: where it is not scaled ONNX Runtime does not read the region either."""
+        return self.size == self.outputs and self.scale == 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def _crop(j: Floats, axis: Axis) -> Floats:
 
 def _symmetric(j: Floats, axis: Axis) -> Floats:
     adjustment = _F32(axis.outputs) / (_F32(axis.scale) * _F32(axis.size))
-    return _F32(axis.size) / _F32(2) * (_F32(1) - adjustment) + _half_pixel(j, axis)
+    start = _F32(axis.size) / _F32(2) * (_F32(1) - adjustment)
+    return start + (j + _F32(0.5)) / _F32(axis.scale) - _F32(0.5)
 
 
 COORDINATES: Mapping[str, Callable[[Floats, Axis], Floats]] = {
@@ -113,8 +114,6 @@ class Interpolation:
     def taps(self, axis: Axis) -> Taps:
         """What the results along an axis read."""
         x = COORDINATES[self.coordinates](np.arange(axis.outputs, dtype=np.float32), axis)
-        if axis.size == axis.outputs and axis.scale == 1 and self.coordinates != "tf_crop_and_resize":
-            x = np.arange(axis.outputs, dtype=np.float32)
         last = axis.size - 1
         outside = (x < 0) | (x > last) if self.coordinates == "tf_crop_and_resize" else None
         if self.mode == "nearest":
@@ -149,43 +148,59 @@ class Interpolation:
         return positions, np.where(d <= 1, near, np.where(d < 2, far, 0))
 
 
-def resize(x: Node, axes: Mapping[int, Axis], taps: Callable[[Axis], Taps], extrapolation: float = 0.0) -> Node:
+def resize(
+    x: Node, axes: Mapping[int, Axis], taps: Callable[[Axis], Taps], extrapolation: float = 0.0, rounds: bool = False
+) -> Node:
     """`x` with some of its axes resized.
 
     Args:
         axes: axis -> how.
         taps: of each axis, such as `Interpolation.taps`.
         extrapolation: the value of results that lie outside of any axis.
+        rounds: round integers after every axis, the last one first; else they lose what is behind the point.
     """
     steps = {index: taps(axis) for index, axis in axes.items() if not axis.stays}
     dtype, result = x.dtype, x
+    is_integer = not dtype.startswith("float")
     gathers = {i: t for i, t in steps.items() if t.weights.shape[1] == 1 and (t.weights == 1).all()}
     if gathers:
         result = _gathered(result, gathers)
     summed = {i: t for i, t in steps.items() if i not in gathers}
     if summed and dtype != "float64":
         result = cast(result, "float32")
-    for index, step in sorted(summed.items(), key=lambda entry: (entry[0] == len(x.shape) - 1, -entry[0])):
+    last = -1 if rounds and is_integer else len(x.shape) - 1  # sums of rows are vector code: the last axis comes last
+    for index, step in sorted(summed.items(), key=lambda entry: (entry[0] == last, -entry[0])):
         result = _weighted(result, index, step)
+        if is_integer:
+            result = _whole(result, dtype, rounds)
     outside = {i: t.outside for i, t in steps.items() if t.outside is not None and t.outside.any()}
     if outside:
         result = _extrapolated(result, outside, extrapolation)
-    return _as_type(result, dtype)
+    return cast(result, dtype)
 
 
-def _as_type(x: Node, dtype: str) -> Node:
-    """Values in another type; integers saturate, and lose what is behind the point."""
-    if x.dtype == dtype:
-        return x
-    if dtype in ("int8", "uint8"):
-        low, high = (-128, 127) if dtype == "int8" else (0, 255)
+def weighted(x: Node, steps: Mapping[int, Taps]) -> Node:
+    """`x` with each of some axes replaced by weighted sums of its elements."""
+    for index, step in sorted(steps.items(), key=lambda entry: (entry[0] == len(x.shape) - 1, -entry[0])):
+        x = _weighted(x, index, step)
+    return x
 
-        def saturated(x: te.Tensor) -> te.Tensor:
-            limits = tirx.const(low, x.dtype), tirx.const(high, x.dtype)
-            return te.compute(x.shape, lambda *i: tirx.max(tirx.min(x(*i), limits[1]), limits[0]).astype(dtype))
 
-        return expression(saturated, x, name="saturated")
-    return cast(x, dtype)
+def _whole(x: Node, dtype: str, rounds: bool) -> Node:
+    """Floats rounded, and brought into the range of an integer type."""
+    narrow = {"int8": (-128, 127), "uint8": (0, 255)}.get(dtype)
+
+    def whole(x: te.Tensor) -> te.Tensor:
+        def body(*i: tirx.Var) -> tirx.Expr:
+            value = tirx.floor(x(*i) + tirx.const(0.5, x.dtype)) if rounds else x(*i)
+            if narrow is None:
+                return value
+            low, high = (tirx.const(limit, x.dtype) for limit in narrow)
+            return tirx.max(tirx.min(value, high), low)
+
+        return te.compute(x.shape, body, name="whole")
+
+    return expression(whole, x, name="whole") if rounds or narrow else x
 
 
 def _gathered(x: Node, steps: Mapping[int, Taps]) -> Node:

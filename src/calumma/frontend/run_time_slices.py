@@ -10,13 +10,16 @@ from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from calumma.core.errors import ModelError
-from calumma.expressions.loops import constant as number
-from calumma.expressions.loops import counter, kernel
+from calumma.expressions.statements import constant as number
+from calumma.expressions.statements import counter, kernel
 from calumma.frontend import movement
 from calumma.frontend.run_time_extents import bounded, refuse, size_of
 from calumma.graph.build import cast, expression
 from calumma.graph.context import INJECTIVE
 from calumma.graph.nodes import CONSTANT, Node, constant
+
+_TO_THE_END = (2**31 - 1, 2**63 - 1)
+"""Ends that stand for the end of the axis, which is its start where a step is negative: as in ONNX Runtime."""
 
 
 def sliced(x: Node, starts: Node, ends: Node, axes: Node | None = None, steps: Node | None = None) -> Node:
@@ -59,6 +62,8 @@ def _fixed(x: Node, slices: Mapping[int, tuple[int, int, int]]) -> Node:
 
 def _range(size: int, start: int, end: int, step: int) -> range:
     """The indices of a slice. A start before the axis is its first element for any step, unlike in NumPy."""
+    if step < 0 and end in _TO_THE_END:
+        end = -size - 1
     start, end = (place + size if place < 0 else place for place in (start, end))
     most, least = (size, 0) if step > 0 else (size - 1, -1)
     places = range(max(min(start, most), 0), max(min(end, most), least), step) if size else range(0)
@@ -119,6 +124,8 @@ def _places(vectors: Sequence[te.Tensor], sizes: Sequence[te.Tensor]) -> list[te
                     least = T.Bind(tirx.Select(forward, number(0), number(-1)))
                     for place, given in ((start, starts[j]), (end, ends[j])):
                         place[0] = tirx.Select(given < number(0), given + size[0], given)
+                    to_the_end = tirx.any(*(ends[j] == number(most) for most in _TO_THE_END))
+                    end[0] = tirx.Select(tirx.all(tirx.Not(forward), to_the_end), number(-1), end[0])
                     start[0] = tirx.max(tirx.min(start[0], most), number(0))
                     end[0] = tirx.max(tirx.min(end[0], most), least)
                     reach = T.Bind(tirx.Select(forward, end[0] - start[0], start[0] - end[0]))

@@ -12,7 +12,7 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from calumma.core.errors import ModelError
-from calumma.expressions import selection, sorting
+from calumma.expressions import compaction, sorting
 from calumma.frontend.run_time_extents import (
     bounded,
     fresh,
@@ -52,7 +52,7 @@ def nonzero(x: Node) -> Node:
 
 def _positions(x: Node) -> tuple[Node, Node]:
     """Where the elements of a tensor are not zero, in row-major order, and how many they are."""
-    found, count = expression(selection.positions, reshape(x, (math.prod(x.shape),)), name="positions")
+    found, count = expression(compaction.positions, reshape(x, (math.prod(x.shape),)), name="positions")
     return found, count
 
 
@@ -193,8 +193,8 @@ def non_max_suppression(boxes: Node, scores: Node, most: Node, iou: Node, score:
         rest = iter(tensors[4:])
         least, number = (None if node is None else next(rest) for node in optional)
         corners, values, limit, share = tensors[:4]
-        return selection.selected_boxes(corners, values, limit, share, least, number, bound, centred=centred)
+        return compaction.selected_boxes(corners, values, limit, share, least, number, bound, centred=centred)
 
     chosen, counts = expression(kept, boxes, scores, most, iou, *given, name="selected_boxes")
-    table, rows = expression(lambda a, b: selection.joined_boxes(a, b, classes), chosen, counts, name="joined_boxes")
+    table, rows = expression(lambda a, b: compaction.joined_boxes(a, b, classes), chosen, counts, name="joined_boxes")
     return bounded(table, {0: rows})

@@ -152,6 +152,20 @@ def transpose(node: Node, axes: Sequence[int]) -> Node:
     return operator(relax.op.permute_dims, node, [int(axis) for axis in axes])
 
 
+def own_operator(
+    op: str, args: Sequence[Any], attrs: Any, results: Sequence[tuple[Sequence[int], str]]
+) -> tuple[Node, ...]:
+    """The results of an operator of ours (`graph.nodes`) that gives several, with their shapes and types.
+
+    Raises:
+        ModelError: a result is larger than this machine's memory.
+    """
+    for shape, dtype in results:
+        check_size(_name.get() or op, dtype, shape)
+    source = Node(op, tuple(args), attrs, name=_name.get())
+    return tuple(_item(source, i, tuple(shape), dtype) for i, (shape, dtype) in enumerate(results))
+
+
 def check_size(name: str, dtype: str, shape: Sequence[int]) -> None:
     """Refuse a tensor that no run of the model could hold, before anything of its size is computed.
 

@@ -107,10 +107,24 @@ class LoweringContext:
         self._unplaced.add(result)
         return result
 
-    def emit_apart(self, function: tirx.PrimFunc, *args: relax.Expr, result: relax.TensorType, name: str) -> relax.Var:
-        """Emit a call of a PrimFunc that is fused with nothing and keeps the schedule it has."""
-        function = function.without_attr("global_symbol").with_attrs({"op_pattern": OPAQUE, FIXED: True})
-        return self.builder.emit(relax.call_tir(self.builder.add_func(function, name), relax.Tuple(args), result))
+    def emit_function(
+        self,
+        function: tirx.PrimFunc,
+        *args: relax.Expr,
+        result: relax.TensorType | Sequence[relax.TensorType],
+        name: str,
+        scheduled: bool = False,
+    ) -> relax.Var:
+        """Emit a call of a function that is fused with nothing; its last parameters are the results.
+
+        Args:
+            result: the type of the result, or of several, which are given as a tuple.
+            scheduled: whether the function keeps the schedule it has.
+        """
+        marks = {"op_pattern": OPAQUE, **({FIXED: True} if scheduled else {})}
+        called = self.builder.add_func(function.without_attr("global_symbol").with_attrs(marks), name)
+        types = result if isinstance(result, relax.TensorType) else list(result)
+        return self.builder.emit(relax.call_tir(called, relax.Tuple(args), types))
 
     @contextmanager
     def region(self) -> Iterator[None]:

@@ -35,9 +35,19 @@ MATMUL = "calumma.matmul"
 BRANCH = "calumma.branch"
 LOOP = "calumma.loop"
 """Control flow (`graph.control_flow`)."""
+RECURRENT = "calumma.recurrent"
+"""A recurrent layer in one direction, over T steps, N rows of a batch, H hidden units, G gates; attrs: a `Recurrence`.
+
+    args    gate inputs x W + b [T, N, G H], recurrent weights [G H, H], and where the layer has them, else None: the
+            recurrent bias [H] of a GRU's candidate (with `linear_before_reset`; other biases are in the gate inputs),
+            peepholes [3, H] of the gates i, o, f, initial h [N, H], initial c [N, H], steps of each row int32 [N]
+    result  a tuple: h of every step [T, N, H], h after the last step [N, H], for an LSTM c after the last step [N, H]
+
+A row that ends before step T keeps its state from there on, and its h of those steps is zero; in reverse it starts at
+its own last step. The final state of a row without any step is zero, as in ONNX Runtime."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One operator application, model input or constant."""
 
@@ -57,6 +67,9 @@ class Node:
     extents: Mapping[int, Node] = field(default_factory=dict)
     """Axis -> int64 scalar with the extent at run time, for axes where that depends on values. Importers alone read
     it, to refuse what would take the rest of the tensor for values; a graph keeps those of its outputs."""
+
+    def __repr__(self) -> str:
+        return f"<{self.op} {self.name}: {self.dtype}{list(self.shape)}>"
 
     @property
     def inputs(self) -> list[Node]:

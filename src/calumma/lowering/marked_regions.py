@@ -116,8 +116,12 @@ def _scalar(lo: LoweringContext, function: Callable[..., Any], *args: relax.Expr
     """A kernel of scalars."""
     inputs = [te.placeholder((), str(arg.ty.dtype), name=f"a{i}") for i, arg in enumerate(args)]
     result = te.compute((), lambda: function(*inputs), name=name)
-    return lo.emit_apart(
-        te.create_prim_func([*inputs, result]), *args, result=relax.TensorType((), result.dtype), name=name
+    return lo.emit_function(
+        te.create_prim_func([*inputs, result]),
+        *args,
+        result=relax.TensorType((), result.dtype),
+        name=name,
+        scheduled=True,
     )
 
 
@@ -125,7 +129,7 @@ def _copied(lo: LoweringContext, expr: relax.Expr) -> relax.Var:
     """The same elements in another place."""
     source = te.placeholder([int(d) for d in expr.ty.shape], str(expr.ty.dtype), name="source")
     result = te.compute(source.shape, lambda *i: source(*i), name="copy")
-    return lo.emit_apart(te.create_prim_func([source, result]), expr, result=expr.ty, name="carry")
+    return lo.emit_function(te.create_prim_func([source, result]), expr, result=expr.ty, name="carry", scheduled=True)
 
 
 def _write_row(lo: LoweringContext, row: relax.Expr, iteration: relax.Expr, rows: int) -> relax.Var:
@@ -143,8 +147,8 @@ def _write_row(lo: LoweringContext, row: relax.Expr, iteration: relax.Expr, rows
                 T.buffer_store(out, source[tuple(where)], [place, *where])
         else:
             T.buffer_store(out, source[()], [place])
-    return lo.emit_apart(
-        builder.get(), row, iteration, result=relax.TensorType((rows, *shape), dtype), name="write_row"
+    return lo.emit_function(
+        builder.get(), row, iteration, result=relax.TensorType((rows, *shape), dtype), name="write_row", scheduled=True
     )
 
 

@@ -23,19 +23,22 @@ _TINY = float(np.finfo(np.float32).tiny)
 _PERIOD = 1_048_573  # prime, so that repeating the values never lines up with a loop of the kernel
 
 
-def random_array(shape: Sequence[int], dtype: str, seed: int, index: int, *, positive: bool = False) -> NDArray:
-    """Return argument `index` of a kernel: uniform in [-1, 1) (or [0.1, 1)), integers and booleans in {0, 1}.
+def random_array(
+    shape: Sequence[int], dtype: str, seed: int, index: int, *, positive: bool = False, magnitude: float = 1.0
+) -> NDArray:
+    """Return argument `index` of a kernel: uniform in [-1, 1) (or [0.1, 1)) times `magnitude`, integers from 0 to it.
 
-    Integers stay this small because they may be indices, which must lie inside any axis of two elements or more.
+    Integers stay as small as 1 unless a kernel says otherwise, because they may be indices, which must lie inside any
+    axis of two elements or more.
     """
     rng = generator(seed, "argument", index)
     size = min(math.prod(shape), _PERIOD)
     values: NDArray
     if dtype.startswith(("float", "bfloat")):
         values = rng.random(size, dtype=np.float32)
-        values = 0.1 + 0.9 * values if positive else 2 * values - 1
+        values = np.float32(magnitude) * (0.1 + 0.9 * values if positive else 2 * values - 1)
     else:
-        values = rng.integers(0, 2, size)
+        values = rng.integers(0, int(magnitude) + 1, size)
     return np.resize(values.astype(numpy_dtype(dtype)), shape)
 
 

@@ -29,7 +29,7 @@ from calumma import tvm_compat
 from calumma.core.errors import InputError
 from calumma.core.pages import ALIGNMENT, huge_pages
 from calumma.core.protocols import Template
-from calumma.core.values import WEIGHTS, Candidate, Repacking, Status, Workload
+from calumma.core.values import MAGNITUDES, WEIGHTS, Candidate, Repacking, Status, Workload
 from calumma.measure import messages, timing, verification
 from calumma.measure.messages import WorkerSettings
 
@@ -61,6 +61,8 @@ class Signature:
     arguments: tuple[tuple[tuple[int, ...], str], ...]
     outputs: tuple[int, ...]
     weights: tuple[int, ...]
+    magnitudes: tuple[float, ...]
+    """Of random arguments."""
 
 
 @dataclass
@@ -213,8 +215,10 @@ class Worker:
             while self._arguments and sum(map(_bytes_of, self._arguments.values())) > _ARGUMENTS_BYTES:
                 self._arguments.popitem(last=False)
             arguments = _adjacent(
-                kernel.packed(index, verification.random_array(shape, dtype, _TIMING_SEED, index))
-                for index, (shape, dtype) in enumerate(wanted.arguments)
+                kernel.packed(index, verification.random_array(shape, dtype, _TIMING_SEED, index, magnitude=magnitude))
+                for index, ((shape, dtype), magnitude) in enumerate(
+                    zip(wanted.arguments, wanted.magnitudes, strict=True)
+                )
             )
         self._arguments[key] = arguments
         return arguments
@@ -264,10 +268,13 @@ class Worker:
                 verification.poisoned(shape, dtype)
                 if index in wanted.outputs
                 else kernel.packed(
-                    index, verification.random_array(shape, dtype, _VERIFY_SEED, index, positive=positive)
+                    index,
+                    verification.random_array(
+                        shape, dtype, _VERIFY_SEED, index, positive=positive, magnitude=magnitude
+                    ),
                 )
             )
-            for index, (shape, dtype) in enumerate(wanted.arguments)
+            for index, ((shape, dtype), magnitude) in enumerate(zip(wanted.arguments, wanted.magnitudes, strict=True))
         ]
         kernel.function(*arguments)
         return [arguments[i].numpy().reshape(-1) for i in wanted.outputs]
@@ -284,12 +291,15 @@ def signature(function: Any) -> Signature:
     buffers = list(function.params)
     arguments = tuple((tuple(int(extent) for extent in b.shape), str(b.dtype)) for b in buffers)
     outputs = tuple(i for i, b in enumerate(buffers) if any(b.same_as(other) for other in written))
-    named = function.attrs.get(WEIGHTS) if function.attrs else None
+    attributes = function.attrs or {}
+    magnitudes = tuple(float(value) for value in attributes.get(MAGNITUDES, [1.0] * len(arguments)))
+    named = attributes.get(WEIGHTS)
     if named is not None:
-        return Signature(arguments, outputs, tuple(int(i) for i in named))
+        return Signature(arguments, outputs, tuple(int(i) for i in named), magnitudes)
     shapes = {arguments[i][0] for i in outputs}
     inputs = [i for i in range(len(buffers)) if i not in outputs]
-    return Signature(arguments, outputs, tuple(i for i in inputs[1:] if arguments[i][0] not in shapes))
+    weights = tuple(i for i in inputs[1:] if arguments[i][0] not in shapes)
+    return Signature(arguments, outputs, weights, magnitudes)
 
 
 def build_wake(settings: WorkerSettings) -> Any:

@@ -10,10 +10,12 @@ from calumma.operators import (
     depthwise,
     elementwise,
     expressions,
+    extrema,
     layout,
     matmul,
     normalisation,
     pooling,
+    recurrent,
     rows,
 )
 from calumma.operators.registry import Operator, design_space, register
@@ -29,5 +31,8 @@ __all__ = [
     "register",
 ]
 
-for _family in (convolution, depthwise, matmul, pooling, normalisation, rows, elementwise, layout, expressions):
+for _family in (
+    *(convolution, depthwise, matmul, pooling, recurrent, normalisation, rows, elementwise, extrema, layout),
+    expressions,
+):
     register(_family.OPERATOR_FAMILY)

@@ -37,9 +37,10 @@ class FallbackSpace(loops.LoopSpace):
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
         sch = s_tir.Schedule(self.func)
+        inlining = loops.Inlining(sch)
         for block in loops.blocks_of(sch):
             if sch.get_consumers(block) and loops.is_spatial(sch, block):
-                loops.inline(sch, block)
+                inlining.inline(block)
         for block in loops.blocks_of(sch):
             own = sch.get_loops(block)
             if not own:

@@ -127,9 +127,10 @@ class InjectiveSpace(loops.LoopSpace):
 
 def _inlined(func: tirx.PrimFunc) -> s_tir.Schedule:
     sch = s_tir.Schedule(func)
+    inlining = loops.Inlining(sch)
     for block in loops.blocks_of(sch):
         if sch.get_consumers(block):
-            loops.inline(sch, block)
+            inlining.inline(block)
     return sch
 
 

@@ -10,8 +10,10 @@ from `rfactor`, so every function here computes blocks at their place first and 
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,8 @@ STACK_BYTES = 1024
 """TVM keeps a buffer of fewer bytes on the stack, where LLVM can hold it in registers; larger ones are allocated."""
 KEEP = "calumma.keep"
 """Block annotation: this stage is stored, not inlined into what reads it."""
+OPERATIONS = "calumma.operations"
+"""Block annotation: arithmetic operations per point of a block that is more than one store."""
 _MAX_COMPLEXITY = 300
 _BINDING_COMPLEXITY = 10
 """TVM's compile time is exponential in the nesting of bindings (an exp of a tanh of ...): four silu take a second."""
@@ -38,6 +42,7 @@ _MAX_ACCUMULATORS = 16
 _PARTITION = "pragma_loop_partition_hint"
 """Loop annotation: split off the iterations that a predicate treats differently."""
 _CHILDREN = ("a", "b", "value", "condition", "true_value", "false_value", "body", "base", "min", "extent")
+_CHILD_LISTS = ("args", "indices")
 
 
 def blocks_of(sch: s_tir.Schedule) -> list[Any]:
@@ -78,24 +83,29 @@ def extents(sch: s_tir.Schedule, loops: Sequence[Any]) -> list[int]:
     return [int(sch.get(loop).extent) for loop in loops]
 
 
-def children(node: Any) -> Iterator[tirx.Expr]:
+@functools.cache
+def _fields(kind: type) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The fields of a kind of expression that hold one expression, and several: asking for others is slow."""
+    return tuple(f for f in _CHILDREN if hasattr(kind, f)), tuple(f for f in _CHILD_LISTS if hasattr(kind, f))
+
+
+def children(node: Any) -> list[tirx.Expr]:
     """The expressions directly under an expression or a store."""
-    for name in _CHILDREN:
-        child = getattr(node, name, None)
-        if isinstance(child, tirx.Expr):
-            yield child
-    for name in ("args", "indices"):
-        for child in getattr(node, name, None) or ():
-            if isinstance(child, tirx.Expr):
-                yield child
+    single, several = _fields(type(node))
+    found = [getattr(node, name) for name in single]
+    for name in several:
+        found += getattr(node, name)
+    return [child for child in found if isinstance(child, tirx.Expr)]
 
 
 def walk(node: Any) -> Iterator[tirx.Expr]:
-    """Every expression in an expression or under a store, parents first."""
-    if isinstance(node, tirx.Expr):
-        yield node
-    for child in children(node):
-        yield from walk(child)
+    """Every expression in an expression or under a store, parents first; as deep as it may be."""
+    pending = [node]
+    while pending:
+        found = pending.pop()
+        if isinstance(found, tirx.Expr):
+            yield found
+        pending += reversed(children(found))
 
 
 def buffer_of(access: tirx.BufferStore | ir.TensorLoad) -> Any:
@@ -107,7 +117,7 @@ def operations(sch: s_tir.Schedule, block: Any) -> int:
     arithmetic = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, ir.Call, tirx.Select)
     body = sch.get(block).body
     if not isinstance(body, tirx.BufferStore):
-        return 0
+        return int(sch.get(block).annotations.get(OPERATIONS, 0))
     return sum(
         isinstance(e, arithmetic) and not str(e.ty).startswith(("int", "uint")) and not _is_reinterpretation(e)
         for e in walk(body.value)
@@ -140,22 +150,44 @@ def has_reduction_before(sch: s_tir.Schedule, block: Any) -> bool:
     return any(is_reduction(sch, p) or has_reduction_before(sch, p) for p in producers)
 
 
-def inline(sch: s_tir.Schedule, block: Any) -> bool:
-    """Inline a spatial block into all that read it.
+class Inlining:
+    """Inlines spatial blocks of a schedule into what reads them, as far as expressions stay small enough to compile.
 
-    False where some expression would become too large to compile, and where TVM cannot inline (an output, or a store it
-    cannot invert).
+    Every expression is walked once; how blocks grow is counted from then on.
     """
-    own, written = complexity(sch, block), sch.get(block).writes[0].source
-    for consumer in sch.get_consumers(block):
-        reads = sum(isinstance(e, ir.TensorLoad) and e.source.same_as(written) for e in walk(sch.get(consumer).body))
-        if complexity(sch, consumer) + reads * own > _MAX_COMPLEXITY:
+
+    def __init__(self, sch: s_tir.Schedule) -> None:
+        self._sch = sch
+        self._complexity: Counter[Any] = Counter()  # written buffer -> what its expressions cost to compile
+        self._loads: defaultdict[Any, Counter[Any]] = defaultdict(Counter)  # written buffer -> loads from others
+        for block in blocks_of(sch):
+            written, body = self._written(block), sch.get(block).body
+            self._complexity[written] += complexity(sch, block)
+            self._loads[written].update(e.source for e in walk(body) if isinstance(e, ir.TensorLoad))
+
+    def inline(self, block: Any) -> bool:
+        """Inline a block into all that read it.
+
+        False where some expression would become too large to compile, and where TVM cannot inline (an output, or a
+        store it cannot invert).
+        """
+        own = self._written(block)
+        readers = [self._written(consumer) for consumer in self._sch.get_consumers(block)]
+        grown = {r: self._complexity[r] + self._loads[r][own] * self._complexity[own] for r in readers}
+        if any(size > _MAX_COMPLEXITY for size in grown.values()):
             return False
-    try:
-        sch.compute_inline(block)
-    except s_tir.ScheduleError:
-        return False
-    return True
+        try:
+            self._sch.compute_inline(block)
+        except s_tir.ScheduleError:
+            return False
+        self._complexity.update({reader: size - self._complexity[reader] for reader, size in grown.items()})
+        for reader in readers:
+            times = self._loads[reader].pop(own, 0)
+            self._loads[reader].update({source: times * count for source, count in self._loads[own].items()})
+        return True
+
+    def _written(self, block: Any) -> Any:
+        return next((region.source for region in self._sch.get(block).writes), None)
 
 
 def vectorize(sch: s_tir.Schedule, block: Any, loop: Any, width: int) -> list[Any]:

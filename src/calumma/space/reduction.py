@@ -152,10 +152,11 @@ class ReductionSpace(loops.LoopSpace):
 def _prepared(func: tirx.PrimFunc) -> tuple[s_tir.Schedule, Any, Any]:
     """A schedule with two blocks, the reduction and the output that reads it."""
     sch = s_tir.Schedule(func)
+    inlining = loops.Inlining(sch)
     reduction = next(block for block in loops.blocks_of(sch) if loops.is_reduction(sch, block))
     for block in loops.blocks_of(sch):
         if sch.get_consumers(block) and loops.is_spatial(sch, block):
-            loops.inline(sch, block)
+            inlining.inline(block)
     if not sch.get_consumers(reduction):
         return sch, reduction, sch.cache_write(reduction, 0, "global")
     return sch, reduction, loops.blocks_of(sch)[-1]

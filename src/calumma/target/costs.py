@@ -161,6 +161,26 @@ class DepthwiseCosts:
 
 
 @dataclass(frozen=True)
+class RecurrentCosts:
+    """Recurrent layers. Fitted on AMD Zen 4, one multiply-add of 512 bits per cycle."""
+
+    meeting: float = 3_000.0
+    """Multiply-adds while threads that are awake meet and part again."""
+    near_line: float = 2.0
+    far_line: float = 2.5
+    """Multiply-adds while one cache line comes from L2, and from beyond."""
+    l2_share: float = 0.75
+    """Share of L2 that weights may fill and be there in the next step."""
+    unit: float = 150.0
+    """Multiply-adds that the gates of one vector of hidden units take beside their products."""
+    turned: float = 0.97
+    """Factor on reading weights from beyond L2 where every other step walks backwards."""
+    split_penalty: float = 0.01
+    unroll_penalty: float = 0.005
+    """Per doubling of partial sums, and of unrolled steps: the simpler of equals."""
+
+
+@dataclass(frozen=True)
 class LoopCosts:
     """Elementwise functions, reductions, functions over rows, and whatever has no template of its own."""
 
@@ -197,4 +217,5 @@ class CostConstants:
     matmul: MatmulCosts = MatmulCosts()
     winograd: WinogradCosts = WinogradCosts()
     depthwise: DepthwiseCosts = DepthwiseCosts()
+    recurrent: RecurrentCosts = RecurrentCosts()
     loops: LoopCosts = LoopCosts()

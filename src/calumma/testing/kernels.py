@@ -62,10 +62,15 @@ def run(scheduled: tvm.IRModule, inputs: Arrays, shape: Sequence[int], target: T
 
 def call(library: Any, inputs: Arrays, shape: Sequence[int]) -> NDArray:
     """Run a built function, see `run`."""
+    return call_all(library, inputs, [shape])[0]
+
+
+def call_all(library: Any, inputs: Arrays, shapes: Sequence[Sequence[int]]) -> Arrays:
+    """Run a built function with several outputs, see `run`."""
     arguments = [tvm.runtime.tensor(array, tvm.cpu()) for array in inputs]
-    output = tvm.runtime.tensor(np.full(shape, np.nan, "float32"), tvm.cpu())
-    library["main"](*arguments, output)
-    return output.numpy()
+    outputs = [tvm.runtime.tensor(np.full(shape, np.nan, "float32"), tvm.cpu()) for shape in shapes]
+    library["main"](*arguments, *outputs)
+    return [output.numpy() for output in outputs]
 
 
 def apply(operator: Callable[..., te.Tensor], *inputs: NDArray) -> NDArray:
@@ -79,7 +84,7 @@ def check_template(
     make: Callable[[tirx.PrimFunc, Target, int], Template],
     func: tirx.PrimFunc,
     inputs: Arrays,
-    expected: NDArray | None = None,
+    expected: NDArray | Arrays | None = None,
     target: Target | None = None,
     n: int = 8,
     tolerance: float = 2e-5,
@@ -91,8 +96,8 @@ def check_template(
     Args:
         make: (function, target, threads) -> its space, as workers make it.
         func: the unscheduled function.
-        inputs: its arguments without the output, weights as the workload takes them.
-        expected: the output; what the unscheduled function computes if not given.
+        inputs: its arguments without the outputs, weights as the workload takes them.
+        expected: the output, or a list of several; what the unscheduled function computes if not given.
         target: what is compiled for; this machine if not given.
         n: random configurations that are built and run beside the defaults.
         tolerance: relative and absolute error of an element.
@@ -105,8 +110,9 @@ def check_template(
     require(target)
     built_for = tvm_compat.tvm_target(target, THREADS)
     if expected is None:
-        shape = [int(extent) for extent in func.params[-1].shape]
-        expected = run(tvm.IRModule({"main": func}), inputs, shape, target)
+        shapes = [[int(extent) for extent in output.shape] for output in func.params[len(inputs) :]]
+        expected = call_all(codegen.build(func, built_for), inputs, shapes)
+    wanted = expected if isinstance(expected, list) else [expected]
     space = make(func, target, THREADS)
     assert space.template and space.version >= 1
     defaults = np.unique([space.default(), space.default_in_model()], axis=0)
@@ -124,6 +130,6 @@ def check_template(
     for config, library in zip(configs, libraries, strict=True):
         repacking = space.repacking(config)
         arguments = [repacking[i].apply(array) if i in repacking else array for i, array in enumerate(inputs)]
-        actual = call(library, arguments, expected.shape)
-        np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance, err_msg=str(config))
+        for actual, right in zip(call_all(library, arguments, [w.shape for w in wanted]), wanted, strict=True):
+            np.testing.assert_allclose(actual, right, rtol=tolerance, atol=tolerance, err_msg=str(config))
     np.testing.assert_array_equal(space.features(drawn), table, err_msg="scheduling changed the features")

@@ -17,7 +17,7 @@ from calumma.core.errors import ModelError
 from calumma.frontend.importer import Clock, ImportedModel, Shapes
 from calumma.frontend.onnx.error_text import located, onnx_step
 from calumma.frontend.onnx.initializers import detach_weights
-from calumma.frontend.onnx.input_shapes import fix_shapes
+from calumma.frontend.onnx.input_shapes import fix_shapes, take_shapes
 from calumma.frontend.onnx.repairs import inline_functions, leave_out_initialised_inputs, prune
 from calumma.frontend.onnx.source import Fingerprint, Source, parse
 from calumma.frontend.onnx.structure import check_graph, check_opset
@@ -45,6 +45,7 @@ def import_onnx(model: str | Path | bytes, shapes: Shapes | None = None) -> Impo
             check_graph(proto)
             leave_out_initialised_inputs(proto)
             bound = fix_shapes(proto, shapes or {})
+            declared = take_shapes(proto)
             weights = detach_weights(source, proto, fingerprint)
             proto = inline_functions(proto)
         fingerprint.add(repr(sorted(bound.items())).encode())
@@ -60,7 +61,7 @@ def import_onnx(model: str | Path | bytes, shapes: Shapes | None = None) -> Impo
             prune(proto)
             proto = onnx.shape_inference.infer_shapes(proto, check_type=True, data_prop=True)
         try:
-            graph = model_graph(proto, tuple(bound), weights)
+            graph = model_graph(proto, tuple(bound), weights, declared)
         except RecursionError as error:
             raise ModelError("its sub-graphs are nested too deeply; export it again") from error
     return ImportedModel(graph, name, model_hash, clock.phases_s)

@@ -31,7 +31,7 @@ def fix_shapes(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[int, .
     for value in graph.input:
         if value.name in shapes:
             _bind(value, tuple(shapes[value.name]), symbols)
-    for value in graph.input:
+    for value in (*graph.input, *graph.value_info, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in symbols:
                 dim.dim_value = symbols[dim.dim_param][0]
@@ -41,12 +41,24 @@ def fix_shapes(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[int, .
             f"open dimensions in {', '.join(_signature(value) for value in still_open)}; give "
             + ", ".join(_shape_option(value) for value in still_open)
         )
+    return {value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in graph.input}
+
+
+def take_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """The shapes that a model declares for tensors other than its inputs, where they are fixed; they leave the model.
+
+    Exporters write false ones, so that nothing else may depend on them; but they are all there is to know of a result
+    whose shape follows from a value that is computed at run time.
+    """
+    graph = proto.graph
+    declared = [value for value in (*graph.value_info, *graph.output) if _is_fixed(value)]
+    shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in declared}
     for each in (graph, *subgraphs(graph)):
         del each.value_info[:]
         for value in (*(each.input if each is not graph else ()), *each.output):
             for dim in value.type.tensor_type.shape.dim:
                 dim.Clear()
-    return {value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in graph.input}
+    return shapes
 
 
 def _bind(value: onnx.ValueInfoProto, shape: tuple[int, ...], symbols: dict[str, tuple[int, str]]) -> None:

@@ -18,18 +18,24 @@ from calumma.graph.build import check_size
 from calumma.graph.nodes import INPUT, Graph, Node, constant
 
 
-def model_graph(proto: onnx.ModelProto, inputs: Collection[str], weights: Mapping[str, Weight]) -> Graph:
+def model_graph(
+    proto: onnx.ModelProto,
+    inputs: Collection[str],
+    weights: Mapping[str, Weight],
+    declared: Mapping[str, tuple[int, ...]],
+) -> Graph:
     """Import the nodes of a model.
 
     Args:
         proto: the model with fixed shapes of its inputs; it holds what ONNX infers of its other tensors.
         inputs: which of its inputs are the caller's; the others are large weights.
         weights: all initialisers.
+        declared: shapes that the model declares, where ONNX may infer none.
 
     Raises:
         ModelError: something is not supported; names the node.
     """
-    scope = Scope({entry.domain: entry.version for entry in proto.opset_import})
+    scope = Scope({entry.domain: entry.version for entry in proto.opset_import}, declared=declared)
     for name, weight in weights.items():
         scope.define(name, constant_tensor(weight.value, weight.element_type, name))
     nodes = []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, helper
 
 from calumma.core.errors import ModelError
-from calumma.frontend.onnx.element_types import computed_dtype, type_name
+from calumma.frontend.onnx.element_types import TensorType, computed_dtype, type_name
 from calumma.graph.nodes import CONSTANT, Node
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class OnnxNode:
         version: int,
         inputs: Sequence[Typed | None],
         scope: Scope,
-        output_types: Mapping[str, int],
+        types: Mapping[str, TensorType],
         defaults: Mapping[str, Any],
     ) -> None:
         self.proto = proto
@@ -63,7 +63,7 @@ class OnnxNode:
         self.scope = scope
         self._inputs = tuple(inputs)
         self._attributes = {attribute.name: attribute for attribute in proto.attribute}
-        self._output_types = output_types
+        self._types = types
         self._defaults = defaults
         self._unread_inputs = {i for i, given in enumerate(inputs) if given is not None}
         self._unread_attributes = set(self._attributes)
@@ -115,6 +115,10 @@ class OnnxNode:
     def has_input(self, index: int) -> bool:
         """Whether an input is given."""
         return index < len(self._inputs) and self._inputs[index] is not None
+
+    def is_known(self, index: int) -> bool:
+        """Whether the value of an input is known when the model is compiled, or the input is left out."""
+        return not self.has_input(index) or self._inputs[index].node.op == CONSTANT  # type: ignore[union-attr]
 
     def input_type(self, index: int) -> int:
         """The element type of an input in the model, `TensorProto.UNDEFINED` where it is left out."""
@@ -191,11 +195,27 @@ class OnnxNode:
     def output_type(self, index: int = 0) -> int:
         """The element type that ONNX infers for an output, `TensorProto.UNDEFINED` where it cannot."""
         name = self.proto.output[index] if index < len(self.proto.output) else ""
-        return self._output_types.get(name, onnx.TensorProto.UNDEFINED)
+        return self._types[name][0] if name in self._types else onnx.TensorProto.UNDEFINED
 
     def output_dtype(self, index: int = 0) -> str:
         """The type in which an output is computed."""
         return computed_dtype(self.output_type(index))
+
+    def promised_shape(self, what: str, index: int = 0) -> tuple[int, ...]:
+        """The shape of an output that follows from a value which is computed at run time: the model has to declare it.
+
+        Args:
+            what: the value, for the message of the refusal where the shape is open.
+        """
+        name = self.proto.output[index] if index < len(self.proto.output) else ""
+        shape = self._types[name][1] if name in self._types else None
+        shape = self.scope.declared.get(name) if shape is None else shape
+        if shape is None:
+            raise self.refused(
+                f"{what} is computed at run time, and the shape of the result is open",
+                "make it a constant of the model, or declare the shape",
+            )
+        return shape
 
     # -- refusals ---------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,18 @@ class Scope:
     Attributes:
         opsets: domain -> version.
         parent: the scope around this one; None for the model's graph.
+        declared: shapes of tensors that the model declares; not to be relied on where ONNX infers one.
     """
 
-    def __init__(self, opsets: Mapping[str, int], parent: Scope | None = None) -> None:
+    def __init__(
+        self,
+        opsets: Mapping[str, int],
+        parent: Scope | None = None,
+        declared: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    ) -> None:
         self.opsets = opsets
         self.parent = parent
+        self.declared = declared
         self._tensors: dict[str, Typed] = {}
 
     def define(self, name: str, tensor: Typed) -> None:
@@ -95,14 +103,13 @@ class Scope:
     def _import_node(self, proto: onnx.NodeProto, types: Mapping[str, TensorType]) -> None:
         version, defaults = _schema(proto.op_type, proto.domain, self.opsets.get(proto.domain, 0))
         inputs = [self.get(name) if name else None for name in proto.input]
-        element_types = {name: element_type for name, (element_type, _) in types.items()}
-        node = OnnxNode(proto, version, inputs, self, element_types, defaults)
+        node = OnnxNode(proto, version, inputs, self, types, defaults)
         with named(proto.name):
             values = folded(proto, self.opsets, inputs, types)
             if values is not None:
-                for name, value in zip(proto.output, values, strict=True):
+                for index, (name, value) in enumerate(zip(proto.output, values, strict=True)):
                     if name:
-                        self.define(name, constant_tensor(value, element_types.get(name), proto.name))
+                        self.define(name, constant_tensor(value, node.output_type(index) or None, proto.name))
                 return
             results = _results(node)
         for index, name in enumerate(proto.output):

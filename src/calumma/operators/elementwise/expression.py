@@ -8,6 +8,7 @@ from typing import Any
 from tvm import te, tirx, topi
 
 from calumma.expressions import math
+from calumma.tvm_compat import floats
 
 Scalar = Callable[[tirx.Expr], tirx.Expr]
 
@@ -64,6 +65,8 @@ def unary(op: str, attrs: Any, extra: Sequence[Any]) -> Scalar | None:
 def with_scalar(op: str, scalar: float, swapped: bool) -> Scalar:
     """The operator with one operand fixed to `scalar`: the right one, or the left one if `swapped`."""
     value = _const(scalar)
+    if not scalar and op in ("multiply", "divide"):  # 0 times infinity is NaN: no constant that folds
+        value = floats.opaque(value)
     match op, swapped:
         case "add", _:
             return lambda x: x + value

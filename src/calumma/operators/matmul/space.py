@@ -172,7 +172,7 @@ class MatmulSpace(blocks.AnchorSpace):
         for loop in (k_i, n_i, m_i):
             sch.unroll(loop)
         blocks.vectorize_lanes(sch, lane, anchor, k_o, self.target)
-        self._vectorize_out(sch, out)
+        self._vectorize_out(sch, out, n_g)
         if config["prefetch"]:
             argument = blocks.argument_of(self.func, weight)
             sch.annotate(k_o, prefetch.MARK, prefetch.text_of([self._ahead(argument, config)]))
@@ -202,8 +202,10 @@ class MatmulSpace(blocks.AnchorSpace):
             sch.parallel(sch.fuse(*rest) if len(rest) > 1 else rest[0])
         sch.vectorize(sch.get_loops(packed)[-1])
 
-    def _vectorize_out(self, sch: s_tir.Schedule, out: Any) -> None:
+    def _vectorize_out(self, sch: s_tir.Schedule, out: Any, group: Any) -> None:
         last = sch.get_loops(out)[-1]
+        if sch.get(last).loop_var.same_as(sch.get(group).loop_var):  # a single number has no loops of its own
+            return
         extent = int(sch.get(last).extent)
         if extent % self.lanes == 0 and extent > self.lanes:
             _, last = sch.split(last, [None, self.lanes])

@@ -11,13 +11,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from tvm import te, tirx
 
 from calumma.expressions import casts, math
 from calumma.space.blocks import OPERATOR
-
-_LOWEST = -3.4028234663852886e38
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def max_pool2d(x: te.Tensor, height: AxisWindow, width: AxisWindow, ceil_mode: b
     exact = all(w.dilation == 1 and max(w.before, w.after) < w.kernel for w in (height, width)) and not ceil_mode
 
     def padding(value: tirx.Expr, inside: tirx.Expr) -> tirx.Expr:
-        return value if exact else math.masked(value, inside, _LOWEST)
+        return value if exact else math.masked(value, inside, -inf)
 
     return _pool(x, height, width, ceil_mode, te.max, padding, "max_pool2d", {OPERATOR: "max_pool2d"})
 

@@ -40,10 +40,11 @@ def log_softmax(x: te.Tensor, axis: int, lanes: int) -> te.Tensor:
     total = _reduce(
         x.shape, axis, 1, lanes, "log_softmax_sum", lambda *i: math.exp(x(*i) - highest(*_without(i, axis))), te.sum
     )
-    shift = te.compute(total.shape, lambda *i: highest(*i) + math.log(total(*i)), name="log_softmax_shift")
+    shift = te.compute(total.shape, lambda *i: math.log(total(*i)), name="log_softmax_shift")
     return te.compute(
         x.shape,
-        lambda *i: x(*i) - shift(*_without(i, axis)),
+        # In this order: the maximum may be so large that the logarithm beside it is rounded away.
+        lambda *i: x(*i) - highest(*_without(i, axis)) - shift(*_without(i, axis)),
         name="log_softmax",
         attrs={OPERATOR: "log_softmax"},
     )

@@ -119,6 +119,7 @@ def _vectorize(sch: s_tir.Schedule, block: Any, depth: int, vector: int) -> None
 def _prepared(func: tirx.PrimFunc, lanes: int) -> s_tir.Schedule:
     """Cheap producers inlined, epilogues inlined into the output, contiguous reductions split into lanes."""
     sch = s_tir.Schedule(func)
+    inlining = loops.Inlining(sch)
     for block in loops.blocks_of(sch):
         consumers = sch.get_consumers(block)
         if not consumers or not loops.is_spatial(sch, block) or loops.KEEP in sch.get(block).annotations:
@@ -130,7 +131,7 @@ def _prepared(func: tirx.PrimFunc, lanes: int) -> s_tir.Schedule:
         else:
             wanted = len(consumers) == 1 or loops.operations(sch, block) <= _CHEAP_OPERATIONS
         if wanted:
-            loops.inline(sch, block)
+            inlining.inline(block)
     for block in loops.blocks_of(sch):
         if loops.is_reduction(sch, block):
             if not sch.get_consumers(block):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,7 +52,8 @@ def size(node: OnnxNode) -> Node:
 
 @onnx_rule("ConstantOfShape")
 def constant_of_shape(node: OnnxNode) -> Node:
-    shape = node.integers(0, "the shape") or ()
+    shape = (node.integers(0, "the shape") or ()) if node.is_known(0) else node.promised_shape("the shape")
+    node.input(0)
     if any(extent < 0 for extent in shape):
         raise node.refused(f"{list(shape)} is no shape", "export the model again")
     value = node.attribute("value", None)
@@ -65,9 +67,12 @@ def constant_of_shape(node: OnnxNode) -> Node:
 @onnx_rule("Range")
 def range_rule(node: OnnxNode) -> Node:
     node.ignore("stash_type")  # narrow floats are computed in float32
-    values = [node.constant(index, what) for index, what in enumerate(("the start", "the limit", "the delta"))]
-    if any(value.size != 1 for value in values):
+    if any(math.prod(given.shape) != 1 for given in node.inputs()):
         raise node.refused("start, limit and delta are scalars", "export the model again")
+    if not all(node.is_known(index) for index in range(3)):
+        (count,) = node.promised_shape("where it ends")
+        return movement.counted(node.input(0), node.input(2), count)
+    values = [node.constant(index, what) for index, what in enumerate(("the start", "the limit", "the delta"))]
     start, limit, delta = (value.reshape(())[()] for value in values)
     if delta == 0 or not all(np.isfinite((start, limit, delta))):
         raise node.refused(f"from {start} to {limit} in steps of {delta}", "export the model again")
@@ -95,11 +100,13 @@ def dropout(node: OnnxNode) -> Sequence[Node]:
     node.ignore("ratio", "seed", "consumed_inputs")  # of training alone
     trains = node.version < 7 and not node.attribute("is_test")
     if node.version >= 12:
-        node.optional(1)
-        mode = node.optional_constant(2, "training_mode")
-        trains = mode is not None and bool(mode.reshape(-1).any())
+        ratio, trains = node.optional(1), node.optional(2) is not None
+        if trains and node.is_known(2):
+            trains = bool(node.constant(2, "training_mode").any())
+        if ratio is not None and ratio.op == CONSTANT and not ratio.value.any():
+            trains = False
     if trains:
-        raise node.refused("it drops random elements in training", "export the model for inference")
+        raise node.refused("it drops random elements where training_mode is set", "export the model for inference")
     if not node.wants(1):
         return [x]
     return [x, movement.broadcast(scalar(1, node.output_dtype(1)), x.shape)]

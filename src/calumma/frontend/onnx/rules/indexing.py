@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from onnx import TensorProto
 
 from calumma.frontend import indices
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
-from calumma.graph.nodes import Node, constant
+from calumma.graph.nodes import CONSTANT, Node, constant
 
 
 @onnx_rule("Gather")
@@ -83,11 +85,12 @@ def tensor_scatter(node: OnnxNode) -> Node:
 @onnx_rule("OneHot")
 def one_hot(node: OnnxNode) -> Node:
     index, values = node.input(0), node.input(2)
-    depth = node.constant(1, "the depth").reshape(-1)
-    if depth.size != 1 or depth[0] < 1 or values.shape != (2,):
-        raise node.refused("it needs a depth of at least 1, and two values", "export the model again")
     axis = node.axis(len(index.shape) + 1)
-    return indices.one_hot(index, int(depth[0]), values, axis)
+    given = node.input(1)
+    depth = int(given.value.reshape(-1)[0]) if given.op == CONSTANT else node.promised_shape("the depth")[axis]
+    if math.prod(given.shape) != 1 or depth < 1 or values.shape != (2,):
+        raise node.refused("it needs a depth of at least 1, and two values", "export the model again")
+    return indices.one_hot(index, depth, values, axis)
 
 
 def _reduction(node: OnnxNode) -> str:

@@ -73,7 +73,8 @@ def resize_11(node: OnnxNode) -> Node:
         bool(node.attribute("exclude_outside")),
     )
     axes = _axes(node, x, indices, scales, sizes, roi)
-    return resize(x, axes, interpolation.taps, float(node.attribute("extrapolation_value")))
+    extrapolation = float(node.attribute("extrapolation_value"))
+    return resize(x, axes, interpolation.taps, extrapolation, rounds=interpolation.antialias)
 
 
 def _scales_and_sizes(node: OnnxNode) -> tuple[Sequence[float] | None, Sequence[int] | None]:

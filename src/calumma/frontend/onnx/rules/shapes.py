@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,13 +11,15 @@ from calumma.frontend import movement
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import Result, onnx_rule
 from calumma.graph.build import reshape, scalar, transpose
-from calumma.graph.nodes import Node
+from calumma.graph.nodes import Node, constant
 
 
 @onnx_rule("Reshape")
 def reshape_rule(node: OnnxNode) -> Node:
     x = node.input(0)
     node.ignore("consumed_inputs")
+    if not node.is_known(1):
+        return _reshaped(node, x, "the shape")
     sizes = node.attribute("shape") if node.version < 5 else node.integers(1, "the shape")
     if sizes is None:
         raise node.refused("the shape is missing", "export the model again")
@@ -36,6 +39,16 @@ def reshape_rule(node: OnnxNode) -> Node:
     if math.prod(result) != math.prod(x.shape):
         raise node.refused(f"{list(x.shape)} has no shape {list(sizes)}", "export the model again")
     return reshape(x, result)
+
+
+def _reshaped(node: OnnxNode, x: Node, what: str) -> Node:
+    """An input in the shape of the result, which is known though not the value it follows from."""
+    node.optional(1)
+    node.attribute("allowzero", 0)
+    shape = node.promised_shape(what)
+    if math.prod(shape) != math.prod(x.shape):
+        raise node.refused(f"{list(x.shape)} has no shape {list(shape)}", "export the model again")
+    return reshape(x, shape)
 
 
 @onnx_rule("Flatten")
@@ -58,8 +71,10 @@ def _axes(node: OnnxNode) -> tuple[int, ...] | None:
 
 @onnx_rule("Squeeze")
 def squeeze(node: OnnxNode) -> Node:
-    x, given = node.input(0), _axes(node)
-    rank = len(x.shape)
+    x = node.input(0)
+    if not node.is_known(1):
+        return _reshaped(node, x, "what axes these are")
+    given, rank = _axes(node), len(x.shape)
     if given is None:
         return reshape(x, [size for size in x.shape if size != 1])
     axes = {node.normalised_axis(axis, rank) for axis in given}
@@ -70,7 +85,10 @@ def squeeze(node: OnnxNode) -> Node:
 
 @onnx_rule("Unsqueeze")
 def unsqueeze(node: OnnxNode) -> Node:
-    x, given = node.input(0), _axes(node)
+    x = node.input(0)
+    if not node.is_known(1):
+        return _reshaped(node, x, "what axes these are")
+    given = _axes(node)
     if given is None:
         raise node.refused("axes are missing", "export the model again")
     rank = len(x.shape) + len(given)
@@ -104,7 +122,12 @@ def concat(node: OnnxNode) -> Node:
 def split(node: OnnxNode) -> Result:
     x = node.input(0)
     axis, count = node.axis(len(x.shape), default=0), len(node.proto.output)
-    sizes = node.integers(1, "split")
+    sizes: Sequence[int] | None
+    if node.is_known(1):
+        sizes = node.integers(1, "split")
+    else:
+        node.optional(1)
+        sizes = [node.promised_shape("split", index)[axis] for index in range(count)]
     if node.version < 13 and sizes is None:
         sizes = node.attribute("split", None)
     count = int(node.attribute("num_outputs", count)) if node.version >= 18 else count
@@ -120,7 +143,9 @@ def split(node: OnnxNode) -> Result:
 
 @onnx_rule("Expand")
 def expand(node: OnnxNode) -> Node:
-    x, sizes = node.input(0), node.integers(1, "the shape")
+    x = node.input(0)
+    sizes = node.integers(1, "the shape") if node.is_known(1) else node.promised_shape("the shape")
+    node.optional(1)
     try:
         shape = np.broadcast_shapes(x.shape, sizes or ())
     except ValueError as error:
@@ -128,46 +153,99 @@ def expand(node: OnnxNode) -> Node:
     return movement.broadcast(x, shape)
 
 
-@onnx_rule("Tile")
+@onnx_rule("Tile", since=6)
 def tile(node: OnnxNode) -> Node:
+    """With repeats of every axis."""
     x = node.input(0)
-    if node.version < 6:
-        count, axis = node.integers(1, "tiles"), node.integers(2, "axis")
-        if count is None or axis is None or len(count) != 1 or len(axis) != 1:
-            raise node.refused("it needs one axis and its number of tiles", "export the model again")
-        repeats = [1] * len(x.shape)
-        repeats[node.normalised_axis(axis[0], len(x.shape))] = count[0]
-    else:
+    if node.is_known(1):
         repeats = list(node.integers(1, "repeats") or ())
+    else:
+        node.optional(1)
+        shape = node.promised_shape("repeats")
+        repeats = [m // max(n, 1) for n, m in zip(x.shape, shape, strict=True)]
+        if any(n * count != m for n, count, m in zip(x.shape, repeats, shape, strict=True)):
+            raise node.refused(f"repeats of {list(x.shape)} do not give {list(shape)}", "export the model again")
+    return _tiled(node, x, repeats)
+
+
+@onnx_rule("Tile")
+def tile_of_axis(node: OnnxNode) -> Node:
+    """With repeats of one axis."""
+    x, count, axis = node.input(0), node.integers(1, "tiles"), node.integers(2, "axis")
+    if count is None or axis is None or len(count) != 1 or len(axis) != 1:
+        raise node.refused("it needs one axis and its number of tiles", "export the model again")
+    repeats = [1] * len(x.shape)
+    repeats[node.normalised_axis(axis[0], len(x.shape))] = count[0]
+    return _tiled(node, x, repeats)
+
+
+def _tiled(node: OnnxNode, x: Node, repeats: Sequence[int]) -> Node:
     if len(repeats) != len(x.shape) or any(count < 0 for count in repeats):
-        raise node.refused(f"repeats {repeats} of {list(x.shape)}", "export the model again")
+        raise node.refused(f"repeats {list(repeats)} of {list(x.shape)}", "export the model again")
     return movement.tiled(x, repeats)
 
 
 @onnx_rule("Pad")
-def pad(node: OnnxNode) -> Node:
+def pad_of_attributes(node: OnnxNode) -> Node:
+    """With pads and value as attributes."""
     x = node.input(0)
+    amounts = node.attribute("paddings" if node.version < 2 else "pads")
+    value = scalar(node.attribute("value"), x.dtype)
+    mode = node.choice("mode", ("constant", "reflect", "edge"))
+    return _padded(node, x, range(len(x.shape)), amounts, mode, value)
+
+
+@onnx_rule("Pad", since=11)
+def pad(node: OnnxNode) -> Node:
+    """With pads, value and axes as inputs."""
+    x, value = node.input(0), node.optional(2)
     rank = len(x.shape)
     mode = node.choice("mode", movement.PAD_MODES)
-    value, axes = None, None
-    if node.version < 11:
-        amounts = node.attribute("paddings" if node.version < 2 else "pads")
-        value = scalar(node.attribute("value"), x.dtype)
-    else:
-        amounts = node.integers(1, "pads") or ()
-        value = node.optional(2)
-        axes = node.integers(3, "axes")
-    places = range(rank) if axes is None else [node.normalised_axis(axis, rank) for axis in axes]
-    if len(amounts) != 2 * len(places) or len(set(places)) < len(places):
-        raise node.refused(f"pads {list(amounts)} of {len(places)} axes", "export the model again")
     if value is not None and math.prod(value.shape) != 1:
         raise node.refused(f"the value has {math.prod(value.shape)} elements", "give one")
-    before, after = [0] * rank, [0] * rank
+    if not node.is_known(1) or not node.is_known(3):
+        axes = node.optional(3) or constant(np.arange(rank), node.name)
+        if node.input(1).shape != (2 * math.prod(axes.shape),) or 0 in x.shape:
+            raise node.refused("its pads do not fit its input", "make them constants of the model")
+        return movement.padded_at_run_time(x, node.input(1), axes, node.promised_shape("the padding"), mode, value)
+    given = node.integers(3, "axes")
+    places = range(rank) if given is None else [node.normalised_axis(axis, rank) for axis in given]
+    if len(set(places)) < len(places):
+        raise node.refused(f"axes {list(places)} are the same", "export the model again")
+    return _padded(node, x, places, node.integers(1, "pads") or (), mode, value)
+
+
+def _padded(
+    node: OnnxNode, x: Node, places: Sequence[int], amounts: Sequence[int], mode: str, value: Node | None
+) -> Node:
+    if len(amounts) != 2 * len(places):
+        raise node.refused(f"pads {list(amounts)} of {len(places)} axes", "export the model again")
+    before, after = [0] * len(x.shape), [0] * len(x.shape)
     for index, axis in enumerate(places):
         before[axis], after[axis] = int(amounts[index]), int(amounts[index + len(places)])
     if any(n + b + e < 0 for n, b, e in zip(x.shape, before, after, strict=True)):
         raise node.refused(f"pads {list(amounts)} cut off more than {list(x.shape)}", "export the model again")
     return movement.padded(x, before, after, mode, value)
+
+
+@onnx_rule("CenterCropPad")
+def center_crop_pad(node: OnnxNode) -> Node:
+    x, axes = node.input(0), node.attribute("axes", None)
+    rank = len(x.shape)
+    places = range(rank) if axes is None else [node.normalised_axis(axis, rank) for axis in axes]
+    if node.is_known(1):
+        sizes = node.integers(1, "the shape") or ()
+    else:
+        node.optional(1)
+        sizes = tuple(node.promised_shape("the shape")[axis] for axis in places)
+    if len(sizes) != len(places) or len(set(places)) < len(places) or any(size < 0 for size in sizes):
+        raise node.refused(f"sizes {list(sizes)} of axes {list(places)}", "export the model again")
+    before, after = [0] * rank, [0] * rank
+    for axis, size in zip(places, sizes, strict=True):
+        missing = size - x.shape[axis]
+        before[axis] = missing // 2 if missing >= 0 else -(-missing // 2)
+        after[axis] = missing - before[axis]
+    return movement.padded(x, before, after)
 
 
 @onnx_rule("DepthToSpace")

@@ -5,13 +5,14 @@ Indices are int64, and zero behind the last one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
-from calumma.expressions.loops import constant, counter, kernel
 from calumma.expressions.sorting import key, merge_sort
+from calumma.expressions.statements import constant, counter, kernel
 
 
 def positions(x: te.Tensor) -> list[te.Tensor]:
@@ -89,26 +90,35 @@ def selected_boxes(
             merge_sort(items, held[0], n, lambda a, b: keys[a] < keys[b])
             with T.serial(0, bound) as i:
                 kept[group, i] = constant(0)
-            most_kept = tirx.min(limit[0], constant(bound))
-            chosen, place = counter("int64"), counter("int32")
-            chosen[0], place[0] = constant(0), 0
-            with T.While(tirx.all(place[0] < held[0], chosen[0] < most_kept)):
-                box = items[place[0]].astype("int64")
-                overlaps, other = counter("bool"), counter("int64")
-                overlaps[0], other[0] = constant(0, "bool"), constant(0)
-                with T.While(tirx.all(other[0] < chosen[0], tirx.Not(overlaps[0]))):
-                    share = _shared(corners, image, kept[group, other[0]], box, centred)
-                    overlaps[0] = share > threshold[0]
-                    other[0] = other[0] + constant(1)
-                with T.If(tirx.Not(overlaps[0])), T.Then():
-                    kept[group, chosen[0]] = box
-                    chosen[0] = chosen[0] + constant(1)
-                place[0] = place[0] + 1
-            counts[group] = chosen[0]
+
+            def overlaps(box: Any, other: Any, image: Any = image) -> tirx.Expr:
+                return _shared(corners, image, other, box, centred) > threshold[0]
+
+            counts[group] = _kept(items, held[0], kept, group, tirx.min(limit[0], constant(bound)), overlaps)
 
     inputs = [boxes, scores, most, iou, *(tensor for tensor in (score, number) if tensor is not None)]
     groups = batch * classes
     return kernel("selected_boxes", body, inputs, [((groups, bound), "int64"), ((groups,), "int64")])
+
+
+def _kept(
+    items: Any, count: Any, kept: Any, group: Any, most: Any, overlaps: Callable[[Any, Any], tirx.Expr]
+) -> tirx.Expr:
+    """Emit the choice among the first `count` of `items`, in their order; returns how many are kept of the group."""
+    chosen, place = counter("int64"), counter("int32")
+    chosen[0], place[0] = constant(0), 0
+    with T.While(tirx.all(place[0] < count, chosen[0] < most)):
+        box = items[place[0]].astype("int64")
+        found, other = counter("bool"), counter("int64")
+        found[0], other[0] = constant(0, "bool"), constant(0)
+        with T.While(tirx.all(other[0] < chosen[0], tirx.Not(found[0]))):
+            found[0] = overlaps(box, kept[group, other[0]])
+            other[0] = other[0] + constant(1)
+        with T.If(tirx.Not(found[0])), T.Then():
+            kept[group, chosen[0]] = box
+            chosen[0] = chosen[0] + constant(1)
+        place[0] = place[0] + 1
+    return chosen[0]
 
 
 def _shared(boxes: Any, image: Any, one: Any, other: Any, centred: bool) -> tirx.Expr:
@@ -143,7 +153,7 @@ def joined_boxes(kept: te.Tensor, counts: te.Tensor, classes: int) -> list[te.Te
     def body(boxes: Any, numbers: Any, table: Any, rows: Any) -> None:
         row = counter("int64")
         row[0] = constant(0)
-        with T.serial(0, groups) as group, T.serial(0, numbers[group]) as i:
+        with T.serial(0, groups) as group, T.serial(0, tirx.min(numbers[group], constant(bound))) as i:
             table[row[0], 0] = (group // classes).astype("int64")
             table[row[0], 1] = (group % classes).astype("int64")
             table[row[0], 2] = boxes[group, i]

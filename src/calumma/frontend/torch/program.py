@@ -1,7 +1,4 @@
-"""torch modules and exported programs to graphs, with the weights led around the converter as in `onnx`.
-
-Nothing here imports torch by itself: whoever has a module or a program has imported it.
-"""
+"""Modules exported, programs decomposed into operators that have a rule, and their weights."""
 
 from __future__ import annotations
 
@@ -9,26 +6,20 @@ import hashlib
 import importlib.metadata
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ml_dtypes  # noqa: F401 - makes NumPy know "bfloat16"
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from calumma import tvm_compat
 from calumma.core.errors import EnvironmentFault, InputError, ModelError
 from calumma.frontend.importer import Clock, ImportedModel
 
-if TYPE_CHECKING:
-    import torch
-
-    from calumma.graph.nodes import Graph
-
 TORCH_SERIES = "2.13"
-"""The release series whose exported programs TVM's converter is tested with."""
+"""The release series whose exported programs are tested."""
 
-_TYPES = frozenset({"float32", "float64", "bool"}) | {
-    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
-}
 _TRAINING = frozenset(
     {
         "_native_batch_norm_legit.default",
@@ -49,7 +40,7 @@ def import_torch(
     A module is exported in evaluation mode whatever mode it is in, and left in the mode it was in.
 
     Args:
-        model: the module or program, with float32 weights.
+        model: the module or program.
         example_inputs: positional arguments of a module; they fix shapes and types.
 
     Raises:
@@ -57,11 +48,9 @@ def import_torch(
         ModelError: the module cannot be exported or converted.
         EnvironmentFault: torch of another release series.
     """
-    import torch
-
     _check_torch()
     tvm_compat.load()
-    from calumma.frontend.torch_converter import convert
+    from calumma.frontend.torch.program_graph import program_graph
 
     clock = Clock()
     with clock.phase("export"), warnings.catch_warnings():
@@ -76,12 +65,10 @@ def import_torch(
                 raise InputError(f"{type(model).__name__}: a module needs example_inputs, a sequence of its arguments")
             program, name = _export(model, tuple(example_inputs)), type(model).__name__
         program = _decompose(program)
-        weights = _weights(program)
-        model_hash = _hash(program, weights)
-    with clock.phase("convert"):
-        mod, names = convert(program)
+        tensors = _tensors(program)
+        model_hash = _hash(program, tensors)
     with clock.phase("graph"):
-        graph = _graph(mod, names, weights)
+        graph = program_graph(program, tensors)
     return ImportedModel(graph, name, model_hash, clock.phases_s)
 
 
@@ -95,8 +82,6 @@ def _check_torch() -> None:
 
 
 def _export(module: torch.nn.Module, example_inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    import torch
-
     modes = {part: part.training for part in module.modules()}
     try:
         module.eval()
@@ -118,10 +103,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Take composite operators apart into core ATen operators, and refuse what cannot be computed right."""
-    import torch
-
-    from calumma.frontend.torch_converter import operator_name
+    """Take composite operators apart into those that have a rule, and refuse what cannot be computed right."""
+    from calumma.frontend.torch import rules  # noqa: F401 - registers them
+    from calumma.frontend.torch.node import computed_dtype, operator_name
 
     for node in program.graph.nodes:
         value = node.meta.get("val")
@@ -132,11 +116,11 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
                 raise ModelError(
                     f"node {node.name}: shape {list(tensor.shape)} is not fixed; export without dynamic_shapes"
                 )
-            if str(tensor.dtype).removeprefix("torch.") not in _TYPES:
-                raise ModelError(
-                    f"node {node.name}: {tensor.dtype} is not supported; give the module in float32 (.float())"
-                )
-    program = program.run_decompositions()
+            try:
+                computed_dtype(tensor.dtype)
+            except ModelError as error:
+                raise ModelError(f"node {node.name}: {error}") from error
+    program = program.run_decompositions(_decompositions())
     for node in program.graph.nodes:
         if node.op == "call_function" and node.target.__name__ in _TRAINING:
             raise ModelError(
@@ -156,45 +140,42 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     return program
 
 
-def _weights(program: torch.export.ExportedProgram) -> dict[str, NDArray]:
-    """Parameters by the name of the program's input they are handed to; they share the module's memory."""
-    import torch
+def _decompositions() -> dict[Any, Any]:
+    """How torch takes operators apart that have no rule: into core ATen operators, and those where it can."""
+    from calumma.frontend.torch.registry import known_operators
 
-    kind = torch.export.graph_signature.InputKind.PARAMETER
-    return {
-        spec.arg.name: _array(program.state_dict[spec.target])
-        for spec in program.graph_signature.input_specs
-        if spec.kind is kind
-    }
+    table = torch.export.default_decompositions()
+    everything = {**torch._decomp.decomposition_table, **table}
+    kept = known_operators() | _TRAINING
+    return {op: way for op, way in everything.items() if getattr(op, "__name__", "") not in kept}
+
+
+def _tensors(program: torch.export.ExportedProgram) -> dict[str, NDArray]:
+    """Parameters, buffers and constants by the placeholder that they are handed to; they share the module's memory."""
+    kinds = torch.export.graph_signature.InputKind
+    found = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in (kinds.PARAMETER, kinds.BUFFER, kinds.CONSTANT_TENSOR):
+            held = program.state_dict.get(spec.target)
+            found[spec.arg.name] = _array(program.constants[spec.target] if held is None else held)
+    return found
 
 
 def _array(tensor: torch.Tensor) -> NDArray:
-    return np.asarray(tensor.detach().to_dense().cpu().numpy(), order="C")
+    tensor = tensor.detach().to_dense().cpu()
+    if tensor.dtype is torch.bfloat16:  # NumPy knows the type by another package, and torch does not hand it over
+        return np.asarray(tensor.contiguous().view(torch.uint16).numpy().view("bfloat16"), order="C")
+    return np.asarray(tensor.resolve_neg().numpy(), order="C")
 
 
-def _hash(program: torch.export.ExportedProgram, weights: Mapping[str, NDArray]) -> str:
+def _hash(program: torch.export.ExportedProgram, tensors: Mapping[str, NDArray]) -> str:
     digest = hashlib.sha256(str(program.graph).encode())
     digest.update(str(program.graph_signature).encode())
     for node in program.graph.nodes:
         if node.op == "placeholder":
             value = node.meta.get("val")
             digest.update(f"{node.name} {tuple(getattr(value, 'shape', ()))} {getattr(value, 'dtype', value)}".encode())
-    for array in weights.values():
-        digest.update(array.data)
-    for name, buffer in sorted({**dict(program.named_buffers()), **program.constants}.items()):
+    for name, array in tensors.items():
         digest.update(name.encode())
-        digest.update(_array(buffer).data)
+        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
     return digest.hexdigest()
-
-
-def _graph(mod: Any, names: Mapping[str, str], weights: Mapping[str, NDArray]) -> Graph:
-    """Read the converted module, name its nodes as the program does, and put the weights back as constants."""
-    from calumma.frontend.relax_graph import from_relax
-    from calumma.graph.nodes import constant
-
-    graph = from_relax(mod, [])
-    for node in graph.nodes():
-        node.name = names.get(node.name, node.name)
-    graph.replace({node: constant(weights[node.name], node.name) for node in graph.inputs if node.name in weights})
-    graph.inputs = [node for node in graph.inputs if node.name not in weights]
-    return graph

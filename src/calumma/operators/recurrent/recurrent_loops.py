@@ -1,0 +1,453 @@
+"""A recurrent layer in one direction as loops: the whole sequence in one function, for one tiling.
+
+Notation: T steps, N rows of the batch, H hidden units, G gates, L lanes of one vector, B = ceil(H / L) blocks of hidden
+units, K = H the reduction of the recurrent product. The function's arguments, in order, those in brackets where the
+layer has them:
+
+    x        [T, N, G H]            gate inputs: what the product with the step's input and the biases have made
+    w        [B, K, g, L]           recurrent weights by phase, see `phases`; lanes beyond H are zero
+    [bias]   [B L]                  GRU with `linear_before_reset`: the candidate's recurrent bias
+    [p]      [3, B L]               LSTM: peepholes of the gates i, o, f
+    [h0, c0] [N, H]                 initial state
+    [length] [N] int32              steps of each row
+    y        [T, N, H]              hidden state of every step
+    h, c     [N, H]                 state after the last step; c for LSTM
+
+A *tile* is some blocks of hidden units by some rows, with all gates of a phase: its accumulators stay in registers
+for the reduction, and the gates are applied to them at once. Per step the tiles are dealt to the threads in the same
+way, so that a thread reads the same part of the weights again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from calumma.graph.recurrence import GRU, LSTM, Recurrence
+from calumma.operators.recurrent.cell_functions import apply
+
+Steps = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class RecurrentLayer:
+    """A recurrence and its sizes: all that decides about the function."""
+
+    recurrence: Recurrence
+    steps: int
+    batch: int
+    hidden: int
+    lanes: int
+    bias: bool = False
+    peepholes: bool = False
+    initial: tuple[bool, bool] = (False, False)
+    """Whether h0 and c0 are given; they are zero otherwise."""
+    lengths: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of hidden units."""
+        return -(-self.hidden // self.lanes)
+
+    @property
+    def phases(self) -> Steps:
+        """Gates whose recurrent products read the same vector, by what has to be finished before what."""
+        recurrence = self.recurrence
+        if recurrence.cell == GRU and not recurrence.linear_before_reset:
+            return [("z", "r"), ("h",)]
+        return [tuple(gate for gate in recurrence.gates if not (recurrence.input_forget and gate == "f"))]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the work of a step is cut and dealt."""
+
+    blocks: int = 1
+    rows: int = 1
+    """Of a tile: blocks of hidden units, rows of the batch."""
+    splits: int = 1
+    """Partial sums per accumulator."""
+    unroll: int = 1
+    """Steps of the reduction unrolled, for each partial sum."""
+    shared: str = "units"
+    """What is dealt to the threads: blocks of hidden "units" in every step, or "rows" of the batch once and for all."""
+    chunks: int = 1
+    """Pieces that are dealt; with one there is one thread."""
+    alternate: bool = False
+    """Every other step walks the tiles backwards, and finds in the caches what the step before has read last."""
+    vectors: bool = True
+    """Whether lanes are vectors."""
+
+
+class RecurrentLoops:
+    """The function of a layer in one tiling.
+
+    Attributes:
+        x, weights, bias, peepholes, h0, c0, length: buffers of the arguments; None for what the layer does not have.
+        y, last: of the outputs, the second those of the final state.
+        hidden, cell: of the state, [2, N, B L] by turns and [N, B L].
+        gated, update: [N, B L], what a GRU's first phase leaves to its second: r * h and z.
+    """
+
+    x: Any
+    weights: list[Any]
+    bias: Any
+    peepholes: Any
+    h0: Any
+    c0: Any
+    length: Any
+    y: Any
+    last: list[Any]
+    hidden: Any
+    cell: Any
+    gated: Any
+    update: Any
+
+    def __init__(self, layer: RecurrentLayer, tiling: Tiling) -> None:
+        self.layer, self.tiling = layer, tiling
+        self.recurrence = layer.recurrence
+        self.width = layer.blocks * layer.lanes
+        self.whole = layer.hidden == self.width
+
+    def function(self, block: Callable[[Sequence[Any], Sequence[Any]], None] | None = None) -> tirx.PrimFunc:
+        """The function; `block` describes the one block around its loops, from what it reads and writes."""
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("main")
+            T.func_attr({"tirx.noalias": True})
+            reads, writes = self._arguments()
+            root, own = (T.sblock("root"), T.sblock("recurrent")) if block else (nullcontext(), nullcontext())
+            with root, own:
+                if block:
+                    block(reads, writes)
+                self._state()
+                if self.tiling.shared == "rows":
+                    self._rows_apart()
+                else:
+                    self._steps_apart()
+        return builder.get()
+
+    # -- arguments and state ----------------------------------------------------------------------
+
+    def _arguments(self) -> tuple[list[Any], list[Any]]:
+        layer = self.layer
+        steps, batch, hidden, blocks = layer.steps, layer.batch, layer.hidden, layer.blocks
+        reads: list[Any] = []
+
+        def read(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Any:
+            reads.append(T.arg(name, T.buffer(shape, dtype)))
+            return reads[-1]
+
+        self.x = read("x", (steps, batch, len(self.recurrence.gates) * hidden))
+        self.weights = [
+            read(f"w{i}", (blocks, hidden, len(gates), layer.lanes)) for i, gates in enumerate(layer.phases)
+        ]
+        self.bias = read("bias", (self.width,)) if layer.bias else None
+        self.peepholes = read("p", (3, self.width)) if layer.peepholes else None
+        self.h0 = read("h0", (batch, hidden)) if layer.initial[0] else None
+        self.c0 = read("c0", (batch, hidden)) if layer.initial[1] else None
+        self.length = read("length", (batch,), "int32") if layer.lengths else None
+        self.y = T.arg("y", T.buffer((steps, batch, hidden), "float32"))
+        self.last = [T.arg("h", T.buffer((batch, hidden), "float32"))]
+        if self.recurrence.cell == LSTM:
+            self.last.append(T.arg("c", T.buffer((batch, hidden), "float32")))
+        return reads, [self.y, *self.last]
+
+    def _state(self) -> None:
+        batch, width = self.layer.batch, self.width
+        self.hidden = T.alloc_buffer((2, batch, width), "float32")
+        self.cell = T.alloc_buffer((batch, width), "float32") if self.recurrence.cell == LSTM else None
+        self.gated = self.update = None
+        if len(self.layer.phases) > 1:
+            self.gated = T.alloc_buffer((batch, width), "float32")
+            self.update = T.alloc_buffer((batch, width), "float32")
+
+    def _start(self, first: Any, rows: int) -> None:
+        with T.serial(rows) as i, T.serial(self.width) as unit:
+            self._store(self.hidden, self._initial(self.h0, first + i, unit), 0, first + i, unit)
+            if self.cell is not None:
+                self._store(self.cell, self._initial(self.c0, first + i, unit), first + i, unit)
+
+    def _initial(self, given: Any, row: Any, unit: Any) -> Any:
+        if given is None:
+            return _f32(0.0)
+        value = given[row, tirx.min(unit, self.layer.hidden - 1)]
+        return value if self.whole else tirx.if_then_else(unit < self.layer.hidden, value, _f32(0.0))
+
+    def _finish(self, first: Any, rows: int) -> None:
+        with T.serial(rows) as i, T.serial(self.layer.hidden) as unit:
+            states = [self.hidden[self.layer.steps % 2, first + i, unit]]
+            if self.cell is not None:
+                states.append(self.cell[first + i, unit])
+            for result, state in zip(self.last, states, strict=True):
+                if self.length is not None:
+                    state = tirx.Select(self.length[first + i] > 0, state, _f32(0.0))
+                self._store(result, state, first + i, unit)
+
+    # -- who does what ----------------------------------------------------------------------------
+
+    def _steps_apart(self) -> None:
+        """The threads meet after every phase of every step; each computes some hidden units."""
+        layer, tiling = self.layer, self.tiling
+        self._start(0, layer.batch)
+        own = layer.blocks // tiling.blocks // tiling.chunks
+        with T.serial(layer.steps) as step:
+            for phase in range(len(layer.phases)):
+                with self._dealt() as chunk, T.serial(own) as i, T.serial(layer.batch // tiling.rows) as row:
+                    tile = chunk * own + self._turned(i, own, step)
+                    self._tile(phase, step, tile * tiling.blocks, row * tiling.rows)
+        self._finish(0, layer.batch)
+
+    def _rows_apart(self) -> None:
+        """The threads never meet: each computes all steps of some rows."""
+        layer, tiling = self.layer, self.tiling
+        own = layer.batch // tiling.chunks
+        tiles = layer.blocks // tiling.blocks
+        with self._dealt() as chunk:
+            self._start(chunk * own, own)
+            with T.serial(layer.steps) as step:
+                for phase in range(len(layer.phases)):
+                    with T.serial(tiles) as i, T.serial(own // tiling.rows) as row:
+                        first = chunk * own + row * tiling.rows
+                        self._tile(phase, step, self._turned(i, tiles, step) * tiling.blocks, first)
+            self._finish(chunk * own, own)
+
+    def _dealt(self) -> Any:
+        return T.parallel(self.tiling.chunks) if self.tiling.chunks > 1 else T.serial(1)
+
+    def _turned(self, i: Any, tiles: int, step: Any) -> Any:
+        return i + step % 2 * (tiles - 1 - 2 * i) if self.tiling.alternate else i
+
+    # -- one tile ---------------------------------------------------------------------------------
+
+    def _tile(self, phase: int, step: Any, first_block: Any, first_row: Any) -> None:
+        layer, tiling = self.layer, self.tiling
+        gates = len(layer.phases[phase])
+        sums = T.alloc_buffer((tiling.rows, tiling.blocks, gates, layer.lanes), "float32", scope="local")
+        self._product(phase, step, first_block, first_row, sums)
+        with T.serial(tiling.rows) as row, T.serial(tiling.blocks) as block:
+            cell = _CellStep(self, phase, step, first_block + block, first_row + row)
+            cell.emit(lambda gate, lane: sums[row, block, gate, lane])
+
+    def _product(self, phase: int, step: Any, first_block: Any, first_row: Any, sums: Any) -> None:
+        layer, tiling = self.layer, self.tiling
+        gates, lanes, depth = len(layer.phases[phase]), layer.lanes, layer.hidden
+        weight = self.weights[phase]
+        shape = (tiling.splits, tiling.rows, tiling.blocks, gates)
+        acc = T.alloc_buffer((*shape, lanes), "float32", scope="local")
+
+        def state(row: Any, k: Any) -> Any:
+            return self.gated[row, k] if phase else self.hidden[step % 2, row, k]
+
+        def add(split: Any, k: Any) -> None:
+            with T.unroll(tiling.blocks) as b, T.unroll(gates) as g, T.unroll(tiling.rows) as r, self.vector() as lane:
+                value = state(first_row + r, k) * weight[first_block + b, k, g, lane]
+                self._store(acc, acc[split, r, b, g, lane] + value, split, r, b, g, lane)
+
+        with ExitStack() as loops:
+            place = [loops.enter_context(T.unroll(extent)) for extent in shape]
+            with self.vector() as lane:
+                self._store(acc, _f32(0.0), *place, lane)
+        stride = tiling.splits * tiling.unroll
+        if depth // stride:
+            with T.serial(depth // stride) as outer, T.unroll(tiling.unroll) as inner, T.unroll(tiling.splits) as s:
+                add(s, outer * stride + inner * tiling.splits + s)
+        if depth % stride:
+            with T.unroll(depth % stride) as rest:
+                add(0, depth // stride * stride + rest)
+        with T.unroll(tiling.rows) as r, T.unroll(tiling.blocks) as b, T.unroll(gates) as g, self.vector() as lane:
+            total = acc[0, r, b, g, lane]
+            for s in range(1, tiling.splits):
+                total = total + acc[s, r, b, g, lane]
+            self._store(sums, total, r, b, g, lane)
+
+    # -- what all of it uses ----------------------------------------------------------------------
+
+    def vector(self) -> Any:
+        """The loop over the lanes of one vector."""
+        return T.vectorized(self.layer.lanes) if self.tiling.vectors else T.serial(self.layer.lanes)
+
+    def time(self, step: Any) -> Any:
+        """The place in the sequence of the `step`-th step."""
+        return self.layer.steps - 1 - step if self.recurrence.reverse else step
+
+    @staticmethod
+    def _store(buffer: Any, value: Any, *index: Any) -> None:
+        T.buffer_store(buffer, value, list(index))
+
+
+class _CellStep:
+    """The gates of one block of hidden units, in one row and step, applied to the sums of a phase."""
+
+    def __init__(self, loops: RecurrentLoops, phase: int, step: Any, block: Any, row: Any) -> None:
+        self.loops, self.layer, self.recurrence = loops, loops.layer, loops.recurrence
+        self.phase, self.step, self.block, self.row = phase, step, block, row
+        self.gates = loops.layer.phases[phase]
+        self.first = block * loops.layer.lanes
+
+    def emit(self, sums: Callable[[int, Any], Any]) -> None:
+        """Emit the step; `sums` gives an element of the recurrent product, from the gate's number in the phase."""
+        # What activations are given: gate inputs, and recurrent products but for that which a reset gate multiplies.
+        self.before = {gate: self._local() for gate in self.gates}
+        self._gate_inputs()
+        apart = self.recurrence.linear_before_reset and self.recurrence.cell == GRU
+        for number, gate in enumerate(self.gates):
+            if not (apart and gate == "h"):
+                before = self.before[gate]
+                with self.loops.vector() as lane:
+                    T.buffer_store(before, before[lane] + sums(number, lane), [lane])
+        if self.recurrence.cell == LSTM:
+            self._lstm()
+        elif self.recurrence.cell == GRU:
+            self._gru(sums)
+        else:
+            self._rnn()
+
+    def _lstm(self) -> None:
+        loops, (f, g, h) = self.loops, self.recurrence.activations
+        old, new = self._local(), self._local()
+        self._each(old, lambda lane: loops.cell[self.row, self.first + lane])
+        gates = {gate: self._local() for gate in "iofc"}
+        self._activate(gates["i"], f, lambda lane: self.before["i"][lane] + self._peep(0, old, lane))
+        if self.recurrence.input_forget:
+            self._each(gates["f"], lambda lane: _f32(1.0) - gates["i"][lane])
+        else:
+            self._activate(gates["f"], f, lambda lane: self.before["f"][lane] + self._peep(2, old, lane))
+        self._activate(gates["c"], g, lambda lane: self.before["c"][lane])
+        self._each(new, lambda lane: gates["f"][lane] * old[lane] + gates["i"][lane] * gates["c"][lane])
+        self._activate(gates["o"], f, lambda lane: self.before["o"][lane] + self._peep(1, new, lane))
+        result = self._local()
+        self._each(result, lambda lane: gates["o"][lane] * apply(h, new[lane]))
+        self._write(result, new)
+
+    def _gru(self, sums: Callable[[int, Any], Any]) -> None:
+        loops, (f, g) = self.loops, self.recurrence.activations
+        update, old, result = self._local(), self._local(), self._local()
+        self._each(old, lambda lane: loops.hidden[self.step % 2, self.row, self.first + lane])
+        if "z" in self.gates:
+            self._activate(update, f, lambda lane: self.before["z"][lane])
+            reset = self._local()
+            self._activate(reset, f, lambda lane: self.before["r"][lane])
+        if "h" not in self.gates:
+            with loops.vector() as lane:
+                T.buffer_store(loops.update, update[lane], [self.row, self.first + lane])
+            with loops.vector() as lane:
+                T.buffer_store(loops.gated, reset[lane] * old[lane], [self.row, self.first + lane])
+            return
+        if "z" in self.gates:
+            number = self.gates.index("h")
+
+            def candidate(lane: Any) -> Any:
+                product = sums(number, lane)
+                product = product if loops.bias is None else product + loops.bias[self.first + lane]
+                return self.before["h"][lane] + reset[lane] * product
+
+            self._activate(result, g, candidate)
+        else:
+            self._each(update, lambda lane: loops.update[self.row, self.first + lane])
+            self._activate(result, g, lambda lane: self.before["h"][lane])
+        self._each(result, lambda lane: (_f32(1.0) - update[lane]) * result[lane] + update[lane] * old[lane])
+        self._write(result)
+
+    def _rnn(self) -> None:
+        result = self._local()
+        self._activate(result, self.recurrence.activations[0], lambda lane: self.before["h"][lane])
+        self._write(result)
+
+    # -- pieces -----------------------------------------------------------------------------------
+
+    def _local(self) -> Any:
+        return T.alloc_buffer((self.layer.lanes,), "float32", scope="local")
+
+    def _each(self, buffer: Any, value: Callable[[Any], Any]) -> None:
+        with self.loops.vector() as lane:
+            T.buffer_store(buffer, value(lane), [lane])
+
+    def _activate(self, buffer: Any, activation: Any, value: Callable[[Any], Any]) -> None:
+        clip = self.recurrence.clip
+
+        def clipped(lane: Any) -> Any:
+            # max(c, x) becomes c > x ? c : x, so that NaN falls through.
+            return value(lane) if clip is None else tirx.min(_f32(clip), tirx.max(_f32(-clip), value(lane)))
+
+        self._each(buffer, clipped)
+        self._each(buffer, lambda lane: apply(activation, buffer[lane]))
+
+    def _peep(self, number: int, cell: Any, lane: Any) -> Any:
+        weights = self.loops.peepholes
+        return _f32(0.0) if weights is None else weights[number, self.first + lane] * cell[lane]
+
+    def _gate_inputs(self) -> None:
+        loops, hidden = self.loops, self.layer.hidden
+        time = loops.time(self.step)
+        for gate in self.gates:
+            start = self.recurrence.gates.index(gate) * hidden + self.first
+            self._read(self.before[gate], loops.x, [time, self.row], start)
+
+    def _read(self, buffer: Any, source: Any, place: list[Any], start: Any) -> None:
+        """The block's hidden units from `start` on, zeros beyond the last one."""
+
+        def value(lane: Any) -> Any:
+            return source[(*place, start + lane)]
+
+        def part() -> None:
+            self._each(buffer, lambda lane: _f32(0.0))
+            with T.serial(self.layer.hidden % self.layer.lanes) as lane:
+                T.buffer_store(buffer, value(lane), [lane])
+
+        self._either_whole(lambda: self._each(buffer, value), part)
+
+    def _either_whole(self, vector: Callable[[], None], part: Callable[[], None]) -> None:
+        """Do one thing for a whole block, another for the last one if that is not whole."""
+        if self.loops.whole:
+            vector()
+            return
+        with T.If(self.block < self.layer.blocks - 1):
+            with T.Then():
+                vector()
+            with T.Else():
+                part()
+
+    def _write(self, hidden: Any, cell: Any = None) -> None:
+        """Store the state and the output of the step; a row whose sequence has ended keeps its state."""
+        loops = self.loops
+
+        def new() -> None:
+            self._store_hidden(lambda lane: hidden[lane])
+            if cell is not None:
+                with loops.vector() as lane:
+                    T.buffer_store(loops.cell, cell[lane], [self.row, self.first + lane])
+            self._store_output(lambda lane: hidden[lane])
+
+        if loops.length is None:
+            new()
+            return
+        with T.If(loops.time(self.step) < loops.length[self.row]):
+            with T.Then():
+                new()
+            with T.Else():
+                self._store_hidden(lambda lane: loops.hidden[self.step % 2, self.row, self.first + lane])
+                self._store_output(lambda lane: _f32(0.0))
+
+    def _store_hidden(self, value: Callable[[Any], Any]) -> None:
+        with self.loops.vector() as lane:
+            T.buffer_store(self.loops.hidden, value(lane), [(self.step + 1) % 2, self.row, self.first + lane])
+
+    def _store_output(self, value: Callable[[Any], Any]) -> None:
+        loops = self.loops
+        time = loops.time(self.step)
+
+        def store(loop: Any) -> None:
+            with loop as lane:
+                T.buffer_store(loops.y, value(lane), [time, self.row, self.first + lane])
+
+        self._either_whole(lambda: store(loops.vector()), lambda: store(T.serial(self.layer.hidden % self.layer.lanes)))
+
+
+def _f32(value: float) -> Any:
+    return tirx.const(value, "float32")
