@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -199,19 +200,26 @@ class _Reader:
             steps=tuple(self.steps),
             arena_bytes=arena_bytes,
             weights_bytes=weights_bytes,
-            input_views=tuple(self.views(slot, outputs) for slot in params[:n_inputs]),
-            output_views=tuple(
-                self.views(slot, (*params, *outputs[:i], *outputs[i + 1 :])) for i, slot in enumerate(outputs)
-            ),
+            input_views=self.views(params[:n_inputs], outputs),
+            output_views=self.views(outputs, params),
         )
 
-    def views(self, slot: int, others: Sequence[int]) -> tuple[int, ...]:
-        """All tensors in the storage of one; none if it is tied to its place, by a concatenation or one of `others`."""
-        storage = self.tensors[slot][0]
-        tied = {other.parent for other in self.storages} | {self.tensors[other][0] for other in others}
-        if self.storages[storage].parent is not None or storage in tied:
-            return ()
-        return tuple(index for index, (other, _, _) in enumerate(self.tensors) if other == storage)
+    def views(self, slots: Sequence[int], others: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """For each slot all tensors in its storage; none if that is tied to its place.
+
+        It is where it is a part of a concatenation, or also that of one of `others`, or of two of `slots`.
+        """
+        ends = Counter(self.tensors[slot][0] for slot in (*slots, *others))
+        parents = {storage.parent for storage in self.storages}
+        shown: dict[int, list[int]] = {}
+        for index, (storage, _, _) in enumerate(self.tensors):
+            shown.setdefault(storage, []).append(index)
+
+        def of(storage: int) -> tuple[int, ...]:
+            is_tied = storage in parents or self.storages[storage].parent is not None or ends[storage] > 1
+            return () if is_tied else tuple(shown[storage])
+
+        return tuple(of(self.tensors[slot][0]) for slot in slots)
 
 
 def _flat(value: _Value) -> Iterator[int]:
