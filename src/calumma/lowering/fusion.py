@@ -11,8 +11,7 @@ What is fused becomes one expression, in which a value that is read twice stands
 - The work that is done again: what is read more than once per element (a vector that is added to every row, the source
   of a resize) would be computed for each of its readers.
 
-Where a limit would be passed, the chain is cut: the value is stored, and read. The kernel behind the cut starts a new
-chain, as a convolution does.
+Where a limit would be passed, the chain is cut between two kernels: a value is stored, and read.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 import tvm
 from tvm import ir, relax, s_tir, tirx
 
-from calumma.graph.context import OUT_ELEMENTWISE_FUSABLE
+from calumma.graph.context import INJECTIVE, OUT_ELEMENTWISE_FUSABLE
 from calumma.operators import registry
 from calumma.space import blocks, loops
 from calumma.tvm_compat import kernel_calls
@@ -42,8 +41,9 @@ _MOST_REPEATED = 8
 _CALL_WORK = 8
 """Operations that a call counts as: a power, a square root, a function of the C library."""
 _FREE_CALLS = ("if_then_else", "reinterpret", "shift_left", "shift_right", "bitwise_and", "bitwise_or", "bitwise_not")
-_ELEMENTWISE, _BROADCAST, _INJECTIVE, _REDUCTION = range(4)
-"""TVM's fusion kinds of functions that take their producers in; the next one, `OUT_ELEMENTWISE_FUSABLE`, does not."""
+_BROADCAST, _REDUCTION = 1, 3
+"""TVM's fusion kinds of functions that take their producers in, beside 0 for elementwise ones and `INJECTIVE`. What is
+`OUT_ELEMENTWISE_FUSABLE` takes in its readers instead, if they are elementwise or broadcast."""
 
 
 def fuse(mod: tvm.IRModule, inputs: int) -> tvm.IRModule:
@@ -90,8 +90,8 @@ def _cut(main: relax.Function, cuts: Mapping[relax.Var, Collection[int]]) -> rel
             values[position] = stored[value]
         yield relax.VarBinding(old.var, builder.normalize(kernel_calls.with_arguments(old.value, values)))
 
-    blocks = [type(block)([new for old in block.bindings for new in bindings(old)]) for block in main.body.blocks]
-    body = relax.SeqExpr(blocks, main.body.body)
+    changed = [type(block)([new for old in block.bindings for new in bindings(old)]) for block in main.body.blocks]
+    body = relax.SeqExpr(changed, main.body.body)
     return relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)
 
 
@@ -162,7 +162,7 @@ class _Chains:
             return _Chain(is_anchored=True, has_template=kernel.has_template) if is_anchor else _STORED
         arguments = kernel_calls.arguments(call)
         chains = [self._taken_in(self._chain(argument), kernel.kind) for argument in arguments]
-        moves = [kernel.kind == _INJECTIVE and self._readers[argument] > 1 for argument in arguments]
+        moves = [kernel.kind == INJECTIVE and self._readers[argument] > 1 for argument in arguments]
         cut = {i for i, chain in enumerate(chains) if _is_repeated(chain, kernel.times[i] > 1 or moves[i])}
         chains = [_STORED if i in cut else chain for i, chain in enumerate(chains)]
         size = kernel.size([chain.size for chain in chains])
@@ -236,7 +236,7 @@ def _has_template(sch: s_tir.Schedule) -> bool:
 
 def _elements(buffer: Any) -> int:
     shape = buffer.ty.shape if isinstance(buffer, tirx.Var) else buffer.shape
-    return math.prod(int(extent) for extent in shape)
+    return max(1, math.prod(int(extent) for extent in shape))
 
 
 def _unconditional_loads(expression: Any) -> Iterator[ir.TensorLoad]:
