@@ -31,6 +31,7 @@ from tvm.tirx.script import builder as T
 
 from calumma.graph.recurrence import GRU, LSTM, Recurrence
 from calumma.operators.recurrent.cell_functions import apply
+from calumma.operators.recurrent.input_windows import Ahead, InputWindows
 
 Steps = list[tuple[str, ...]]
 
@@ -49,6 +50,9 @@ class RecurrentLayer:
     initial: tuple[bool, bool] = (False, False)
     """Whether h0 and c0 are given; they are zero otherwise."""
     lengths: bool = False
+    inputs: int = 0
+    """Inputs of the layer, where the function computes the product with them as well; 0 where it is given the gate
+    inputs."""
 
     @property
     def blocks(self) -> int:
@@ -96,6 +100,7 @@ class RecurrentLoops:
     """
 
     x: Any
+    windows: InputWindows | None
     weights: list[Any]
     bias: Any
     peepholes: Any
@@ -143,7 +148,11 @@ class RecurrentLoops:
             reads.append(T.arg(name, T.buffer(shape, dtype)))
             return reads[-1]
 
-        self.x = read("x", (steps, batch, len(self.recurrence.gates) * hidden))
+        self.x = self.windows = None
+        if layer.inputs:
+            self.windows = InputWindows(self, read)
+        else:
+            self.x = read("x", (steps, batch, len(self.recurrence.gates) * hidden))
         self.weights = [
             read(f"w{i}", (blocks, hidden, len(gates), layer.lanes)) for i, gates in enumerate(layer.phases)
         ]
@@ -162,6 +171,8 @@ class RecurrentLoops:
         batch, width = self.layer.batch, self.width
         self.hidden = T.alloc_buffer((2, batch, width), "float32")
         self.cell = T.alloc_buffer((batch, width), "float32") if self.recurrence.cell == LSTM else None
+        if self.windows is not None:
+            self.windows.allocate()
         self.gated = self.update = None
         if len(self.layer.phases) > 1:
             self.gated = T.alloc_buffer((batch, width), "float32")
@@ -196,6 +207,9 @@ class RecurrentLoops:
         layer, tiling = self.layer, self.tiling
         self._start(0, layer.batch)
         own = layer.blocks // tiling.blocks // tiling.chunks
+        if self.windows is not None:
+            with self._dealt() as chunk, T.serial(own) as i:
+                self.windows.first_window((chunk * own + i) * tiling.blocks)
         with T.serial(layer.steps) as step:
             for phase in range(len(layer.phases)):
                 with self._dealt() as chunk, T.serial(own) as i, T.serial(layer.batch // tiling.rows) as row:
@@ -236,35 +250,67 @@ class RecurrentLoops:
 
     def _product(self, phase: int, step: Any, first_block: Any, first_row: Any, sums: Any) -> None:
         layer, tiling = self.layer, self.tiling
-        gates, lanes, depth = len(layer.phases[phase]), layer.lanes, layer.hidden
-        weight = self.weights[phase]
-        shape = (tiling.splits, tiling.rows, tiling.blocks, gates)
-        acc = T.alloc_buffer((*shape, lanes), "float32", scope="local")
-
-        def state(row: Any, k: Any) -> Any:
-            return self.gated[row, k] if phase else self.hidden[step % 2, row, k]
-
-        def add(split: Any, k: Any) -> None:
-            with T.unroll(tiling.blocks) as b, T.unroll(gates) as g, T.unroll(tiling.rows) as r, self.vector() as lane:
-                value = state(first_row + r, k) * weight[first_block + b, k, g, lane]
-                self._store(acc, acc[split, r, b, g, lane] + value, split, r, b, g, lane)
-
+        shape = (tiling.splits, tiling.rows, tiling.blocks, len(layer.phases[phase]))
+        acc = T.alloc_buffer((*shape, layer.lanes), "float32", scope="local")
         with ExitStack() as loops:
             place = [loops.enter_context(T.unroll(extent)) for extent in shape]
             with self.vector() as lane:
                 self._store(acc, _f32(0.0), *place, lane)
-        stride = tiling.splits * tiling.unroll
-        if depth // stride:
-            with T.serial(depth // stride) as outer, T.unroll(tiling.unroll) as inner, T.unroll(tiling.splits) as s:
-                add(s, outer * stride + inner * tiling.splits + s)
-        if depth % stride:
-            with T.unroll(depth % stride) as rest:
-                add(0, depth // stride * stride + rest)
-        with T.unroll(tiling.rows) as r, T.unroll(tiling.blocks) as b, T.unroll(gates) as g, self.vector() as lane:
-            total = acc[0, r, b, g, lane]
-            for s in range(1, tiling.splits):
-                total = total + acc[s, r, b, g, lane]
-            self._store(sums, total, r, b, g, lane)
+        add = self._step_of_product(phase, step, first_block, first_row, acc)
+        if self.windows is None or phase:
+            self._reduce(0, layer.hidden, add)
+        else:
+            with T.If(self.windows.goes_on(step)):
+                with T.Then():
+                    self._both_products(self.windows.next_window(step, first_block), add)
+                with T.Else():
+                    self._reduce(0, layer.hidden, add)
+        _, *kept = shape
+        with ExitStack() as loops:
+            place = [loops.enter_context(T.unroll(extent)) for extent in kept]
+            with self.vector() as lane:
+                parts = [acc[(split, *place, lane)] for split in range(tiling.splits)]
+                self._store(sums, sum(parts[1:], parts[0]), *place, lane)
+
+    def _step_of_product(
+        self, phase: int, step: Any, first_block: Any, first_row: Any, acc: Any
+    ) -> Callable[[Any, Any], None]:
+        """What adds the products with element k of the state to partial sum `split` of the tile."""
+        gates, weight, tiling = len(self.layer.phases[phase]), self.weights[phase], self.tiling
+
+        def add(split: Any, k: Any) -> None:
+            with T.unroll(tiling.blocks) as b, T.unroll(gates) as g, T.unroll(tiling.rows) as r, self.vector() as lane:
+                state = self.gated[first_row + r, k] if phase else self.hidden[step % 2, first_row + r, k]
+                value = acc[split, r, b, g, lane] + state * weight[first_block + b, k, g, lane]
+                self._store(acc, value, split, r, b, g, lane)
+
+        return add
+
+    def _both_products(self, ahead: Ahead, add: Callable[[Any, Any], None]) -> None:
+        """The recurrent product, and some of the input product of the next window in between."""
+        stride = self.tiling.splits * self.tiling.unroll
+        common = min(self.layer.hidden, self.layer.inputs) // stride * stride
+
+        def add_both(split: Any, k: Any) -> None:
+            add(split, k)
+            ahead.add(k)
+
+        ahead.start()
+        self._reduce(0, common, add_both)
+        self._reduce(common, self.layer.hidden, add)
+        self._reduce(common, self.layer.inputs, lambda _, k: ahead.add(k))
+        ahead.finish()
+
+    def _reduce(self, start: int, stop: int, add: Callable[[Any, Any], None]) -> None:
+        """Steps of a reduction from `start` to before `stop`, unrolled."""
+        splits, stride = self.tiling.splits, self.tiling.splits * self.tiling.unroll
+        whole = (stop - start) // stride
+        if whole:
+            with T.serial(whole) as outer, T.unroll(self.tiling.unroll) as inner, T.unroll(splits) as split:
+                add(split, start + outer * stride + inner * splits + split)
+        if (stop - start) % stride:
+            with T.unroll((stop - start) % stride) as rest:
+                add(0, start + whole * stride + rest)
 
     # -- what all of it uses ----------------------------------------------------------------------
 
@@ -384,6 +430,14 @@ class _CellStep:
 
     def _gate_inputs(self) -> None:
         loops, hidden = self.loops, self.layer.hidden
+        if loops.windows is not None:
+            for gate in self.gates:
+                number = self.recurrence.gates.index(gate)
+                self._each(
+                    self.before[gate],
+                    lambda lane, number=number: loops.windows.element(self.step, self.block, number, lane),
+                )
+            return
         time = loops.time(self.step)
         for gate in self.gates:
             start = self.recurrence.gates.index(gate) * hidden + self.first
