@@ -51,7 +51,7 @@ class InputWindows:
     def first_window(self, first_block: Any) -> None:
         """Compute all gate inputs of the first window for the tile that starts at a block."""
         with T.serial(self.size) as vector:
-            ahead = Ahead(self, 0, first_block, vector)
+            ahead = GatesAhead(self, 0, first_block, vector)
             ahead.start()
             with T.serial(self.inputs) as k:
                 ahead.add(k)
@@ -61,16 +61,16 @@ class InputWindows:
         """Whether there is a window after that of a step."""
         return (step // self.size + 1) * self.size < self.steps
 
-    def next_window(self, step: Any, first_block: Any) -> Ahead:
+    def next_window(self, step: Any, first_block: Any) -> GatesAhead:
         """The part of the next window's gate inputs that a tile computes in a step."""
-        return Ahead(self, step // self.size + 1, first_block, step % self.size)
+        return GatesAhead(self, step // self.size + 1, first_block, step % self.size)
 
     def _first(self, window: Any) -> Any:
         """The first step of a window."""
         return tirx.min(window * self.size, self.steps - self.size)
 
 
-class Ahead:
+class GatesAhead:
     """One vector of gates of a tile, for all steps of a window."""
 
     def __init__(self, windows: InputWindows, window: Any, first_block: Any, vector: Any) -> None:
