@@ -2,6 +2,7 @@
 
 from calumma.frontend.onnx.rules import (
     activations,
+    attention,
     branching,
     casts,
     cells,
@@ -15,6 +16,7 @@ from calumma.frontend.onnx.rules import (
     products,
     quantisation,
     reductions,
+    regions,
     resampling,
     shapes,
     softmax,
@@ -24,6 +26,7 @@ from calumma.frontend.onnx.rules import (
 
 __all__ = [
     "activations",
+    "attention",
     "branching",
     "casts",
     "cells",
@@ -37,6 +40,7 @@ __all__ = [
     "products",
     "quantisation",
     "reductions",
+    "regions",
     "resampling",
     "shapes",
     "softmax",

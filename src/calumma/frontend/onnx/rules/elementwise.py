@@ -123,7 +123,10 @@ def _old_broadcast(node: OnnxNode, left: Node, right: Node) -> Node:
 @onnx_rule("Mod")
 def mod(node: OnnxNode) -> Node:
     left, right = node.input(0), node.input(1)
-    truncated = bool(node.attribute("fmod", 0))
+    fmod = int(node.attribute("fmod", 0))
+    if fmod not in (0, 1):
+        raise node.refused(f"fmod {fmod}, expected 0 or 1", "export the model again")
+    truncated = fmod == 1
     if arithmetic.is_float(left) and not truncated:
         raise node.refused("of floats it wants fmod=1", "export it with fmod=1")
     return arithmetic.remainder(left, right, truncated)
