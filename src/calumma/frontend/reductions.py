@@ -133,6 +133,8 @@ def chosen(candidates: Sequence[Node], is_chosen: Callable[[tirx.Expr, int], tir
         is_chosen: (the value, a candidate's number) -> whether it is this one.
         key: a node of one element.
     """
+    if len(candidates) == 1:
+        return candidates[0]
     number = reshape(key, ())
 
     def body(value: te.Tensor, *tensors: te.Tensor) -> te.Tensor:
@@ -144,7 +146,7 @@ def chosen(candidates: Sequence[Node], is_chosen: Callable[[tirx.Expr, int], tir
 
         return te.compute(tensors[0].shape, element, name="chosen")
 
-    return candidates[0] if len(candidates) == 1 else expression(body, number, *candidates, name="chosen")
+    return expression(body, number, *candidates, name="chosen")
 
 
 def cumulative(
