@@ -15,8 +15,8 @@ from calumma.graph.nodes import Node
 def max_pool(node: OnnxNode) -> Sequence[Node]:
     x = node.input(0)
     windows = read_windows(node, x.shape[2:])
-    column_major = bool(node.attribute("storage_order", 0))
-    pooled = pooling.max_pool(x, windows, bool(node.attribute("ceil_mode", 0)))
+    column_major = node.flag("storage_order", 0)
+    pooled = pooling.max_pool(x, windows, node.flag("ceil_mode", 0))
     if not node.wants(1):
         return [pooled]
     return [pooled, pooling.max_pool_indices(x, pooled, windows, column_major=column_major)]
@@ -25,14 +25,14 @@ def max_pool(node: OnnxNode) -> Sequence[Node]:
 @onnx_rule("AveragePool")
 def average_pool(node: OnnxNode) -> Node:
     x = node.input(0)
-    ceil_mode, include = (bool(node.attribute(name, 0)) for name in ("ceil_mode", "count_include_pad"))
+    ceil_mode, include = (node.flag(name, 0) for name in ("ceil_mode", "count_include_pad"))
     return pooling.average_pool(x, read_windows(node, x.shape[2:]), ceil_mode, include)
 
 
 @onnx_rule("LpPool")
 def lp_pool(node: OnnxNode) -> Node:
     x, p = node.input(0), float(node.attribute("p", 2))
-    return pooling.norm_pool(x, read_windows(node, x.shape[2:]), p, bool(node.attribute("ceil_mode", 0)))
+    return pooling.norm_pool(x, read_windows(node, x.shape[2:]), p, node.flag("ceil_mode", 0))
 
 
 @onnx_rule("GlobalAveragePool")

@@ -29,8 +29,8 @@ def reduce(node: OnnxNode) -> Node:
     """Axes are an attribute, later (13 for the sum, 18 for the others) an input."""
     x = node.input(0)
     given = node.integers(1, "axes") if node.has_input(1) else node.attribute("axes", None)
-    keepdims = bool(node.attribute("keepdims", 1))
-    noop = bool(node.attribute("noop_with_empty_axes", 0))
+    keepdims = node.flag("keepdims", 1)
+    noop = node.flag("noop_with_empty_axes", 0)
     axes = None if not given else tuple(node.normalised_axis(axis, len(x.shape), "axes") for axis in given)
     if axes is None and noop:
         axes = ()
@@ -41,7 +41,7 @@ def reduce(node: OnnxNode) -> Node:
 def index_of_extremum(node: OnnxNode) -> Node:
     x = node.input(0)
     axis = node.axis(len(x.shape), default=0)
-    keepdims = bool(node.attribute("keepdims", 1))
+    keepdims = node.flag("keepdims", 1)
     if node.attribute("select_last_index", 0):
         raise node.refused("select_last_index is not supported", "export it without")
     return reductions.index_of_extremum(x, axis, keepdims, largest=node.op == "ArgMax")
@@ -55,6 +55,6 @@ def cumulative(node: OnnxNode) -> Node:
         "sum" if node.op == "CumSum" else "prod",
         x,
         node.normalised_axis(axis, len(x.shape)),
-        exclusive=bool(node.attribute("exclusive", 0)),
-        reverse=bool(node.attribute("reverse", 0)),
+        exclusive=node.flag("exclusive", 0),
+        reverse=node.flag("reverse", 0),
     )
