@@ -145,7 +145,7 @@ def _batch_of(side: Node) -> Node:
 
 def _of_gemm(node: OnnxNode, inputs: Sequence[Node | None], results: Sequence[Node]) -> dict[int, Node]:
     data = _only_first(inputs)
-    row = 1 if node.attribute("transA", 0) else 0
+    row = 1 if node.flag("transA", 0) else 0
     if any(axis != row for axis in data.extents):
         raise refuse(1 - row, "all along it is summed up")
     return {0: data.extents[row]}
@@ -169,7 +169,7 @@ def _reduction(node: OnnxNode, rule: OnnxRule) -> Result:
     rank = len(data.shape)
     with node.looked_at():
         axes = _reduced_axes(node, rank)
-        kept = bool(node.attribute("keepdims"))
+        kept = node.flag("keepdims")
         if node.op.startswith("Arg") and node.attribute("select_last_index", 0) and axes[0] in data.extents:
             raise refuse(axes[0], "the last of several extrema is looked for along it")
     ended = [axis for axis in axes if axis in data.extents]
@@ -208,7 +208,7 @@ def _reduced_axes(node: OnnxNode, rank: int) -> tuple[int, ...]:
         return (node.axis(rank, default=0),)
     given = node.attribute("axes", None) if node.has_attribute("axes") else node.integers(1, "axes")
     if not given:
-        return () if node.attribute("noop_with_empty_axes", 0) else tuple(range(rank))
+        return () if node.flag("noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(node.normalised_axis(int(axis), rank) for axis in given)
 
 

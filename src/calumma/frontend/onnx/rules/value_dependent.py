@@ -28,7 +28,7 @@ def unique(node: OnnxNode) -> tuple[Node, ...]:
     """Its second to fourth outputs are int64."""
     x = node.input(0)
     axis = node.axis(len(x.shape)) if node.has_attribute("axis") else None
-    return selection.unique(x, axis, ordered=bool(node.attribute("sorted")))
+    return selection.unique(x, axis, ordered=node.flag("sorted"))
 
 
 @onnx_rule("TopK")
@@ -41,7 +41,7 @@ def top_k(node: OnnxNode) -> tuple[Node, Node]:
 def top_k_of_input(node: OnnxNode) -> tuple[Node, Node]:
     """With K as an input. Without `sorted` any order is right."""
     k = as_scalar(node.input(1))
-    largest = bool(node.attribute("largest", 1))
+    largest = node.flag("largest", 1)
     node.ignore("sorted")
     return _top_k(node, int(k.value) if k.op == CONSTANT else k, largest=largest)
 
@@ -65,7 +65,7 @@ def non_max_suppression(node: OnnxNode) -> Node:
         constant(np.array(0, np.int64)) if most is None else as_scalar(most),
         constant(np.array(0, np.float32)) if iou is None else as_scalar(iou, "float32"),
         None if score is None else as_scalar(score, "float32"),
-        centred=bool(node.attribute("center_point_box")),
+        centred=node.flag("center_point_box"),
     )
 
 
