@@ -10,6 +10,7 @@ from calumma.frontend.onnx.rules import (
     convolution,
     elementwise,
     indexing,
+    linear_models,
     losses,
     normalisation,
     pooling,
@@ -20,6 +21,7 @@ from calumma.frontend.onnx.rules import (
     resampling,
     shapes,
     softmax,
+    trees,
     value_dependent,
 )
 
@@ -33,6 +35,7 @@ __all__ = [
     "convolution",
     "elementwise",
     "indexing",
+    "linear_models",
     "losses",
     "normalisation",
     "pooling",
@@ -43,5 +46,6 @@ __all__ = [
     "resampling",
     "shapes",
     "softmax",
+    "trees",
     "value_dependent",
 ]
