@@ -85,6 +85,8 @@ def tree_scores(x: Node, forest: Forest, targets: int, aggregate: str) -> Node:
     rows, features = x.shape
     width = max((len(weights) for weights in forest.leaves.values()), default=1)
     count, trees, depth = len(forest.modes), len(forest.roots), forest.depth()
+    if not all(0 <= target < targets for weights in forest.leaves.values() for target, _ in weights):
+        raise ModelError(f"a leaf is for a target outside of the {targets} that there are; export the model again")
     if not all(0 <= f < features for n, f in enumerate(forest.features) if n not in forest.leaves):
         raise ModelError(f"a tree reads a feature outside of the {features} that there are; export the model again")
     goal, amount = np.full((count, width), -1, np.int32), np.zeros((count, width), np.float64)

@@ -88,7 +88,7 @@ def _forest(node: OnnxNode, kind: str) -> Forest:
             if known not in MODES:
                 raise node.refused(f"the comparison {mode} is not supported")
             places[name] = forest.add_node(known, int(feature), float(threshold), missing=bool(tracks))
-    below = set()
+    below: set[tuple[int, int]] = set()
     ways = node.attribute("nodes_truenodeids"), node.attribute("nodes_falsenodeids")
     for name, mode, yes, no in zip(names, modes, *ways, strict=True):
         if mode != "LEAF":
@@ -136,6 +136,8 @@ def _listed_forest(node: OnnxNode) -> Forest:
         last.append(chain)
     weights = zip(node.attribute("leaf_targetids"), node.attribute("leaf_weights").reshape(-1), strict=True)
     leaves = [forest.add_leaf([(int(target), float(weight))]) for target, weight in weights]
+    if min(*(index for way in ways for index, _ in way), *node.attribute("tree_roots"), 0) < 0:
+        raise node.refused("a node's number is below 0", "export the model again")
     for chain, yes, no in zip(last, *ways, strict=True):
         true, false = ((leaves if is_leaf else first)[index] for index, is_leaf in (yes, no))
         for number in chain:
