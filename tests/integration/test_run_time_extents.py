@@ -304,6 +304,33 @@ def test_operators_that_allow_for_extents() -> None:
     check_all(*carrying())
 
 
+def computing_shapes() -> tuple[bytes, list[Feeds]]:
+    """Shapes that are put together from extents, as exporters write them."""
+    m = Model()
+    found = m.add("Transpose", m.add("NonZero", "x"))
+    rows = m.add("Gather", "x", m.add("Gather", found, np.array(0), axis=1), axis=0)
+    count = m.add("Gather", m.add("Shape", rows), np.array(0))
+    width = m.add("Gather", m.add("Shape", rows), np.array(1))
+    length = m.add("Unsqueeze", count, np.array([0]))
+    m.add("Reshape", rows, m.add("Concat", length, np.array([3]), np.array([-1]), axis=0))
+    m.add("Reshape", rows, m.add("Concat", m.add("Mul", length, np.array([2])), np.array([3]), axis=0))
+    m.add("Reshape", rows, m.add("Concat", np.array([-1]), m.add("Unsqueeze", width, np.array([0])), axis=0))
+    m.add("Expand", np.ones((1, 4), np.float32), m.add("Concat", length, np.array([1]), axis=0))
+    m.add("Expand", rows, m.add("Concat", np.array([2]), m.add("Shape", rows), axis=0))
+    m.add("ConstantOfShape", m.add("Slice", m.add("Shape", rows), np.array([0]), np.array([1])))
+    m.add("Range", np.array(0), count, np.array(1))
+    m.add("Add", m.add("Range", np.array(3), m.add("Size", rows), np.array(4)), np.array(1))
+    half = m.add("Div", m.add("Add", count, np.array(1)), np.array(2))
+    m.add("Range", np.array(0), m.add("Sub", half, np.array(2)), np.array(1))
+    m.add("TopK", m.add("Gather", rows, np.array(0), axis=1), m.add("Min", length, np.array([4])), outputs=2)
+    feeds = [{"x": x.astype(np.float32)} for x in (np.eye(5, 6), np.eye(5, 6, 5), np.ones((5, 6)))]
+    return m.bytes(feeds[0]), feeds
+
+
+def test_shapes_put_together_from_extents() -> None:
+    check_all(*computing_shapes())
+
+
 def reducing() -> tuple[bytes, list[Feeds]]:
     """What reads all of a bounded axis gets it filled with what changes nothing; images and rows go one by one."""
     rng = np.random.default_rng(5)

@@ -10,7 +10,7 @@ from tvm import relax, te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from calumma.core.errors import ModelError
-from calumma.expressions import loops
+from calumma.expressions import statements
 from calumma.frontend.reductions import reduced
 from calumma.graph.build import expression, operator, reshape, scalar, transpose
 from calumma.graph.nodes import Node
@@ -160,7 +160,7 @@ def determinant(node: Node) -> Node:
 
     def body(x: te.Tensor) -> te.Tensor:
         outputs = [(matrices.shape, node.dtype), (matrices.shape[:1], node.dtype)]
-        return loops.kernel("determinant", _eliminate, [x], outputs)
+        return statements.kernel("determinant", _eliminate, [x], outputs)
 
     return reshape(expression(body, matrices, name="determinant")[1], batch)
 
@@ -169,22 +169,24 @@ def _eliminate(x: Any, rest: Any, result: Any) -> None:
     """Statements: what is left of every matrix, and the product of its pivots."""
     count, size = int(x.shape[0]), int(x.shape[1])
     dtype = str(x.dtype)
-    pivot, held = loops.counter("int32"), loops.counter(dtype)
+    pivot, held = statements.counter("int32"), statements.counter(dtype)
     with T.serial(0, count) as b:
-        result[b] = loops.constant(1, dtype)
+        result[b] = statements.constant(1, dtype)
         with T.serial(0, size) as i, T.serial(0, size) as j:
             rest[b, i, j] = x[b, i, j]
         with T.serial(0, size) as k:
             pivot[0] = k
             with T.serial(k, size) as i:
                 larger = tirx.abs(rest[b, i, k]) > tirx.abs(rest[b, pivot[0], k])
-                pivot[0] = loops.either(larger, i, pivot[0])
+                pivot[0] = statements.either(larger, i, pivot[0])
             with T.serial(0, size) as j:
                 held[0] = rest[b, k, j]
                 rest[b, k, j] = rest[b, pivot[0], j]
                 rest[b, pivot[0], j] = held[0]
             held[0] = rest[b, k, k]
-            result[b] = result[b] * loops.either(pivot[0] == k, held[0], -held[0])
-            held[0] = loops.either(held[0] == loops.constant(0, dtype), loops.constant(1, dtype), held[0])
+            result[b] = result[b] * statements.either(pivot[0] == k, held[0], -held[0])
+            held[0] = statements.either(
+                held[0] == statements.constant(0, dtype), statements.constant(1, dtype), held[0]
+            )
             with T.serial(k + 1, size) as i, T.serial(k + 1, size) as j:
                 rest[b, i, j] = rest[b, i, j] - rest[b, i, k] / held[0] * rest[b, k, j]

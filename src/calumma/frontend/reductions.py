@@ -14,7 +14,7 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import tirx as T
 
-from calumma.expressions import loops
+from calumma.expressions import statements
 from calumma.frontend.arithmetic import divided, is_float
 from calumma.graph.build import cast, expression, mapped, operator, reshape, scalar
 from calumma.graph.nodes import Node, constant
@@ -151,7 +151,7 @@ def cumulative(
                 result[place(step)] = held + element if kind == "sum" else held * element
 
     def running(x: te.Tensor) -> te.Tensor:
-        return loops.kernel(f"cumulative_{kind}", body, [x], [((rows * length,), dtype)])[0]
+        return statements.kernel(f"cumulative_{kind}", body, [x], [((rows * length,), dtype)])[0]
 
     flat = expression(running, reshape(node, (rows * length,)), name=f"cumulative_{kind}")
     return reshape(flat, node.shape)

@@ -58,34 +58,6 @@ def size_of(node: Node, axis: int) -> Node:
     return node.extents.get(axis, constant(np.array(node.shape[axis], np.int64)))
 
 
-def sizes_of(node: Node) -> Node:
-    """The shape at run time, an int64 vector; a constant where it is one."""
-    if not node.extents:
-        return constant(np.array(node.shape, np.int64))
-    axes = sorted(node.extents)
-
-    def vector(*extents: te.Tensor) -> te.Tensor:
-        def element(i: tirx.Var) -> tirx.Expr:
-            value: tirx.Expr = tirx.const(0, "int64")
-            for axis, size in enumerate(node.shape):
-                held = extents[axes.index(axis)]() if axis in node.extents else tirx.const(size, "int64")
-                value = tirx.Select(i == axis, held, value)
-            return value
-
-        return te.compute((len(node.shape),), element, name="sizes")
-
-    return expression(vector, *(node.extents[axis] for axis in axes), name="sizes")
-
-
-def number_of_elements(node: Node) -> Node:
-    """The product of the shape at run time, int64 scalar; a constant where it is one."""
-    fixed = math.prod(size for axis, size in enumerate(node.shape) if axis not in node.extents)
-    total = constant(np.array(fixed, np.int64))
-    for extent in node.extents.values():
-        total = scalar_of(lambda a, b: a * b, total, extent)
-    return total
-
-
 def scalar_of(function: Callable[..., tirx.Expr], *scalars: Node) -> Node:
     """A function of int64 scalars; computed now where all are constants."""
     if all(node.op == CONSTANT for node in scalars):

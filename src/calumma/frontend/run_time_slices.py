@@ -10,6 +10,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from calumma.core.errors import ModelError
+from calumma.expressions.integers import index_value
 from calumma.expressions.statements import constant as number
 from calumma.expressions.statements import counter, kernel
 from calumma.frontend import movement
@@ -91,7 +92,7 @@ def _at_run_time(
         def element(*i: tirx.Var) -> tirx.Expr:
             places: list[Any] = list(i)
             for axis in touched:
-                place = first(axis) + i[axis].astype("int64") * step(axis)
+                place = first(axis) + index_value(i[axis]) * step(axis)
                 places[axis] = tirx.max(tirx.min(place, number(x.shape[axis] - 1)), number(0))
             return t(*places)
 

@@ -15,6 +15,7 @@ from tvm import te, tirx
 
 from calumma.frontend import movement
 from calumma.frontend import run_time_extents as extents
+from calumma.frontend.onnx import run_time_shapes
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import OnnxRule, Result
 from calumma.frontend.run_time_extents import refuse
@@ -31,6 +32,14 @@ def imported(node: OnnxNode, rule: OnnxRule) -> Result:
     Raises:
         ModelError: the operator is not safe on the extents of an input.
     """
+    made = run_time_shapes.shaped(node)
+    if made is not None:
+        return made
+    result = _imported(node, rule)
+    return run_time_shapes.followed(node, [result] if isinstance(result, Node) else result)
+
+
+def _imported(node: OnnxNode, rule: OnnxRule) -> Result:
     if not any(given is not None and given.extents for given in node.operands):
         return rule(node)
     if node.proto.domain or node.op not in _OPERATORS:
