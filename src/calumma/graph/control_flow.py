@@ -7,7 +7,8 @@ are theirs, which have the same shapes and types.
 inputs are the number of the iteration, from 0, the carried values and the captured ones. Its outputs are whether to go
 on, the next carried values, and what is stacked over the iterations. An iteration is made as long as there were fewer
 than `trips` (int64; None: no limit), `condition` held before the first (None: it does), and the last one said to go on.
-The results are the number of iterations made (int64), the carried values, and the stacked ones with `rows` rows.
+The results are whether to go on, which is of no use any more, the number of iterations made (int64), the carried
+values, and the stacked ones with `rows` rows.
 
 A captured value is one that a graph reads from outside: nodes of one graph never read those of another.
 """
@@ -60,11 +61,13 @@ def loop(
     """
     attrs = SimpleNamespace(body=body, carried=len(carried), rows=rows)
     node = Node(LOOP, (trips, condition, tuple(carried), tuple(captured)), attrs, name=name)
-    results = [_item(node, 0, (), "int64")]
-    results += [_item(node, 1 + i, value.shape, value.dtype) for i, value in enumerate(carried)]
-    stacked = body.outputs[1 + len(carried) :]
-    results += [_item(node, len(results) + i, (rows, *value.shape), value.dtype) for i, value in enumerate(stacked)]
-    return results[0], results[1 : 1 + len(carried)], results[1 + len(carried) :]
+    made = _item(node, 1, (), "int64")
+    last = [_item(node, 2 + i, value.shape, value.dtype) for i, value in enumerate(carried)]
+    stacked = [
+        _item(node, 2 + len(carried) + i, (rows, *row.shape), row.dtype)
+        for i, row in enumerate(body.outputs[1 + len(carried) :])
+    ]
+    return made, last, stacked
 
 
 def _item(node: Node, index: int, shape: tuple[int, ...], dtype: str) -> Node:

@@ -105,7 +105,8 @@ class _Lowering:
         except ModelError:
             lo.builder._end_block()  # or TVM warns of the open block when the builder goes
             raise
-        mod = relax.transform.ConvertToDataflow(min_size=1)(lo.builder.finalize())
+        passes = [relax.transform.ConvertToDataflow(min_size=1), relax.transform.DeadCodeElimination(["main"])]
+        mod = tvm.transform.Sequential(passes)(lo.builder.finalize())
         return LoweredGraph(  # the order counts: legalisation may add parameters
             mod=fuse(self._legalized(mod), len(inputs)),
             params=tuple(lo.params),

@@ -82,9 +82,7 @@ def lower_loop(lo: LoweringContext, node: Node, walk: Walk) -> Value:
         ]
         replaced = [old if new is old else _copied(lo, new) for old, new in zip(state, sources, strict=True)]
     groups = [relax.Tuple(group) for group in (replaced, sources, rows)]
-    result = _mark(lo, marks.REPEAT, groups, [*replaced, *rows])
-    items = [lo.builder.emit(relax.TupleGetItem(result, i)) for i in range(1, len(state) + len(rows))]
-    return Value(lo.builder.emit(relax.Tuple(items)), ())
+    return Value(_mark(lo, marks.REPEAT, groups, [*replaced, *rows]), ())
 
 
 def _goes_on(
