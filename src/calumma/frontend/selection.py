@@ -136,7 +136,7 @@ def unique(x: Node, axis: int | None, *, ordered: bool, nan_is_one: bool = True)
     return values, bounded(first, {0: count}), inverse, bounded(counts, {0: count})
 
 
-def top_k(x: Node, k: int | Node, axis: int, *, largest: bool) -> tuple[Node, Node]:
+def top_k(x: Node, k: int | Node, axis: int, *, largest: bool, most: int | None = None) -> tuple[Node, Node]:
     """The k largest or smallest elements along an axis, sorted, and their int64 indices.
 
     Of equal ones the one with the lower index comes first; NaN is larger than any number.
@@ -144,6 +144,7 @@ def top_k(x: Node, k: int | Node, axis: int, *, largest: bool) -> tuple[Node, No
     Args:
         k: a number, at most the extent of the axis; or an int64 scalar node, which counts as the axis' extent where it
             is more.
+        most: the largest that a k in a node can be, where that is known.
     """
     size = x.shape[axis]
     if isinstance(k, int) and not 0 <= k <= size:
@@ -151,7 +152,7 @@ def top_k(x: Node, k: int | Node, axis: int, *, largest: bool) -> tuple[Node, No
     fill = lowest(x.dtype) if largest else (math.nan if x.dtype.startswith("float") else highest(x.dtype))
     x = masked(x, (axis,), fill)
     others = [other for other in range(len(x.shape)) if other != axis]
-    held = k if isinstance(k, int) else size
+    held = k if isinstance(k, int) else size if most is None else min(size, max(most, 0))
     if held == 0 or 0 in x.shape:
         shape = tuple(held if other == axis else extent for other, extent in enumerate(x.shape))
         return constant(np.zeros(shape, x.dtype)), constant(np.zeros(shape, np.int64))

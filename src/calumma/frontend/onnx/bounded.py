@@ -255,8 +255,8 @@ def _of_reshape(node: OnnxNode, inputs: Sequence[Node | None], results: Sequence
     target = node.attribute("shape") if node.has_attribute("shape") else node.integers(1, "shape")
     assert target is not None
     free = target.index(-1) if -1 in target else None
-    if free is None and not node.attribute("allowzero", 0):  # 0 keeps an axis
-        free = next((axis for axis, size in enumerate(target) if size == 0 and axis in data.extents), None)
+    if not node.attribute("allowzero", 0):  # 0 keeps an axis
+        free = next((axis for axis, size in enumerate(target) if size == 0 and axis in data.extents), free)
     return extents.reshaped(data, results[0].shape, free)
 
 
