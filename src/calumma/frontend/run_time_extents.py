@@ -9,7 +9,7 @@ and raise ModelError where the result would depend on what lies behind a prefix.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from tvm import te, tirx
@@ -24,9 +24,22 @@ Extents = Mapping[int, Node]
 
 
 def bounded(node: Node, extents: Extents) -> Node:
-    """A node with the extents that it has at run time. A constant without elements has none."""
-    if node.op != CONSTANT:
-        node.extents = dict(extents)
+    """A node with the extents that it has at run time.
+
+    Raises:
+        ModelError: it is a constant, which has no others than those of its shape: 0 where it has no elements.
+    """
+    if node.op == CONSTANT:
+        return empty(node, extents)
+    node.extents = dict(extents)
+    return node
+
+
+def empty(node: Node, axes: Iterable[int]) -> Node:
+    """A constant whose extents along `axes` would be known at run time only, if they were not 0 for certain."""
+    for axis in axes:
+        if node.shape[axis]:
+            raise refuse(axis, "the tensor has no elements that could be counted")
     return node
 
 

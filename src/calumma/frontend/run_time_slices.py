@@ -14,7 +14,7 @@ from calumma.expressions.integers import index_value
 from calumma.expressions.statements import constant as number
 from calumma.expressions.statements import counter, kernel
 from calumma.frontend import movement
-from calumma.frontend.run_time_extents import bounded, refuse, size_of
+from calumma.frontend.run_time_extents import bounded, empty, refuse, size_of
 from calumma.graph.build import cast, expression
 from calumma.graph.context import INJECTIVE
 from calumma.graph.nodes import CONSTANT, Node, constant
@@ -81,7 +81,7 @@ def _at_run_time(
         for axis, step in zip(touched, steps.value, strict=True):
             shape[axis] = -(-shape[axis] // abs(int(step)))
     if 0 in shape:
-        return constant(np.zeros(shape, x.dtype))
+        return empty(constant(np.zeros(shape, x.dtype)), {*touched, *x.extents})
     order = axes if axes is not None else constant(np.array(touched, np.int64))
     strides = steps if steps is not None else constant(np.ones(starts.shape, np.int64))
     vectors = [cast(node, "int64") for node in (starts, ends, order, strides)]

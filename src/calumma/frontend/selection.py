@@ -15,6 +15,7 @@ from calumma.core.errors import ModelError
 from calumma.expressions import compaction, sorting
 from calumma.frontend.run_time_extents import (
     bounded,
+    empty,
     fresh,
     highest,
     lowest,
@@ -74,7 +75,7 @@ def compress(x: Node, condition: Node, axis: int | None) -> Node:
     if axis in x.extents:
         held = masked(bounded(fresh(held), {0: x.extents[axis]}), (0,), False)
     if 0 in (most, *x.shape):
-        return constant(np.zeros((*x.shape[:axis], 0, *x.shape[axis + 1 :]), x.dtype))
+        return empty(constant(np.zeros((*x.shape[:axis], most, *x.shape[axis + 1 :]), x.dtype)), (axis, *others))
     found, count = _positions(held)
     return bounded(_taken(x, found, axis), {**others, axis: count})
 
@@ -155,7 +156,9 @@ def top_k(x: Node, k: int | Node, axis: int, *, largest: bool, most: int | None 
     held = k if isinstance(k, int) else size if most is None else min(size, max(most, 0))
     if held == 0 or 0 in x.shape:
         shape = tuple(held if other == axis else extent for other, extent in enumerate(x.shape))
-        return constant(np.zeros(shape, x.dtype)), constant(np.zeros(shape, np.int64))
+        open_axes = [*x.extents, *(() if isinstance(k, int) else (axis,))]
+        values, indices = (empty(constant(np.zeros(shape, dtype)), open_axes) for dtype in (x.dtype, np.int64))
+        return values, indices
     order = [*others, axis]
     sizes = [x.shape[other] for other in others]
     rows = reshape(transpose(x, order), (math.prod(sizes), size))
