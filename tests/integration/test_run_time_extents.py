@@ -387,5 +387,5 @@ def test_what_would_read_behind_the_end_is_refused() -> None:
         compiled(m.bytes({name: np.array(1) for name in "abc"}))
     m = Model()
     m.add("Compress", "x", "mask", axis=0)
-    with pytest.raises(InputError, match="operator Compress: the extent of axis 0 .* the tensor has no elements"):
+    with pytest.raises(InputError, match=r"operator Compress: the extent of axis 0 .* the tensor has no elements"):
         compiled(m.bytes({"x": np.zeros((2, 0), np.float32), "mask": np.zeros(2, bool)}))
