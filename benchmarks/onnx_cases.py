@@ -58,14 +58,14 @@ class Verdict:
     seconds: float
 
 
-def all_cases() -> list[Case]:
+def all_cases(kinds: Sequence[str] = KINDS) -> list[Case]:
     """All cases of tensors alone, in order of their names."""
     from onnx.backend.test.loader import load_model_tests
 
     found = []
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        for kind in KINDS:
+        for kind in kinds:
             for test in load_model_tests(kind=kind):
                 case = _from_memory(test) if test.model is not None else _from_folder(test)
                 if case is not None:

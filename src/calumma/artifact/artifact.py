@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calumma import tvm_compat
-from calumma.artifact import cpu, file_format, runtime
+from calumma.artifact import cpu, file_format, narrow_weights, runtime
 from calumma.artifact.plan import Plan, Step, calls, followed
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, InputError, InternalError
@@ -314,27 +314,41 @@ def load(path: str | PathLike[str], threads: int | None = None) -> Artifact:
     """
     contents = file_format.read(Path(path))
     with contents.file:
-        plan, metadata, built_for = _read_header(path, contents.metadata)
+        plan, metadata, built_for, stored = _read_header(path, contents.metadata)
         contents.check_code()
-        weights = huge_pages(contents.weights_bytes)
-        contents.read_weights(weights)
+        weights = huge_pages(plan.weights_bytes)
+        if stored is None or stored == [plan.slots[index].dtype for index in plan.param_slots]:
+            contents.read_weights(weights)
+        else:
+            section = np.empty(contents.weights_bytes, np.uint8)
+            contents.read_weights(section)
+            narrow_weights.restored(plan, stored, section, weights)
         count = tvm_compat.set_threads(threads or min(built_for, host.physical_cores()))
         return Artifact(plan, runtime.load_library(contents.file.fileno()), weights, metadata, count)
 
 
-def header(executable: Executable, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata section of a file, as `load` reads it: how to run the code, and the user's `metadata`."""
+def header(executable: Executable, metadata: Mapping[str, Any], stored: Sequence[str]) -> dict[str, Any]:
+    """The metadata section of a file, as `load` reads it: how to run the code, and the user's `metadata`.
+
+    Args:
+        stored: element types of the weights in the file.
+    """
     return {
         "plan": executable.plan.to_json(),
         "cpu": {"machine": platform.machine(), "mcpu": executable.mcpu, "flags": list(executable.flags)},
         "versions": tvm_compat.PINS,
         "threads": executable.threads,
+        "stored_weights": list(stored),
         "metadata": dict(metadata),
     }
 
 
-def _read_header(path: object, header: Mapping[str, Any]) -> tuple[Plan, dict[str, Any], int]:
-    """Plan, user's metadata and number of threads of a file whose code can run here. Raises ArtifactError."""
+def _read_header(path: object, header: Mapping[str, Any]) -> tuple[Plan, dict[str, Any], int, list[str] | None]:
+    """Plan, user's metadata, number of threads and the weights' stored types of a file whose code can run here.
+
+    Raises:
+        ArtifactError: it cannot.
+    """
     try:
         built = header["cpu"]
         cpu.check(path, built["machine"], built["mcpu"], built["flags"])
@@ -343,7 +357,8 @@ def _read_header(path: object, header: Mapping[str, Any]) -> tuple[Plan, dict[st
                 f"{path}: built with {_versions(header['versions'])}, this calumma needs {_versions(tvm_compat.PINS)}; "
                 "compile the model again"
             )
-        return Plan.from_json(header["plan"]), header["metadata"], header["threads"]
+        plan = Plan.from_json(header["plan"])
+        return plan, header["metadata"], header["threads"], header.get("stored_weights")
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: metadata cannot be read ({error!r}); compile the model again") from error
 

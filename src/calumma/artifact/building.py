@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from calumma import tvm_compat
-from calumma.artifact import file_format
+from calumma.artifact import file_format, narrow_weights
 from calumma.artifact.artifact import header
 from calumma.artifact.lowered import LoweredModel, read_plan
 from calumma.artifact.plan import AnyStep, Branch, Loop, Plan, calls
@@ -132,8 +132,10 @@ def save(
         library = Path(folder) / "model.so"
         with contextlib.ExitStack() as stack:
             _link(compiler, _write_objects(executable, stack), library)
+        stored = narrow_weights.narrowest(params)
+        types = [array.dtype.name for array in stored]
         try:
-            file_format.write(path, library, params, header(executable, metadata))
+            file_format.write(path, library, stored, header(executable, metadata, types))
         except OSError as error:
             raise ArtifactError(f"cannot write {path}: {error.strerror}") from error
 

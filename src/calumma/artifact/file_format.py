@@ -38,7 +38,8 @@ from calumma.core.errors import ArtifactError
 from calumma.core.files import replacing
 
 FORMAT_VERSION = 2
-"""1: the steps of a plan are kernel calls alone. 2: branches and loops too."""
+"""1: the steps of a plan are kernel calls alone, weights lie as kernels read them. 2: branches and loops too; weights
+may be stored in a narrower type that holds them exactly."""
 MAGIC = b"CALUMMA\n"
 _ELF = b"\x7fELF"
 

@@ -232,11 +232,8 @@ class _Reader:
             steps=tuple(self.steps),
             arena_bytes=arena_bytes,
             weights_bytes=weights_bytes,
-            input_views=tuple(self.storages.views(slot, returned) for slot in params[:n_inputs]),
-            output_views=tuple(
-                self.storages.views(slot, (*params, *returned[:i], *returned[i + 1 :]))
-                for i, slot in enumerate(outputs)
-            ),
+            input_views=self.storages.views(params[:n_inputs], returned),
+            output_views=self.storages.views(outputs, (*params, *returned[len(outputs) :])),
             output_extents=tuple(tuple(islice(extents, len(spec.bounded_axes))) for spec in lowered.outputs),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from calumma.artifact.plan import Lifetime, Section, Slot, align, place, tensor_bytes
@@ -108,13 +108,22 @@ class Storages:
         source = self._of(new)
         return self._is_free(source) and source.first_step >= since and self._of(old).last_step < source.first_step
 
-    def views(self, tensor: int, others: Collection[int]) -> tuple[int, ...]:
-        """All tensors in the storage of one; none if it is tied to its place, by a concatenation or one of `others`."""
-        storage = self._tensors[tensor][0]
-        tied = {other.parent for other in self._storages} | {self._tensors[other][0] for other in others}
-        if self._storages[storage].parent is not None or storage in tied:
-            return ()
-        return tuple(index for index, (other, _, _) in enumerate(self._tensors) if other == storage)
+    def views(self, slots: Sequence[int], others: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """For each tensor of `slots` all tensors in its storage; none if that is tied to its place.
+
+        It is where it is a part of a concatenation, or also that of one of `others`, or of two of `slots`.
+        """
+        ends = Counter(self._tensors[slot][0] for slot in (*slots, *others))
+        parents = {storage.parent for storage in self._storages}
+        shown: dict[int, list[int]] = {}
+        for index, (storage, _, _) in enumerate(self._tensors):
+            shown.setdefault(storage, []).append(index)
+
+        def of(storage: int) -> tuple[int, ...]:
+            is_tied = storage in parents or self._storages[storage].parent is not None or ends[storage] > 1
+            return () if is_tied else tuple(shown[storage])
+
+        return tuple(of(self._tensors[slot][0]) for slot in slots)
 
     def placed(self) -> tuple[tuple[Slot, ...], int, int]:
         """Every tensor with its address; the sizes of arena and weights in bytes."""

@@ -5,13 +5,12 @@ Indices are int64, and zero behind the last one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
-from calumma.expressions.sorting import key, merge_sort
+from calumma.expressions.sorting import heap, is_later, key, sink
 from calumma.expressions.statements import constant, counter, kernel
 
 
@@ -79,7 +78,7 @@ def selected_boxes(
         with T.parallel(0, batch * classes) as group:
             image, category = T.Bind(group // classes), T.Bind(group % classes)
             keys = T.buffer_proxy(T.alloc_buffer((n,), "int64"))
-            items = T.buffer_proxy(T.alloc_buffer((2 * n,), "int32"))
+            items = T.buffer_proxy(T.alloc_buffer((n,), "int32"))
             held = counter("int32")
             held[0] = 0
             with T.serial(0, stop) as i:
@@ -87,63 +86,94 @@ def selected_boxes(
                 items[held[0]] = i.astype("int32")
                 passes = constant(1, "bool") if least is None else values[image, category, i] > least
                 held[0] = held[0] + passes.astype("int32")
-            merge_sort(items, held[0], n, lambda a, b: keys[a] < keys[b])
+            candidates = _Candidates(keys, items, held)
             with T.serial(0, bound) as i:
                 kept[group, i] = constant(0)
-
-            def overlaps(box: Any, other: Any, image: Any = image) -> tirx.Expr:
-                return _shared(corners, image, other, box, centred) > threshold[0]
-
-            counts[group] = _kept(items, held[0], kept, group, tirx.min(limit[0], constant(bound)), overlaps)
+            kept_boxes = _Boxes(corners, image, bound, centred)
+            most_kept = tirx.min(limit[0], constant(bound))
+            counts[group] = _choose(candidates, kept, group, most_kept, kept_boxes, threshold[0])
 
     inputs = [boxes, scores, most, iou, *(tensor for tensor in (score, number) if tensor is not None)]
     groups = batch * classes
     return kernel("selected_boxes", body, inputs, [((groups, bound), "int64"), ((groups,), "int64")])
 
 
-def _kept(
-    items: Any, count: Any, kept: Any, group: Any, most: Any, overlaps: Callable[[Any, Any], tirx.Expr]
+class _Candidates:
+    """Boxes by falling score: a heap, of which only as much is put in order as is asked for."""
+
+    def __init__(self, keys: Any, items: Any, count: Any) -> None:
+        """Emit making the heap of the first `count` of `items`."""
+        self._keys, self._items, self.count = keys, items, count
+        heap(items, count[0], self._above)
+
+    def _above(self, a: Any, b: Any) -> tirx.Expr:
+        return is_later(self._keys, b, a)
+
+    def next(self) -> tirx.Expr:
+        """Emit taking the first one out."""
+        first = T.Bind(self._items[0])
+        self.count[0] = self.count[0] - 1
+        self._items[0] = self._items[self.count[0]]
+        sink(self._items, self.count[0], constant(0, "int32"), self._above)
+        return first
+
+
+def _choose(
+    candidates: _Candidates, kept: Any, group: Any, most: Any, boxes: _Boxes, threshold: tirx.Expr
 ) -> tirx.Expr:
-    """Emit the choice among the first `count` of `items`, in their order; returns how many are kept of the group."""
-    chosen, place = counter("int64"), counter("int32")
-    chosen[0], place[0] = constant(0), 0
-    with T.While(tirx.all(place[0] < count, chosen[0] < most)):
-        box = items[place[0]].astype("int64")
-        found, other = counter("bool"), counter("int64")
-        found[0], other[0] = constant(0, "bool"), constant(0)
-        with T.While(tirx.all(other[0] < chosen[0], tirx.Not(found[0]))):
-            found[0] = overlaps(box, kept[group, other[0]])
+    """Emit the choice among the boxes of a group; returns how many are kept."""
+    chosen = counter("int64")
+    chosen[0] = constant(0)
+    with T.While(tirx.all(candidates.count[0] > 0, chosen[0] < most)):
+        item = candidates.next()
+        box = boxes.read(item)
+        overlaps, other = counter("bool"), counter("int64")
+        overlaps[0], other[0] = constant(0, "bool"), constant(0)
+        with T.While(tirx.all(other[0] < chosen[0], tirx.Not(overlaps[0]))):
+            boxes.compare(box, other[0], threshold, overlaps)
             other[0] = other[0] + constant(1)
-        with T.If(tirx.Not(found[0])), T.Then():
-            kept[group, chosen[0]] = box
+        with T.If(tirx.Not(overlaps[0])), T.Then():
+            kept[group, chosen[0]] = item.astype("int64")
+            boxes.keep(box, chosen[0])
             chosen[0] = chosen[0] + constant(1)
-        place[0] = place[0] + 1
     return chosen[0]
 
 
-def _shared(boxes: Any, image: Any, one: Any, other: Any, centred: bool) -> tirx.Expr:
-    """Emit the intersection of two boxes over their union; -1 where either has no area."""
-    sizes: list[tirx.Expr] = []
-    areas: list[list[tirx.Expr]] = [[], []]
-    for axis in (0, 1):
-        lows, highs = [], []
-        for box, spans in zip((one, other), areas, strict=True):
-            first, second = boxes[image, box, axis], boxes[image, box, axis + 2]
-            if centred:
+class _Boxes:
+    """The boxes of an image, and the edges and areas of those that are kept so far."""
+
+    def __init__(self, corners: Any, image: Any, bound: int, centred: bool) -> None:
+        self._corners, self._image, self._centred = corners, image, centred
+        self._kept = [T.buffer_proxy(T.alloc_buffer((bound,), "float32")) for _ in range(5)]
+
+    def read(self, item: Any) -> list[tirx.Expr]:
+        """Emit reading a box: low and high edge of the first axis, of the second, and the area."""
+        edges: list[tirx.Expr] = []
+        for axis in (0, 1):
+            first, second = (self._corners[self._image, item, side] for side in (axis, axis + 2))
+            if self._centred:
                 half = second * constant(0.5, "float32")
-                low, high = T.Bind(first - half), T.Bind(first + half)
+                edges += [T.Bind(first - half), T.Bind(first + half)]
             else:
-                low, high = T.Bind(tirx.min(first, second)), T.Bind(tirx.max(first, second))
-            lows.append(low)
-            highs.append(high)
-            spans.append(high - low)
-        sizes.append(T.Bind(tirx.min(*highs) - tirx.max(*lows)))
-    zero = constant(0, "float32")
-    common = T.Bind(sizes[0] * sizes[1])
-    area, other_area = (T.Bind(width * height) for width, height in areas)
-    whole = T.Bind(area + other_area - common)
-    overlap = tirx.all(*(size > zero for size in (*sizes, common, area, other_area, whole)))
-    return T.Bind(tirx.Select(overlap, common / whole, constant(-1, "float32")))
+                edges += [T.Bind(tirx.min(first, second)), T.Bind(tirx.max(first, second))]
+        return [*edges, T.Bind((edges[1] - edges[0]) * (edges[3] - edges[2]))]
+
+    def keep(self, box: list[tirx.Expr], place: Any) -> None:
+        """Emit noting a box as kept."""
+        for held, value in zip(self._kept, box, strict=True):
+            held[place] = value
+
+    def compare(self, box: list[tirx.Expr], place: Any, threshold: tirx.Expr, overlaps: Any) -> None:
+        """Emit setting `overlaps` where a box shares more than the threshold with a kept one."""
+        kept, zero = [held[place] for held in self._kept], constant(0, "float32")
+        sizes = [
+            T.Bind(tirx.min(box[high], kept[high]) - tirx.max(box[low], kept[low])) for low, high in ((0, 1), (2, 3))
+        ]
+        with T.If(tirx.all(*(size > zero for size in sizes))), T.Then():
+            common = T.Bind(sizes[0] * sizes[1])
+            whole = T.Bind(box[4] + kept[4] - common)
+            is_area = tirx.all(*(area > zero for area in (common, box[4], kept[4], whole)))
+            overlaps[0] = tirx.all(is_area, common / whole > threshold)
 
 
 def joined_boxes(kept: te.Tensor, counts: te.Tensor, classes: int) -> list[te.Tensor]:

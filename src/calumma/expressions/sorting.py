@@ -16,8 +16,8 @@ from calumma.expressions.statements import constant, counter, either, kernel
 
 Before = Callable[[Any, Any], Any]
 """(item, item) -> whether the first is to come strictly before the second; may emit statements."""
-_MOST_INSERTED = 32
-"""The best k up to this many are kept sorted while the row is read; for more, the row is sorted."""
+_FEW = 8
+"""Of rows of at least k times this many elements the best k are found by a heap; others are sorted."""
 _MANTISSA_END = {32: 0x7F800000, 64: 0x7FF0000000000000}
 """Bits of infinity: what is larger in magnitude is no number."""
 
@@ -43,20 +43,20 @@ def merge_sort(items: Any, count: Any, most: int, before: Before) -> None:
 
     Runs of 1, 2, 4, ... items are merged from one half of `items` into the other.
     """
-    passes = max(most - 1, 0).bit_length()
-    with T.serial(0, passes) as number:
-        width = T.Bind(tirx.const(1, "int32") << number)
-        source, target = T.Bind(number % 2 * most), T.Bind((1 - number % 2) * most)
-        with T.serial(0, (count + (2 * width - 1)) // (2 * width)) as run:
-            low = T.Bind(run * (2 * width))
-            middle = T.Bind(tirx.min(low + width, count))
-            high = T.Bind(tirx.min(low + 2 * width, count))
+    width, source = counter("int32"), counter("int32")
+    width[0], source[0] = 1, 0
+    with T.While(width[0] < count):
+        target = T.Bind(most - source[0])
+        with T.serial(0, (count + (2 * width[0] - 1)) // (2 * width[0])) as run:
+            low = T.Bind(run * (2 * width[0]))
+            middle = T.Bind(tirx.min(low + width[0], count))
+            high = T.Bind(tirx.min(low + 2 * width[0], count))
             left, right = counter("int32"), counter("int32")
             left[0], right[0] = low, middle
             with T.serial(0, high - low) as step:
                 # Both are read whether or not they are there.
-                first = T.Bind(items[source + tirx.min(left[0], middle - 1)])
-                second = T.Bind(items[source + tirx.min(right[0], high - 1)])
+                first = T.Bind(items[source[0] + tirx.min(left[0], middle - 1)])
+                second = T.Bind(items[source[0] + tirx.min(right[0], high - 1)])
                 overtakes = before(second, first)
                 with T.If(tirx.all(right[0] < high, tirx.any(left[0] >= middle, overtakes))):
                     with T.Then():
@@ -65,9 +65,9 @@ def merge_sort(items: Any, count: Any, most: int, before: Before) -> None:
                     with T.Else():
                         items[target + low + step] = first
                         left[0] = left[0] + 1
-    if passes % 2:
-        with T.serial(0, count) as i:
-            items[i] = items[most + i]
+        width[0], source[0] = width[0] * 2, target
+    with T.If(source[0] > 0), T.Then(), T.serial(0, count) as i:
+        items[i] = items[most + i]
 
 
 def top_k(x: te.Tensor, k: int, *, largest: bool) -> list[te.Tensor]:
@@ -77,21 +77,26 @@ def top_k(x: te.Tensor, k: int, *, largest: bool) -> list[te.Tensor]:
     """
     rows, n = (int(extent) for extent in x.shape)
     dtype = str(x.dtype)
-
-    def row_keys(data: Any, keys: Any, row: Any) -> None:
-        with T.serial(0, n) as i:
-            found = key(data[row, i], dtype)
-            keys[i] = ~found if largest else found
+    few = _FEW * k <= n
 
     def body(data: Any, values: Any, indices: Any) -> None:
         with T.parallel(0, rows) as row:
-            keys, items = T.alloc_buffer((n,), "int64"), T.alloc_buffer((max(2 * n, 1),), "int32")
-            row_keys(data, T.buffer_proxy(keys), row)
-            if k <= _MOST_INSERTED < n:
-                _insert(keys, T.buffer_proxy(items), n, k)
+            sorted_items = k if few else n
+            keys = T.buffer_proxy(T.alloc_buffer((n,), "int64"))
+            items = T.buffer_proxy(T.alloc_buffer((2 * sorted_items,), "int32"))
+            with T.serial(0, n) as i:
+                found = key(data[row, i], dtype)
+                keys[i] = ~found if largest else found
+            if few:
+                _best(keys, items, n, k)
             else:
-                _fill(T.buffer_proxy(items), n)
-                merge_sort(T.buffer_proxy(items), constant(n, "int32"), n, lambda a, b: keys[a] < keys[b])
+                _fill(items, n)
+            merge_sort(
+                items,
+                constant(sorted_items, "int32"),
+                sorted_items,
+                lambda a, b: is_later(keys, b, a) if few else keys[a] < keys[b],
+            )
             with T.serial(0, k) as i:
                 values[row, i] = data[row, items[i]]
                 indices[row, i] = items[i].astype("int64")
@@ -104,19 +109,45 @@ def _fill(items: Any, n: int) -> None:
         items[i] = i
 
 
-def _insert(keys: Any, items: Any, n: int, k: int) -> None:
-    """Emit a search for the k first of n keys: each element is moved forward in a sorted list of the k first so far."""
-    held, place = counter("int32"), counter("int32")
-    held[0] = 0
-    with T.serial(0, k) as i:
-        items[i] = 0
-    with T.serial(0, n) as i, T.If(tirx.any(held[0] < k, keys[i] < keys[items[k - 1]])), T.Then():
-        place[0] = tirx.min(held[0], k - 1)
-        with T.While(tirx.all(place[0] > 0, keys[i] < keys[items[tirx.max(place[0] - 1, 0)]])):
-            items[place[0]] = items[place[0] - 1]
-            place[0] = place[0] - 1
-        items[place[0]] = i
-        held[0] = tirx.min(held[0] + 1, k)
+def _best(keys: Any, items: Any, n: int, k: int) -> None:
+    """Emit a search for the k first of n keys, in any order: a heap with the last of the k first so far on top."""
+
+    def later(a: Any, b: Any) -> tirx.Expr:
+        return is_later(keys, a, b)
+
+    _fill(items, k)
+    heap(items, constant(k, "int32"), later)
+    with T.serial(k, n) as i, T.If(keys[i] < keys[items[0]]), T.Then():
+        items[0] = i
+        sink(items, constant(k, "int32"), constant(0, "int32"), later)
+
+
+def heap(items: Any, count: Any, above: Before) -> None:
+    """Emit making a heap of the first `count` of `items`: none is below one that it is to be above."""
+    with T.serial(0, count // 2) as i:
+        sink(items, count, count // 2 - 1 - i, above)
+
+
+def sink(items: Any, count: Any, start: Any, above: Before) -> None:
+    """Emit a move of an item down a heap, until it is above those below it."""
+    place, moves = counter("int32"), counter("bool")
+    place[0], moves[0] = start, constant(1, "bool")
+    moving = T.Bind(items[start])
+    with T.While(tirx.all(moves[0], 2 * place[0] + 1 < count)):
+        left = T.Bind(2 * place[0] + 1)
+        right = T.Bind(tirx.min(left + 1, count - 1))
+        child = T.Bind(tirx.Select(above(items[right], items[left]), right, left))
+        below = T.Bind(items[child])
+        moves[0] = above(below, moving)
+        with T.If(moves[0]), T.Then():
+            items[place[0]] = below
+            place[0] = child
+    items[place[0]] = moving
+
+
+def is_later(keys: Any, a: Any, b: Any) -> tirx.Expr:
+    """Whether item a comes after item b: by key, then by number."""
+    return tirx.any(keys[a] > keys[b], tirx.all(keys[a] == keys[b], a > b))
 
 
 def unique(x: te.Tensor, *, ordered: bool, nan_is_one: bool) -> list[te.Tensor]:

@@ -116,13 +116,15 @@ def truncated_float(value: tirx.Expr, dtype: str) -> tirx.Expr:
 
 
 def shifted(value: Node, amount: Node, left: bool) -> Node:
-    """value << amount or value >> amount, of unsigned integers; 0 where the amount is the type's width or more."""
+    """value << amount or value >> amount; what is shifted by the type's width or more is 0, or all its sign."""
     width = int(re.sub(r"\D", "", value.dtype))
 
     def function(x: tirx.Expr, n: tirx.Expr) -> tirx.Expr:
         most = tirx.const(width - 1, str(n.ty))
         inside = tirx.min(n, most)
         moved = (x << inside) if left else (x >> inside)
+        if not left and not value.dtype.startswith("u"):
+            return moved
         return tirx.Select(n > most, tirx.const(0, str(x.ty)), moved)
 
     return combined(function, value, amount, name="shift")

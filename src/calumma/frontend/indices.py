@@ -25,19 +25,6 @@ REDUCTIONS = ("none", "add", "mul", "max", "min")
 """What a scatter makes of an element and an update: the update, or both combined. NaN wins over numbers."""
 
 
-def within(index: relax.Expr, size: int | Sequence[int]) -> relax.Expr:
-    """Indices as Relax: counted from the start, negative ones from the end, clamped to the axis.
-
-    Args:
-        index: integers, in a value whose type is known.
-        size: of the axis; or one for each column of `index`.
-    """
-    dtype = str(index.ty.dtype.dtype)
-    zero, sizes, most = (relax.const(np.asarray(value, dtype), dtype) for value in (0, size, np.asarray(size) - 1))
-    from_start = relax.op.where(relax.op.less(index, zero), relax.op.add(index, sizes), index)
-    return relax.op.minimum(relax.op.maximum(from_start, zero), most)
-
-
 def place(index: tirx.Expr, size: int) -> tirx.Expr:
     """An index of an axis as a place from its start, always on it."""
     index = index.astype("int64")

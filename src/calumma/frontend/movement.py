@@ -191,6 +191,49 @@ def triangle(x: Node, offset: Node, *, upper: bool) -> Node:
     return expression(masked, x, offset, name="triangle")
 
 
+def folded_columns(
+    x: Node, shape: Sequence[int], block: Node, dilations: Sequence[int], pads: Sequence[int], strides: Sequence[int]
+) -> Node:
+    """Images of which the columns are blocks, laid over each other and added up (ONNX's Col2Im).
+
+    Args:
+        x: (n, c * elements of a block, blocks).
+        shape: of the result: (n, c, extents..), without padding.
+        block: the extents of a block: integers, perhaps computed.
+        dilations, strides: of a block's elements, and from block to block, per axis.
+        pads: before every axis, then after every axis.
+    """
+    image = tuple(shape[2:])
+    rank, elements = len(image), x.shape[1] // shape[1]
+
+    def function(t: te.Tensor, sizes: te.Tensor) -> te.Tensor:
+        size = [tirx.max(sizes(a).astype("int64"), 1) for a in range(rank)]
+        counts = [
+            tirx.max(
+                tirx.floordiv(image[a] + pads[a] + pads[a + rank] - dilations[a] * (size[a] - 1) - 1, strides[a]) + 1, 1
+            )
+            for a in range(rank)
+        ]
+        k = te.reduce_axis((0, elements), "k")
+
+        def element(n: tirx.Expr, c: tirx.Expr, *i: tirx.Expr) -> tirx.Expr:
+            left, inside, column = k.var.astype("int64"), [], tirx.const(0, "int64")
+            step: tirx.Expr = tirx.const(1, "int64")
+            for a in reversed(range(rank)):
+                offset = i[a] + pads[a] - dilations[a] * tirx.floormod(left, size[a])
+                left = tirx.floordiv(left, size[a])
+                place = tirx.floordiv(offset, strides[a])
+                inside += [tirx.floormod(offset, strides[a]) == 0, place >= 0, place < counts[a]]
+                column, step = column + step * place, step * counts[a]
+            column = tirx.max(tirx.min(column, x.shape[2] - 1), 0)
+            zero = tirx.const(0, x.dtype)
+            return te.sum(tirx.if_then_else(tirx.all(*inside), t(n, c * elements + k.var, column), zero), axis=k)
+
+        return te.compute(tuple(shape), element, name="fold")
+
+    return expression(function, x, block, name="fold")
+
+
 def reversed_rows(x: Node, lengths: Node, axis: int, batch_axis: int) -> Node:
     """The first elements of an axis in reverse order; lengths: (batch,), how many."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,11 +133,11 @@ class Interpolation:
             weights = weights / weights.sum(axis=1, keepdims=True)
         return Taps(np.clip(positions, 0, last).astype(np.int64), weights.astype(np.float32), outside)
 
-    def _widened(self, x: Floats, axis: Axis) -> tuple[Floats, Floats]:
+    def _widened(self, x: Floats, axis: Axis) -> tuple[NDArray[Any], NDArray[Any]]:
         support = (1 if self.mode == "linear" else 2) / axis.scale
         return self._windowed(x, np.floor(x), 2 * math.ceil(support) + 2, axis.scale)
 
-    def _windowed(self, x: Floats, middle: Floats, count: int, scale: float) -> tuple[Floats, Floats]:
+    def _windowed(self, x: Floats, middle: Floats, count: int, scale: float) -> tuple[NDArray[Any], NDArray[Any]]:
         """`count` elements around each x, weighted by the filter stretched by 1 / scale."""
         positions = middle[:, None] + np.arange(1 - count // 2, 1 + count // 2, dtype=np.float32)
         distance = np.abs((positions - x[:, None]) * _F32(scale))

@@ -156,13 +156,14 @@ class Graph:
         for key in mapping:
             target = mapping[key]
             while target in mapping:
-                target = mapping[target]
+                target = resolved.get(target, mapping[target])
             resolved[key] = target
         keep = set(resolved.values())
         for node in self.nodes():
             if node not in resolved or node in keep:
                 node.replace_inputs(resolved)
         for node in keep:
-            node.replace_inputs({k: v for k, v in resolved.items() if v is not node})
+            read = {source: resolved[source] for source in node.inputs if source in resolved}
+            node.replace_inputs({source: new for source, new in read.items() if new is not node})
         self.outputs = [resolved.get(node, node) for node in self.outputs]
         self.extents = {place: resolved.get(node, node) for place, node in self.extents.items()}

@@ -11,10 +11,11 @@ from `rfactor`, so every function here computes blocks at their place first and 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,11 @@ _CHILDREN = ("a", "b", "value", "condition", "true_value", "false_value", "body"
 _CHILD_LISTS = ("args", "indices")
 
 
+_node_of: Callable[[s_tir.Schedule, Any], Any] = inspect.unwrap(s_tir.Schedule.get)
+"""The block or loop behind a schedule's variable: `Schedule.get` without the check of its argument's type, which takes
+four times as long as all else."""
+
+
 def blocks_of(sch: s_tir.Schedule) -> list[Any]:
     """All blocks under the root, in order of execution; none where a function is written without blocks."""
     try:
@@ -55,28 +61,33 @@ def blocks_of(sch: s_tir.Schedule) -> list[Any]:
 
 
 def is_spatial(sch: s_tir.Schedule, block: Any) -> bool:
-    return all(iv.iter_type == tirx.IterVar.DataPar for iv in sch.get(block).iter_vars)
+    return _is_spatial(_node_of(sch, block))
+
+
+def _is_spatial(node: Any) -> bool:
+    return all(iv.iter_type == tirx.IterVar.DataPar for iv in node.iter_vars)
 
 
 def is_reduction(sch: s_tir.Schedule, block: Any) -> bool:
-    return sch.get(block).init is not None
+    return _node_of(sch, block).init is not None
 
 
+@functools.lru_cache(maxsize=1)  # the templates ask one after the other
 def is_regular(func: tirx.PrimFunc) -> bool:
     """Whether every block is one store of static extents under plain loops: what the templates can take apart."""
     sch = s_tir.Schedule(func)
     blocks = blocks_of(sch)
     for block in blocks:
-        node = sch.get(block)
-        if not isinstance(node.body, tirx.BufferStore) or len(node.writes) != 1:
+        node = _node_of(sch, block)
+        if not isinstance(node.body, tirx.BufferStore) or len(node.writes) != 1 or not node.iter_vars:
             return False
         if not all(isinstance(iv.dom.extent, tirx.IntImm) for iv in node.iter_vars):
             return False
-        if not (is_spatial(sch, block) or is_reduction(sch, block)):
+        if not (_is_spatial(node) or node.init is not None):
             return False
         if len(sch.get_loops(block)) != len(node.iter_vars):
             return False
-    return bool(blocks) and all(sch.get(block).iter_vars for block in blocks)
+    return bool(blocks)
 
 
 def extents(sch: s_tir.Schedule, loops: Sequence[Any]) -> list[int]:
@@ -91,7 +102,7 @@ def _fields(kind: type) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def children(node: Any) -> list[tirx.Expr]:
     """The expressions directly under an expression or a store."""
-    single, several = _fields(type(node))
+    single, several = _fields(type(node))  # type: ignore[arg-type]  # a type is hashable
     found = [getattr(node, name) for name in single]
     for name in several:
         found += getattr(node, name)
@@ -114,8 +125,11 @@ def buffer_of(access: tirx.BufferStore | ir.TensorLoad) -> Any:
 
 def operations(sch: s_tir.Schedule, block: Any) -> int:
     """Arithmetic operations per point of a block; index arithmetic and changes of type are not counted."""
+    return _operations(_node_of(sch, block).body)
+
+
+def _operations(body: Any) -> int:
     arithmetic = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, ir.Call, tirx.Select)
-    body = sch.get(block).body
     if not isinstance(body, tirx.BufferStore):
         return int(sch.get(block).annotations.get(OPERATIONS, 0))
     return sum(
@@ -128,20 +142,21 @@ def _is_reinterpretation(expression: Any) -> bool:
     return isinstance(expression, ir.Call) and getattr(expression.op, "name", "") == "tirx.reinterpret"
 
 
-def complexity(sch: s_tir.Schedule, block: Any) -> int:
-    """What a block's expression costs to compile: operations, and bindings many times over."""
-    bindings = sum(isinstance(e, tirx.Let) for e in walk(sch.get(block).body))
-    return operations(sch, block) + _BINDING_COMPLEXITY * bindings
+def _complexity(body: Any) -> int:
+    """What an expression costs to compile: operations, and bindings many times over."""
+    bindings = sum(isinstance(e, tirx.Let) for e in walk(body))
+    return _operations(body) + _BINDING_COMPLEXITY * bindings
 
 
 def points(sch: s_tir.Schedule, block: Any) -> int:
     """Number of times a block runs."""
-    return math.prod(int(iv.dom.extent) for iv in sch.get(block).iter_vars)
+    return math.prod(int(iv.dom.extent) for iv in _node_of(sch, block).iter_vars)
 
 
 def results(sch: s_tir.Schedule, block: Any) -> int:
     """Number of elements a block writes."""
-    return math.prod(int(iv.dom.extent) for iv in sch.get(block).iter_vars if iv.iter_type == tirx.IterVar.DataPar)
+    axes = _node_of(sch, block).iter_vars
+    return math.prod(int(iv.dom.extent) for iv in axes if iv.iter_type == tirx.IterVar.DataPar)
 
 
 def has_reduction_before(sch: s_tir.Schedule, block: Any) -> bool:
@@ -161,8 +176,8 @@ class Inlining:
         self._complexity: Counter[Any] = Counter()  # written buffer -> what its expressions cost to compile
         self._loads: defaultdict[Any, Counter[Any]] = defaultdict(Counter)  # written buffer -> loads from others
         for block in blocks_of(sch):
-            written, body = self._written(block), sch.get(block).body
-            self._complexity[written] += complexity(sch, block)
+            written, body = self._written(block), _node_of(sch, block).body
+            self._complexity[written] += _complexity(body)
             self._loads[written].update(e.source for e in walk(body) if isinstance(e, ir.TensorLoad))
 
     def inline(self, block: Any) -> bool:
@@ -187,7 +202,7 @@ class Inlining:
         return True
 
     def _written(self, block: Any) -> Any:
-        return next((region.source for region in self._sch.get(block).writes), None)
+        return next((region.source for region in _node_of(self._sch, block).writes), None)
 
 
 def vectorize(sch: s_tir.Schedule, block: Any, loop: Any, width: int) -> list[Any]:

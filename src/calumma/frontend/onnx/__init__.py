@@ -42,8 +42,8 @@ def import_onnx(model: str | Path | bytes, shapes: Shapes | None = None) -> Impo
         proto = parse(source)
         with located(source.where):
             check_opset(proto)
-            check_graph(proto)
             leave_out_initialised_inputs(proto)
+            check_graph(proto)
             bound = fix_shapes(proto, shapes or {})
             declared = take_shapes(proto)
             weights = detach_weights(source, proto, fingerprint)

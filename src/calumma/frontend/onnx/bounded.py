@@ -13,6 +13,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from calumma.frontend import movement
 from calumma.frontend import run_time_extents as extents
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import OnnxRule, Result
@@ -70,6 +71,8 @@ def _elementwise(node: OnnxNode, inputs: Sequence[Node | None], results: Sequenc
 def _of_rows(node: OnnxNode, inputs: Sequence[Node | None], results: Sequence[Node]) -> dict[int, Node]:
     """What computes every entry of the first axis by itself."""
     data = _only_first(inputs)
+    if results[0].shape[0] != data.shape[0]:
+        raise refuse(0, "the result has more or fewer")
     return extents.without(data.extents, range(1, len(data.shape)), len(data.shape), kept=True)
 
 
@@ -281,6 +284,48 @@ def _of_gather_elements(node: OnnxNode, inputs: Sequence[Node | None], results: 
     return dict(indices.extents)
 
 
+def _scatter(node: OnnxNode, rule: OnnxRule) -> Result:
+    """Updates behind the end are written behind the end of a longer tensor, which is cut off again."""
+    data, index, updates = (given for given in node.operands if given is not None)
+    slices = node.op == "ScatterND"
+    with node.looked_at():
+        axis = 0 if slices else node.axis(len(data.shape), default=0)
+    if data.extents:
+        raise refuse(min(data.extents), "indices that may count from its end are written there")
+    if slices and len(index.shape) - 1 in index.extents:
+        raise refuse(len(index.shape) - 1, "it decides which axes are written to")
+    for own in {*index.extents, *updates.extents}:
+        if index.extents.get(own) is not updates.extents.get(own):
+            raise refuse(own, "indices and updates are not as many")
+    size = data.shape[axis]
+    longer = [size + 1 if own == axis else extent for own, extent in enumerate(data.shape)]
+    filled = node.with_input(0, extents.filled(data, longer)).with_input(1, _behind(index, size, slices=slices))
+    written = rule(filled)
+    assert isinstance(written, Node)
+    return movement.sliced(written, {axis: slice(0, size)})
+
+
+def _behind(index: Node, size: int, *, slices: bool) -> Node:
+    """Indices, counted from the start of an axis of this size, which is the index of those behind the end.
+
+    Args:
+        slices: whether the last axis of the indices holds tuples, of which the first number is for the axis.
+    """
+    axes = sorted(index.extents)
+
+    def replaced(x: te.Tensor, *ends: te.Tensor) -> te.Tensor:
+        def element(*i: tirx.Var) -> tirx.Expr:
+            inside = tirx.all(*(i[a].astype("int64") < end() for a, end in zip(axes, ends, strict=True)))
+            given, width = x(*i), tirx.const(size, index.dtype)
+            counted = tirx.Select(given < 0, given + width, given)
+            counted = tirx.Select(inside, tirx.max(tirx.min(counted, width - 1), tirx.const(0, index.dtype)), width)
+            return tirx.Select(i[-1] == 0, counted, given) if slices else counted
+
+        return te.compute(x.shape, element, name="behind")
+
+    return expression(replaced, index, *(index.extents[axis] for axis in axes), name="behind")
+
+
 def _concat(node: OnnxNode, rule: OnnxRule) -> Result:
     parts = [given for given in node.operands if given is not None]
     with node.looked_at():
@@ -368,7 +413,7 @@ _BINARY = (
 )
 _OF_ROWS = (
     *("AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"),
-    *("GroupNormalization", "InstanceNormalization", "LRN", "LpPool", "MaxPool", "SpaceToDepth"),
+    *("GroupNormalization", "InstanceNormalization", "LRN", "LpPool", "MaxPool", "Resize", "SpaceToDepth", "Upsample"),
 )
 _BY_THEMSELVES = ("Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Shape", "Size", "Slice", "TopK", "Unique")
 _CARRIERS: dict[str, Any] = {
@@ -397,5 +442,6 @@ _OPERATORS: dict[str, Callable[[OnnxNode, OnnxRule], Result]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
     "MatMul": _product,
     "Concat": _concat,
+    **dict.fromkeys(("Scatter", "ScatterElements", "ScatterND"), _scatter),
     **dict.fromkeys(_BY_THEMSELVES, _by_itself),
 }

@@ -10,7 +10,7 @@ from onnx.checker import ValidationError
 
 from calumma.core.errors import ModelError
 from calumma.frontend.onnx.error_text import first_line
-from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, captured, opset_of
+from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, captured, opset_of, subgraphs
 
 OPSETS = range(1, onnx.defs.onnx_opset_version() + 1)
 """Opsets of the default domain that can be imported."""
@@ -52,6 +52,9 @@ def check_graph(proto: onnx.ModelProto) -> None:
         give(value.name, "input")
     for tensor in graph.initializer:
         give(tensor.name, "weight")
+    for inner in subgraphs(graph):
+        for node in inner.node:
+            _check_parts(node, f"node {node.name or next(iter(node.output), '')}: operator {node.op_type}")
     for node in graph.node:
         what = f"node {node.name or next(iter(node.output), '')}: operator {node.op_type}"
         if not any(node.output):
@@ -67,6 +70,7 @@ def check_graph(proto: onnx.ModelProto) -> None:
             except ValidationError as error:
                 raise ModelError(f"{what} is not valid ({first_line(error)}); export the model again") from error
             _check_variadic(node, what, onnx.defs.get_schema(node.op_type, opset_of(proto), ""))
+            _check_parts(node, what)
         for name in node.output:
             give(name, what)
     for value in graph.output:
@@ -80,6 +84,13 @@ def _check_variadic(node: onnx.NodeProto, what: str, schema: onnx.defs.OpSchema)
     listed = schema.inputs and schema.inputs[-1].option == variadic
     if listed and "" in node.input[len(schema.inputs) - 1 :]:
         raise ModelError(f"{what} has an input without a name; export the model again")
+
+
+def _check_parts(node: onnx.NodeProto, what: str) -> None:
+    """Refuse a Split into more or fewer parts than outputs: ONNX's type inference ends the process."""
+    parts = next((attribute.i for attribute in node.attribute if attribute.name == "num_outputs"), len(node.output))
+    if node.op_type == "Split" and parts != len(node.output):
+        raise ModelError(f"{what} has {len(node.output)} outputs for {parts} parts; export the model again")
 
 
 def _texts(proto: onnx.ModelProto) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import onnx
-from onnx import inliner
+from onnx import helper, inliner
 
 from calumma.core.errors import ModelError
 from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, opset_of, subgraphs
@@ -59,7 +60,31 @@ def expand_functions(proto: onnx.ModelProto) -> onnx.ModelProto:
     defined = [name for name in sorted(names) if _has_definition(name, opset)]
     if not defined:
         return proto
-    return inliner.inline_selected_functions(proto, [("", name) for name in defined], inline_schema_functions=True)
+    for graph in graphs:
+        _add_defaults(graph, defined, opset)
+        _add_types(graph)
+    proto = inliner.inline_selected_functions(proto, [("", name) for name in defined], inline_schema_functions=True)
+    del proto.graph.value_info[:]
+    return proto
+
+
+def _add_defaults(graph: onnx.GraphProto, operators: Sequence[str], opset: int) -> None:
+    """Write the defaults of left out attributes into nodes: definitions refer to them, and are given none else."""
+    for node in graph.node:
+        if not node.domain and node.op_type in operators:
+            given = {attribute.name for attribute in node.attribute}
+            attributes = onnx.defs.get_schema(node.op_type, opset, "").attributes
+            defaults = [attribute.default_value for attribute in attributes.values() if attribute.default_value.name]
+            node.attribute.extend(default for default in defaults if default.name not in given)
+
+
+def _add_types(graph: onnx.GraphProto) -> None:
+    """Declare the types that the inliner asks for and does not find: of weights, and of inputs that are left out."""
+    known = {value.name for value in (*graph.input, *graph.value_info)}
+    for tensor in graph.initializer:
+        if tensor.name not in known:
+            graph.value_info.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    graph.value_info.append(helper.make_tensor_value_info("", onnx.TensorProto.FLOAT, None))
 
 
 def _has_definition(operator: str, opset: int) -> bool:

@@ -89,6 +89,11 @@ def with_scalar(op: str, scalar: float, swapped: bool) -> Scalar:
         case "power", False if scalar == 0.5:
             return tirx.sqrt
         case "power", False:
-            return lambda x: tirx.power(x, value)
+            return lambda x: _power(x, value)
         case _:
-            return lambda x: tirx.power(value, x)
+            return lambda x: _power(value, x)
+
+
+def _power(base: tirx.Expr, exponent: tirx.Expr) -> tirx.Expr:
+    """base to the power of exponent; `tirx.power` makes the same and warns of large constants."""
+    return tirx.call_intrin("float32", "tirx.pow", base, exponent)

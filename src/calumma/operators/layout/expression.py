@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import te, topi
+import numpy as np
+from tvm import te, tirx, topi
 
 from calumma.expressions import casts
+
+_MOST_IN_TURN = 16
+"""Parts of a concatenation among which an element is looked for one after the other."""
 
 
 def interleave(
@@ -41,10 +45,29 @@ def interleave(
 def concat(parts: Sequence[te.Tensor], axis: int) -> te.Tensor:
     """Concatenate along `axis`; bfloat16 as its bits, between which TVM selects without computing in float32."""
     if not all(casts.is_narrow(part) for part in parts):
-        return topi.concatenate(tuple(parts), axis=axis)
+        return _side_by_side(parts, axis)
     dtype = str(parts[0].dtype)
-    joined = topi.concatenate(tuple(_words(part) for part in parts), axis=axis)
+    joined = _side_by_side([_words(part) for part in parts], axis)
     return te.compute(joined.shape, lambda *i: casts.from_stored(joined(*i), dtype), name="concat")
+
+
+def _side_by_side(parts: Sequence[te.Tensor], axis: int) -> te.Tensor:
+    """The parts in a row; of many the one that holds an element is found by halving, not one after the other."""
+    if len(parts) <= _MOST_IN_TURN:
+        return topi.concatenate(tuple(parts), axis=axis)
+    starts = np.cumsum([0, *(int(part.shape[axis]) for part in parts)]).tolist()
+    shape = [*parts[0].shape]
+    shape[axis] = starts[-1]
+
+    def element(index: Sequence[tirx.Expr], first: int, end: int) -> tirx.Expr:
+        if end - first == 1:
+            return parts[first](*index[:axis], index[axis] - starts[first], *index[axis + 1 :])
+        middle = (first + end) // 2
+        return tirx.if_then_else(
+            index[axis] < starts[middle], element(index, first, middle), element(index, middle, end)
+        )
+
+    return te.compute(shape, lambda *index: element(index, 0, len(parts)), name="T_concat")
 
 
 def _words(x: te.Tensor) -> te.Tensor:

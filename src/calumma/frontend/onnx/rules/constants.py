@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import helper
 
 from calumma.frontend import movement
+from calumma.frontend.onnx.element_types import computed_dtype
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
 from calumma.frontend.run_time_extents import number_of_elements, sizes_of
@@ -60,8 +62,9 @@ def constant_of_shape(node: OnnxNode) -> Node:
     value = np.zeros(1, np.float32) if value is None else value
     if value.size != 1:
         raise node.refused(f"its value has {value.size} elements", "give one")
-    check_size(node.name, node.output_dtype(), shape)
-    return movement.broadcast(scalar(value.reshape(()), node.output_dtype()), shape)
+    dtype = computed_dtype(int(helper.np_dtype_to_tensor_dtype(value.dtype)))
+    check_size(node.name, dtype, shape)
+    return movement.broadcast(scalar(value.reshape(()), dtype), shape)
 
 
 @onnx_rule("Range")
@@ -87,11 +90,11 @@ def range_rule(node: OnnxNode) -> Node:
 @onnx_rule("EyeLike")
 def eye_like(node: OnnxNode) -> Node:
     shape = node.input(0).shape
-    node.ignore("dtype")  # the type that ONNX infers for the output
+    dtype = computed_dtype(int(node.attribute("dtype", node.input_type(0))))
     if len(shape) != 2:
         raise node.refused(f"it reads {list(shape)}, expected a matrix", "export the model again")
-    check_size(node.name, node.output_dtype(), shape)
-    return constant(np.eye(*shape, k=int(node.attribute("k")), dtype=node.output_dtype()), node.name)
+    check_size(node.name, dtype, shape)
+    return constant(np.eye(*shape, k=int(node.attribute("k")), dtype=dtype), node.name)
 
 
 @onnx_rule("Dropout")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+from tvm import relax
+
 from calumma.frontend.convolution import convolution, transposed_convolution, with_bias
+from calumma.frontend.movement import concatenated, sliced
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
 from calumma.frontend.onnx.windows import PADDINGS, distributed, per_axis, read_kernel, read_pads, read_windows
-from calumma.graph.nodes import Node
+from calumma.frontend.sampling import deformable_convolution
+from calumma.graph.build import operator
+from calumma.graph.nodes import Node, constant
 from calumma.operators.pooling.expression import AxisWindow
 
 
@@ -28,6 +36,20 @@ def conv_transpose(node: OnnxNode) -> Node:
         raise node.refused(f"{x.shape[1]} channels do not fit weights {list(weight.shape)} in {groups} groups")
     windows, outputs = _transposed_windows(node, x, weight)
     return with_bias(transposed_convolution(x, weight, windows, outputs, groups), node.optional(2))
+
+
+@onnx_rule("DeformConv", since=19)
+def deform_conv(node: OnnxNode) -> Node:
+    x, weight, offset, mask = node.input(0), node.input(1), node.input(2), node.optional(4)
+    groups, parts = int(node.attribute("group")), int(node.attribute("offset_group"))
+    if len(x.shape) != 4:
+        raise node.refused(f"it has {len(x.shape) - 2} spatial axes, supported are 2")
+    windows = read_windows(node, x.shape[2:], weight.shape[2:])
+    outputs = tuple(w.outputs(size) for w, size in zip(windows, x.shape[2:], strict=True))
+    taps = windows[0].kernel * windows[1].kernel
+    if offset.shape[1:] != (2 * parts * taps, *outputs) or x.shape[1] % parts or x.shape[1] != groups * weight.shape[1]:
+        raise node.refused(f"offsets {list(offset.shape)} do not fit its operands", "export the model again")
+    return with_bias(deformable_convolution(x, weight, offset, mask, windows, groups, parts), node.optional(3))
 
 
 def _transposed_windows(node: OnnxNode, x: Node, weight: Node) -> tuple[tuple[AxisWindow, ...], tuple[int, ...]]:
@@ -61,3 +83,19 @@ def _transposed_windows(node: OnnxNode, x: Node, weight: Node) -> tuple[tuple[Ax
 
 def _left(span: int, before: int, after: int) -> int:
     return span - before - after
+
+
+@onnx_rule("CausalConvWithState", since=27)
+def causal_conv(node: OnnxNode) -> Sequence[Node]:
+    """Every channel by itself, over the tokens before each; also returns what the next call has to be given."""
+    x, weight, bias, state = node.input(0), node.input(1), node.optional(2), node.optional(3)
+    activation = node.choice("activation", ("none", "silu", "swish"))
+    batch, channels, tokens = x.shape
+    before = weight.shape[2] - 1
+    if state is None:
+        state = constant(np.zeros((batch, channels, before), x.dtype))
+    line = concatenated([state, x], 2)
+    result = with_bias(convolution(line, weight, [AxisWindow(before + 1)], channels), bias)
+    if activation != "none":
+        result = operator(relax.op.nn.silu, result)
+    return [result, sliced(line, {2: slice(tokens, tokens + before)})]

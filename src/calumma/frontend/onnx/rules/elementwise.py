@@ -123,7 +123,10 @@ def _old_broadcast(node: OnnxNode, left: Node, right: Node) -> Node:
 @onnx_rule("Mod")
 def mod(node: OnnxNode) -> Node:
     left, right = node.input(0), node.input(1)
-    truncated = bool(node.attribute("fmod", 0))
+    fmod = int(node.attribute("fmod", 0))
+    if fmod not in (0, 1):
+        raise node.refused(f"fmod {fmod}, expected 0 or 1", "export the model again")
+    truncated = fmod == 1
     if arithmetic.is_float(left) and not truncated:
         raise node.refused("of floats it wants fmod=1", "export it with fmod=1")
     return arithmetic.remainder(left, right, truncated)
@@ -178,7 +181,7 @@ def _bound(node: OnnxNode, index: int) -> Node | None:
         own = tirx.min_value(dtype) if index == 1 else tirx.max_value(dtype)
         return scalar(own.value, dtype) if dtype.startswith("float") else None
     if bound.op == CONSTANT and bound.dtype.startswith("float") and np.isnan(bound.value).any():
-        raise node.refused("a bound is NaN", "leave the bound out")
+        return None  # as ONNX Runtime has it
     if len(bound.shape) and bound.shape != (1,):
         raise node.refused(f"a bound has shape {bound.shape}", "give a scalar")
     return cast(reshape(bound, ()), dtype)

@@ -1,4 +1,4 @@
-"""Resizing."""
+"""Resizing, and sampling between the pixels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
 from calumma.frontend.resampling import COORDINATES, ROUNDINGS, Axis, Interpolation, Taps, resize
+from calumma.frontend.sampling import MODES, PADDINGS, grid_sample
 from calumma.graph.nodes import Node
 
 _MODES = ("nearest", "linear", "cubic")
@@ -107,3 +108,16 @@ def _axes(
         ends = (0.0, 1.0) if roi is None else (float(roi.reshape(-1)[i]), float(roi.reshape(-1)[i + len(indices)]))
         axes[index] = Axis(size, outputs, scale or float(np.float32(outputs) / np.float32(size)), ends)
     return axes
+
+
+@onnx_rule("GridSample", since=16)
+def sample_grid(node: OnnxNode) -> Node:
+    x, grid = node.input(0), node.input(1)
+    given = str(node.attribute("mode"))
+    mode = {"bilinear": "linear", "bicubic": "cubic"}.get(given, given)
+    if mode not in MODES:
+        raise node.refused(f"mode {given!r} is not supported, known are {', '.join(MODES)}")
+    if len(x.shape) not in (4, 5) or grid.shape[-1] != len(x.shape) - 2:
+        raise node.refused(f"a grid {list(grid.shape)} is none of points in {list(x.shape)}")
+    padding = node.choice("padding_mode", PADDINGS)
+    return grid_sample(x, grid, mode, padding, align_corners=bool(node.attribute("align_corners")))

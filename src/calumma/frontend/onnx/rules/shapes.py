@@ -273,6 +273,35 @@ def _image(node: OnnxNode) -> Node:
     return x
 
 
+@onnx_rule("Col2Im")
+def col2im(node: OnnxNode) -> Node:
+    """Its block may be computed where the model declares the result's shape."""
+    x, block = node.input(0), node.input(2)
+    rank = math.prod(block.shape)
+    if node.is_known(1) and node.is_known(2):
+        sizes = node.integers(2, "the block") or ()
+        channels = x.shape[1] // max(math.prod(sizes), 1)
+        shape = (x.shape[0], channels, *(node.integers(1, "the image") or ()))
+        fits = channels * math.prod(sizes) == x.shape[1]
+    else:
+        node.optional(1)
+        shape = node.promised_shape("the image")
+        fits = x.shape[:1] == shape[:1] and shape[1] > 0 and x.shape[1] % shape[1] == 0
+    dilations, strides = (node.attribute(name, (1,) * rank) for name in ("dilations", "strides"))
+    pads = node.attribute("pads", (0,) * 2 * rank)
+    lengths = len(shape) - 2, len(dilations), len(strides), len(pads) // 2
+    if len(x.shape) != 3 or not fits or 0 in (*x.shape, *shape) or any(length != rank for length in lengths):
+        raise node.refused(f"{list(x.shape)} does not fit {list(shape)} of blocks", "export the model again")
+    if min((*dilations, *strides)) < 1 or min(pads) < 0:
+        raise node.refused("dilations and strides are at least 1, pads at least 0", "export the model again")
+    if node.is_known(1) and node.is_known(2):
+        steps = zip(shape[2:], sizes, dilations, strides, pads[:rank], pads[rank:], strict=True)
+        counts = [(n + before + after - d * (k - 1) - 1) // s + 1 for n, k, d, s, before, after in steps]
+        if min(counts) < 1 or math.prod(counts) != x.shape[2]:
+            raise node.refused(f"{x.shape[2]} columns for {counts} blocks", "export the model again")
+    return movement.folded_columns(x, shape, block, dilations, pads, strides)
+
+
 @onnx_rule("Trilu")
 def trilu(node: OnnxNode) -> Node:
     x, offset = node.input(0), node.optional(1)
