@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from calumma.frontend.recurrent import default_activations
 from calumma.graph.recurrence import Recurrence
-from calumma.operators.recurrent.expression import pack_weights, padded_vectors
+from calumma.operators.recurrent.expression import pack_input_weights, pack_weights, padded_vectors
 from calumma.operators.recurrent.recurrent_loops import RecurrentLayer
 
-_FIELDS = ("bias", "peepholes", "initial", "lengths")
+_FIELDS = ("inputs", "bias", "peepholes", "initial", "lengths")
 
 
 def layer(cell: str, steps: int, batch: int, hidden: int, lanes: int, **options: Any) -> RecurrentLayer:
@@ -29,7 +29,10 @@ def arguments(of: RecurrentLayer, seed: int = 0) -> list[NDArray[Any]]:
         return (rng.standard_normal(shape) * 0.5).astype(np.float32)
 
     gates = len(of.recurrence.gates) * of.hidden
-    found = [draw(of.steps, of.batch, gates), *pack_weights(draw(gates, of.hidden), of)]
+    found = [draw(of.steps, of.batch, of.inputs or gates)]
+    if of.inputs:
+        found += [pack_input_weights(draw(gates, of.inputs), of), pack_input_weights(draw(gates, 1), of)[:, :, 0]]
+    found += pack_weights(draw(gates, of.hidden), of)
     if of.bias:
         found.append(padded_vectors(draw(of.hidden), of))
     if of.peepholes:
@@ -45,7 +48,13 @@ def expected(of: RecurrentLayer, given: list[NDArray[Any]]) -> list[NDArray[Any]
     functions."""
     cell = of.recurrence
     rest = iter(given)
-    x, packed = next(rest), [next(rest) for _ in of.phases]
+    x = next(rest)
+    if of.inputs:
+        weight, added = next(rest).transpose(1, 2, 0, 3), next(rest).transpose(1, 0, 2)
+        columns_of = weight.reshape(len(cell.gates), of.inputs, -1)[..., : of.hidden]
+        x = np.concatenate([x @ part for part in columns_of], 2)
+        x = x + added.reshape(len(cell.gates), -1)[:, : of.hidden].reshape(-1)
+    packed = [next(rest) for _ in of.phases]
     columns = {
         gate: array[:, :, g].transpose(1, 0, 2).reshape(of.hidden, -1)[:, : of.hidden]
         for phase, array in zip(of.phases, packed, strict=True)

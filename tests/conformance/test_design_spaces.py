@@ -80,6 +80,7 @@ FUNCTIONS = {
     ],
     "recurrent": [
         lambda n: recurrent(layer("lstm", 100, 1, 512, n)),
+        lambda n: recurrent(layer("gru", 16, 1, 200, n, inputs=40)),
         lambda n: recurrent(layer("gru", 50, 8, 13 * n, n)),
         lambda n: recurrent(layer("rnn", 3, 2, 5, n)),
     ],

@@ -107,7 +107,9 @@ def _check(layers: Layers, model: onnx.ModelProto, expected: list[NDArray]) -> N
 def test_everything_that_onnx_runtime_computes() -> None:
     layers = Layers()
     every: dict[str, Any] = {"initial": True, "direction": "bidirectional"}
-    layers.add("LSTM", 4, 1, 32)
+    layers.add("LSTM", 40, 1, 32)
+    layers.add("LSTM", 17, 1, 18, direction="bidirectional", bias=False, lengths=[11])
+    layers.add("GRU", 16, 1, 18, direction="bidirectional", initial=True, linear_before_reset=1)
     layers.add("LSTM", 5, 3, 20, lengths=[5, 0, 3], peepholes=True, clip=0.4, fixed=False, **every)
     layers.add("LSTM", 4, 2, 18, lengths=[4, 1], peepholes=True, input_forget=1, direction="reverse", bias=False)
     layers.add("LSTM", 4, 1, 7, activations=["HardSigmoid", "Softsign", "Relu"], activation_alpha=[0.3])

@@ -19,6 +19,8 @@ CASES = {
         "lstm", 5, 4, 2 * L + 3, L, reverse=True, peepholes=True, initial=(True, True), lengths=True
     ),
     "lstm, coupled": layer("lstm", 3, 2, 5, L, input_forget=True, peepholes=True, initial=(False, True)),
+    "lstm, inputs as well": layer("lstm", 19, 1, 2 * L + 3, L, inputs=13, reverse=True, lengths=True),
+    "gru, inputs as well": layer("gru", 17, 1, 4 * L, L, inputs=4 * L + 5),
     "gru": layer("gru", 4, 3, 2 * L + 1, L, lengths=True, initial=(True, False)),
     "gru, reset after the product": layer("gru", 4, 2, 4 * L, L, linear_before_reset=True, bias=True, reverse=True),
     "rnn": layer("rnn", 6, 4, 2 * L - 1, L, lengths=True),
@@ -42,6 +44,8 @@ def test_the_unscheduled_function_is_right(name):
 
 @pytest.mark.parametrize("isa", isas.NARROWER)
 def test_narrow_vectors(isa):
-    case = layer("lstm", 4, 4, 19, isas.lanes(isa), peepholes=True, initial=(True, True), lengths=True)
-    given = arguments(case)
-    check_space(RecurrentSpace, recurrent(case), given, expected(case, given), isas.target(isa), n=4)
+    lanes = isas.lanes(isa)
+    every = layer("lstm", 4, 4, 19, lanes, peepholes=True, initial=(True, True), lengths=True)
+    for case in (every, layer("gru", 16, 1, 19, lanes, inputs=5, linear_before_reset=True, bias=True)):
+        given = arguments(case)
+        check_space(RecurrentSpace, recurrent(case), given, expected(case, given), isas.target(isa), n=3)

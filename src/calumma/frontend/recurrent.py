@@ -23,6 +23,10 @@ _TORCH_GATES = {LSTM: "ifco", GRU: "rzh", RNN: "h"}
 """Cell -> gates in the order in which torch's weights hold them."""
 
 
+_LONG = 16
+"""Steps from which a layer of one row computes its gate inputs itself, some steps ahead: more than it looks ahead."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """What a layer reads in one direction, beside its input; None for what it does not have."""
@@ -92,7 +96,7 @@ def recurrent_layer(x: Node, weights: Weights, recurrence: Recurrence, lengths: 
     """
     if x.dtype != "float32":
         raise ModelError(f"a recurrent layer in {x.dtype} is not supported; export the model in float32")
-    steps, batch, inputs = x.shape
+    steps, batch, _ = x.shape
     hidden = weights.recurrent.shape[1]
     h0, c0 = _unless_zero(weights.h0), _unless_zero(weights.c0)
     results = [(batch, hidden)] * (2 if recurrence.cell == LSTM else 1)
@@ -100,13 +104,10 @@ def recurrent_layer(x: Node, weights: Weights, recurrence: Recurrence, lengths: 
         states = [constant(np.zeros((batch, hidden), np.float32)) if given is None else given for given in (h0, c0)]
         return constant(np.zeros((steps, batch, hidden), np.float32)), *states[: len(results)]
     bias, own_bias = _biases(weights, recurrence, hidden)
-    product = operator(relax.op.matmul, reshape(x, (steps * batch, inputs)), _transposed(weights.inputs))
-    if bias is not None:
-        product = operator(relax.op.add, product, bias)
-    gates = reshape(product, (steps, batch, product.shape[1]))
     if lengths is not None and lengths.op == CONSTANT and (lengths.value >= steps).all():
         lengths = None
-    args = (gates, weights.recurrent, own_bias, _unless_zero(weights.peepholes), h0, c0, lengths)
+    rest = (weights.recurrent, own_bias, _unless_zero(weights.peepholes), h0, c0, lengths)
+    args = (*_gate_inputs(x, weights.inputs, bias), *rest)
     return own_operator(RECURRENT, args, recurrence, [(shape, x.dtype) for shape in ((steps, *results[0]), *results)])
 
 
@@ -128,7 +129,7 @@ def onnx_layer(
         [N, D, H].
     """
     if batch_first:
-        x = transpose(x, (1, 0, 2))
+        x = _axes_exchanged(x)
     found = [recurrent_layer(x, w, r, lengths) for w, r in zip(weights, recurrences, strict=True)]
     sequences, *states = zip(*found, strict=True)
     y = _stacked(sequences, 1)
@@ -175,7 +176,7 @@ def torch_layers(
     activations = (Activation(activation),) if cell == RNN else default_activations(cell)
     plain = Recurrence(cell, activations, linear_before_reset=cell == GRU)
     initial = [_unstacked(state) for state in states]
-    x = transpose(x, (1, 0, 2)) if batch_first else x
+    x = _axes_exchanged(x) if batch_first else x
     ends: list[list[Node]] = [[] for _ in states]
     for layer in range(layers):
         sequences = []
@@ -188,7 +189,7 @@ def torch_layers(
             for kept, end in zip(ends, last, strict=True):
                 kept.append(end)
         x = sequences[0] if directions == 1 else operator(relax.op.concat, sequences, 2)
-    return transpose(x, (1, 0, 2)) if batch_first else x, *(_stacked(kept, 0) for kept in ends)
+    return _axes_exchanged(x) if batch_first else x, *(_stacked(kept, 0) for kept in ends)
 
 
 def in_onnx_order(node: Node, gates: str, cell: str) -> Node:
@@ -203,6 +204,20 @@ def in_onnx_order(node: Node, gates: str, cell: str) -> Node:
         return constant(parts.reshape(node.shape), node.name)
     parts = operator(relax.op.split, node, len(order), 0)
     return operator(relax.op.concat, [parts[i] for i in order], 0)
+
+
+def _gate_inputs(x: Node, weight: Node, bias: Node | None) -> tuple[Node, Node | None, Node | None]:
+    """What makes the gate inputs: the first three arguments of a node.
+
+    With one row, recurrent products wait for their weights; a long layer computes the product with the input meanwhile.
+    """
+    steps, batch, inputs = x.shape
+    if batch == 1 and steps >= _LONG and all(n is None or n.op == CONSTANT for n in (weight, bias)):
+        return x, weight, bias
+    product = operator(relax.op.matmul, reshape(x, (steps * batch, inputs)), _transposed(weight))
+    if bias is not None:
+        product = operator(relax.op.add, product, bias)
+    return reshape(product, (steps, batch, product.shape[1])), None, None
 
 
 def _biases(weights: Weights, recurrence: Recurrence, hidden: int) -> tuple[Node | None, Node | None]:
@@ -231,6 +246,12 @@ def _unless_zero(node: Node | None) -> Node | None:
 
 def _transposed(node: Node) -> Node:
     return constant(node.value.T, node.name) if node.op == CONSTANT else transpose(node, (1, 0))
+
+
+def _axes_exchanged(node: Node) -> Node:
+    """Steps and rows of [T, N, I] exchanged, without a copy where one of them is 1."""
+    first, second, *rest = node.shape
+    return reshape(node, (second, first, *rest)) if 1 in (first, second) else transpose(node, (1, 0, 2))
 
 
 def _stacked(nodes: Sequence[Any], axis: int) -> Node:

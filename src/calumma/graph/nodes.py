@@ -38,9 +38,11 @@ LOOP = "calumma.loop"
 RECURRENT = "calumma.recurrent"
 """A recurrent layer in one direction, over T steps, N rows of a batch, H hidden units, G gates; attrs: a `Recurrence`.
 
-    args    gate inputs x W + b [T, N, G H], recurrent weights [G H, H], and where the layer has them, else None: the
-            recurrent bias [H] of a GRU's candidate (with `linear_before_reset`; other biases are in the gate inputs),
-            peepholes [3, H] of the gates i, o, f, initial h [N, H], initial c [N, H], steps of each row int32 [N]
+    args    x, input weights, input bias: gate inputs x W + b [T, N, G H], None, None; or the layer's input [T, N, I], a
+            constant [G H, I], and a constant [G H] or None, for a layer that computes them itself;
+            recurrent weights [G H, H]; and where the layer has them, else None: the recurrent bias [H] of a GRU's
+            candidate (with `linear_before_reset`; other biases are in the gate inputs), peepholes [3, H] of the gates
+            i, o, f, initial h [N, H], initial c [N, H], steps of each row int32 [N]
     result  a tuple: h of every step [T, N, H], h after the last step [N, H], for an LSTM c after the last step [N, H]
 
 A row that ends before step T keeps its state from there on, and its h of those steps is zero; in reverse it starts at

@@ -125,13 +125,14 @@ def buffer_of(access: tirx.BufferStore | ir.TensorLoad) -> Any:
 
 def operations(sch: s_tir.Schedule, block: Any) -> int:
     """Arithmetic operations per point of a block; index arithmetic and changes of type are not counted."""
-    return _operations(_node_of(sch, block).body)
+    body = _node_of(sch, block).body
+    if not isinstance(body, tirx.BufferStore):
+        return int(_node_of(sch, block).annotations.get(OPERATIONS, 0))
+    return _operations(body)
 
 
 def _operations(body: Any) -> int:
     arithmetic = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Max, tirx.Min, ir.Call, tirx.Select)
-    if not isinstance(body, tirx.BufferStore):
-        return int(sch.get(block).annotations.get(OPERATIONS, 0))
     return sum(
         isinstance(e, arithmetic) and not str(e.ty).startswith(("int", "uint")) and not _is_reinterpretation(e)
         for e in walk(body.value)

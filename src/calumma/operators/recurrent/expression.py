@@ -43,7 +43,10 @@ def recurrent(layer: RecurrentLayer) -> tirx.PrimFunc:
     function = RecurrentLoops(layer, Tiling(vectors=False)).function(describe)
     # Weights as large as other arguments would make a chaotic system of it: rounding errors would grow with every step.
     magnitudes = [1.0] * len(function.params)
-    magnitudes[1 : 1 + len(layer.phases)] = [layer.hidden**-0.5] * len(layer.phases)
+    first = 1
+    if layer.inputs:
+        magnitudes[1], first = layer.inputs**-0.5, 3
+    magnitudes[first : first + len(layer.phases)] = [layer.hidden**-0.5] * len(layer.phases)
     if layer.lengths:
         magnitudes[next(i for i, p in enumerate(function.params) if p.dtype == "int32")] = float(layer.steps)
     return function.with_attr(MAGNITUDES, magnitudes)
@@ -56,6 +59,7 @@ def operations(layer: RecurrentLayer) -> int:
     activations = len(recurrence.gates) + (recurrence.cell == LSTM)
     joining = _ELEMENTWISE_OPERATIONS.get(recurrence.cell, 0)
     per_unit = gates * (2 * hidden + 1) + activations * _ACTIVATION_OPERATIONS + joining
+    per_unit += len(recurrence.gates) * 2 * layer.inputs
     return layer.steps * layer.batch * hidden * per_unit
 
 
@@ -80,6 +84,14 @@ def pack_weights(weight: NDArray[np.float32], layer: RecurrentLayer) -> list[NDA
     blocked = full.reshape(-1, blocks, lanes, hidden)
     places = [[layer.recurrence.gates.index(gate) for gate in phase] for phase in layer.phases]
     return [np.ascontiguousarray(blocked[place].transpose(1, 3, 0, 2)) for place in places]
+
+
+def pack_input_weights(weight: NDArray[np.float32], layer: RecurrentLayer) -> NDArray[np.float32]:
+    """Input weights (G H, I) -> [B, G, I, L], a bias (G H, 1) -> [B, G, 1, L]; lanes beyond H zero."""
+    hidden, lanes, blocks = layer.hidden, layer.lanes, layer.blocks
+    full = np.zeros((len(layer.recurrence.gates), blocks * lanes, weight.shape[1]), np.float32)
+    full[:, :hidden] = weight.reshape(-1, hidden, weight.shape[1])
+    return np.ascontiguousarray(full.reshape(-1, blocks, lanes, weight.shape[1]).transpose(1, 0, 3, 2))
 
 
 def packed_weights(weight: te.Tensor, layer: RecurrentLayer, phase: int) -> te.Tensor:

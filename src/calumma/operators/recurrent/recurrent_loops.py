@@ -4,7 +4,8 @@ Notation: T steps, N rows of the batch, H hidden units, G gates, L lanes of one 
 units, K = H the reduction of the recurrent product. The function's arguments, in order, those in brackets where the
 layer has them:
 
-    x        [T, N, G H]            gate inputs: what the product with the step's input and the biases have made
+    x        [T, N, G H]            gate inputs: what the product with the step's input and the biases have made;
+                                    or x, wx, bx of `input_windows`, from which the function makes them itself
     w        [B, K, g, L]           recurrent weights by phase, see `phases`; lanes beyond H are zero
     [bias]   [B L]                  GRU with `linear_before_reset`: the candidate's recurrent bias
     [p]      [3, B L]               LSTM: peepholes of the gates i, o, f
@@ -30,7 +31,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from calumma.graph.recurrence import GRU, LSTM, Recurrence
-from calumma.operators.recurrent.cell_functions import apply
+from calumma.operators.recurrent.cell_step import CellStep
+from calumma.operators.recurrent.input_windows import GatesAhead, InputWindows
 
 Steps = list[tuple[str, ...]]
 
@@ -49,6 +51,9 @@ class RecurrentLayer:
     initial: tuple[bool, bool] = (False, False)
     """Whether h0 and c0 are given; they are zero otherwise."""
     lengths: bool = False
+    inputs: int = 0
+    """Inputs of the layer, where the function computes the product with them as well; 0 where it is given the gate
+    inputs."""
 
     @property
     def blocks(self) -> int:
@@ -96,6 +101,7 @@ class RecurrentLoops:
     """
 
     x: Any
+    windows: InputWindows | None
     weights: list[Any]
     bias: Any
     peepholes: Any
@@ -143,7 +149,11 @@ class RecurrentLoops:
             reads.append(T.arg(name, T.buffer(shape, dtype)))
             return reads[-1]
 
-        self.x = read("x", (steps, batch, len(self.recurrence.gates) * hidden))
+        self.x = self.windows = None
+        if layer.inputs:
+            self.windows = InputWindows(self, read)
+        else:
+            self.x = read("x", (steps, batch, len(self.recurrence.gates) * hidden))
         self.weights = [
             read(f"w{i}", (blocks, hidden, len(gates), layer.lanes)) for i, gates in enumerate(layer.phases)
         ]
@@ -162,6 +172,8 @@ class RecurrentLoops:
         batch, width = self.layer.batch, self.width
         self.hidden = T.alloc_buffer((2, batch, width), "float32")
         self.cell = T.alloc_buffer((batch, width), "float32") if self.recurrence.cell == LSTM else None
+        if self.windows is not None:
+            self.windows.allocate()
         self.gated = self.update = None
         if len(self.layer.phases) > 1:
             self.gated = T.alloc_buffer((batch, width), "float32")
@@ -196,6 +208,9 @@ class RecurrentLoops:
         layer, tiling = self.layer, self.tiling
         self._start(0, layer.batch)
         own = layer.blocks // tiling.blocks // tiling.chunks
+        if self.windows is not None:
+            with self._dealt() as chunk, T.serial(own) as i:
+                self.windows.first_window((chunk * own + i) * tiling.blocks)
         with T.serial(layer.steps) as step:
             for phase in range(len(layer.phases)):
                 with self._dealt() as chunk, T.serial(own) as i, T.serial(layer.batch // tiling.rows) as row:
@@ -231,40 +246,72 @@ class RecurrentLoops:
         sums = T.alloc_buffer((tiling.rows, tiling.blocks, gates, layer.lanes), "float32", scope="local")
         self._product(phase, step, first_block, first_row, sums)
         with T.serial(tiling.rows) as row, T.serial(tiling.blocks) as block:
-            cell = _CellStep(self, phase, step, first_block + block, first_row + row)
+            cell = CellStep(self, phase, step, first_block + block, first_row + row)
             cell.emit(lambda gate, lane: sums[row, block, gate, lane])
 
     def _product(self, phase: int, step: Any, first_block: Any, first_row: Any, sums: Any) -> None:
         layer, tiling = self.layer, self.tiling
-        gates, lanes, depth = len(layer.phases[phase]), layer.lanes, layer.hidden
-        weight = self.weights[phase]
-        shape = (tiling.splits, tiling.rows, tiling.blocks, gates)
-        acc = T.alloc_buffer((*shape, lanes), "float32", scope="local")
-
-        def state(row: Any, k: Any) -> Any:
-            return self.gated[row, k] if phase else self.hidden[step % 2, row, k]
-
-        def add(split: Any, k: Any) -> None:
-            with T.unroll(tiling.blocks) as b, T.unroll(gates) as g, T.unroll(tiling.rows) as r, self.vector() as lane:
-                value = state(first_row + r, k) * weight[first_block + b, k, g, lane]
-                self._store(acc, acc[split, r, b, g, lane] + value, split, r, b, g, lane)
-
+        shape = (tiling.splits, tiling.rows, tiling.blocks, len(layer.phases[phase]))
+        acc = T.alloc_buffer((*shape, layer.lanes), "float32", scope="local")
         with ExitStack() as loops:
             place = [loops.enter_context(T.unroll(extent)) for extent in shape]
             with self.vector() as lane:
                 self._store(acc, _f32(0.0), *place, lane)
-        stride = tiling.splits * tiling.unroll
-        if depth // stride:
-            with T.serial(depth // stride) as outer, T.unroll(tiling.unroll) as inner, T.unroll(tiling.splits) as s:
-                add(s, outer * stride + inner * tiling.splits + s)
-        if depth % stride:
-            with T.unroll(depth % stride) as rest:
-                add(0, depth // stride * stride + rest)
-        with T.unroll(tiling.rows) as r, T.unroll(tiling.blocks) as b, T.unroll(gates) as g, self.vector() as lane:
-            total = acc[0, r, b, g, lane]
-            for s in range(1, tiling.splits):
-                total = total + acc[s, r, b, g, lane]
-            self._store(sums, total, r, b, g, lane)
+        add = self._step_of_product(phase, step, first_block, first_row, acc)
+        if self.windows is None or phase:
+            self._reduce(0, layer.hidden, add)
+        else:
+            with T.If(self.windows.goes_on(step)):
+                with T.Then():
+                    self._both_products(self.windows.next_window(step, first_block), add)
+                with T.Else():
+                    self._reduce(0, layer.hidden, add)
+        _, *kept = shape
+        with ExitStack() as loops:
+            place = [loops.enter_context(T.unroll(extent)) for extent in kept]
+            with self.vector() as lane:
+                parts = [acc[(split, *place, lane)] for split in range(tiling.splits)]
+                self._store(sums, sum(parts[1:], parts[0]), *place, lane)
+
+    def _step_of_product(
+        self, phase: int, step: Any, first_block: Any, first_row: Any, acc: Any
+    ) -> Callable[[Any, Any], None]:
+        """What adds the products with element k of the state to partial sum `split` of the tile."""
+        gates, weight, tiling = len(self.layer.phases[phase]), self.weights[phase], self.tiling
+
+        def add(split: Any, k: Any) -> None:
+            with T.unroll(tiling.blocks) as b, T.unroll(gates) as g, T.unroll(tiling.rows) as r, self.vector() as lane:
+                state = self.gated[first_row + r, k] if phase else self.hidden[step % 2, first_row + r, k]
+                value = acc[split, r, b, g, lane] + state * weight[first_block + b, k, g, lane]
+                self._store(acc, value, split, r, b, g, lane)
+
+        return add
+
+    def _both_products(self, ahead: GatesAhead, add: Callable[[Any, Any], None]) -> None:
+        """The recurrent product, and some of the input product of the next window in between."""
+        stride = self.tiling.splits * self.tiling.unroll
+        common = min(self.layer.hidden, self.layer.inputs) // stride * stride
+
+        def add_both(split: Any, k: Any) -> None:
+            add(split, k)
+            ahead.add(k)
+
+        ahead.start()
+        self._reduce(0, common, add_both)
+        self._reduce(common, self.layer.hidden, add)
+        self._reduce(common, self.layer.inputs, lambda _, k: ahead.add(k))
+        ahead.finish()
+
+    def _reduce(self, start: int, stop: int, add: Callable[[Any, Any], None]) -> None:
+        """Steps of a reduction from `start` to before `stop`, unrolled."""
+        splits, stride = self.tiling.splits, self.tiling.splits * self.tiling.unroll
+        whole = (stop - start) // stride
+        if whole:
+            with T.serial(whole) as outer, T.unroll(self.tiling.unroll) as inner, T.unroll(splits) as split:
+                add(split, start + outer * stride + inner * splits + split)
+        if (stop - start) % stride:
+            with T.unroll((stop - start) % stride) as rest:
+                add(0, start + whole * stride + rest)
 
     # -- what all of it uses ----------------------------------------------------------------------
 
@@ -279,174 +326,6 @@ class RecurrentLoops:
     @staticmethod
     def _store(buffer: Any, value: Any, *index: Any) -> None:
         T.buffer_store(buffer, value, list(index))
-
-
-class _CellStep:
-    """The gates of one block of hidden units, in one row and step, applied to the sums of a phase."""
-
-    def __init__(self, loops: RecurrentLoops, phase: int, step: Any, block: Any, row: Any) -> None:
-        self.loops, self.layer, self.recurrence = loops, loops.layer, loops.recurrence
-        self.phase, self.step, self.block, self.row = phase, step, block, row
-        self.gates = loops.layer.phases[phase]
-        self.first = block * loops.layer.lanes
-
-    def emit(self, sums: Callable[[int, Any], Any]) -> None:
-        """Emit the step; `sums` gives an element of the recurrent product, from the gate's number in the phase."""
-        # What activations are given: gate inputs, and recurrent products but for that which a reset gate multiplies.
-        self.before = {gate: self._local() for gate in self.gates}
-        self._gate_inputs()
-        apart = self.recurrence.linear_before_reset and self.recurrence.cell == GRU
-        for number, gate in enumerate(self.gates):
-            if not (apart and gate == "h"):
-                before = self.before[gate]
-                with self.loops.vector() as lane:
-                    T.buffer_store(before, before[lane] + sums(number, lane), [lane])
-        if self.recurrence.cell == LSTM:
-            self._lstm()
-        elif self.recurrence.cell == GRU:
-            self._gru(sums)
-        else:
-            self._rnn()
-
-    def _lstm(self) -> None:
-        loops, (f, g, h) = self.loops, self.recurrence.activations
-        old, new = self._local(), self._local()
-        self._each(old, lambda lane: loops.cell[self.row, self.first + lane])
-        gates = {gate: self._local() for gate in "iofc"}
-        self._activate(gates["i"], f, lambda lane: self.before["i"][lane] + self._peep(0, old, lane))
-        if self.recurrence.input_forget:
-            self._each(gates["f"], lambda lane: _f32(1.0) - gates["i"][lane])
-        else:
-            self._activate(gates["f"], f, lambda lane: self.before["f"][lane] + self._peep(2, old, lane))
-        self._activate(gates["c"], g, lambda lane: self.before["c"][lane])
-        self._each(new, lambda lane: gates["f"][lane] * old[lane] + gates["i"][lane] * gates["c"][lane])
-        self._activate(gates["o"], f, lambda lane: self.before["o"][lane] + self._peep(1, new, lane))
-        result = self._local()
-        self._each(result, lambda lane: gates["o"][lane] * apply(h, new[lane]))
-        self._write(result, new)
-
-    def _gru(self, sums: Callable[[int, Any], Any]) -> None:
-        loops, (f, g) = self.loops, self.recurrence.activations
-        update, old, result = self._local(), self._local(), self._local()
-        self._each(old, lambda lane: loops.hidden[self.step % 2, self.row, self.first + lane])
-        if "z" in self.gates:
-            self._activate(update, f, lambda lane: self.before["z"][lane])
-            reset = self._local()
-            self._activate(reset, f, lambda lane: self.before["r"][lane])
-        if "h" not in self.gates:
-            with loops.vector() as lane:
-                T.buffer_store(loops.update, update[lane], [self.row, self.first + lane])
-            with loops.vector() as lane:
-                T.buffer_store(loops.gated, reset[lane] * old[lane], [self.row, self.first + lane])
-            return
-        if "z" in self.gates:
-            number = self.gates.index("h")
-
-            def candidate(lane: Any) -> Any:
-                product = sums(number, lane)
-                product = product if loops.bias is None else product + loops.bias[self.first + lane]
-                return self.before["h"][lane] + reset[lane] * product
-
-            self._activate(result, g, candidate)
-        else:
-            self._each(update, lambda lane: loops.update[self.row, self.first + lane])
-            self._activate(result, g, lambda lane: self.before["h"][lane])
-        self._each(result, lambda lane: (_f32(1.0) - update[lane]) * result[lane] + update[lane] * old[lane])
-        self._write(result)
-
-    def _rnn(self) -> None:
-        result = self._local()
-        self._activate(result, self.recurrence.activations[0], lambda lane: self.before["h"][lane])
-        self._write(result)
-
-    # -- pieces -----------------------------------------------------------------------------------
-
-    def _local(self) -> Any:
-        return T.alloc_buffer((self.layer.lanes,), "float32", scope="local")
-
-    def _each(self, buffer: Any, value: Callable[[Any], Any]) -> None:
-        with self.loops.vector() as lane:
-            T.buffer_store(buffer, value(lane), [lane])
-
-    def _activate(self, buffer: Any, activation: Any, value: Callable[[Any], Any]) -> None:
-        clip = self.recurrence.clip
-
-        def clipped(lane: Any) -> Any:
-            # max(c, x) becomes c > x ? c : x, so that NaN falls through.
-            return value(lane) if clip is None else tirx.min(_f32(clip), tirx.max(_f32(-clip), value(lane)))
-
-        self._each(buffer, clipped)
-        self._each(buffer, lambda lane: apply(activation, buffer[lane]))
-
-    def _peep(self, number: int, cell: Any, lane: Any) -> Any:
-        weights = self.loops.peepholes
-        return _f32(0.0) if weights is None else weights[number, self.first + lane] * cell[lane]
-
-    def _gate_inputs(self) -> None:
-        loops, hidden = self.loops, self.layer.hidden
-        time = loops.time(self.step)
-        for gate in self.gates:
-            start = self.recurrence.gates.index(gate) * hidden + self.first
-            self._read(self.before[gate], loops.x, [time, self.row], start)
-
-    def _read(self, buffer: Any, source: Any, place: list[Any], start: Any) -> None:
-        """The block's hidden units from `start` on, zeros beyond the last one."""
-
-        def value(lane: Any) -> Any:
-            return source[(*place, start + lane)]
-
-        def part() -> None:
-            self._each(buffer, lambda lane: _f32(0.0))
-            with T.serial(self.layer.hidden % self.layer.lanes) as lane:
-                T.buffer_store(buffer, value(lane), [lane])
-
-        self._either_whole(lambda: self._each(buffer, value), part)
-
-    def _either_whole(self, vector: Callable[[], None], part: Callable[[], None]) -> None:
-        """Do one thing for a whole block, another for the last one if that is not whole."""
-        if self.loops.whole:
-            vector()
-            return
-        with T.If(self.block < self.layer.blocks - 1):
-            with T.Then():
-                vector()
-            with T.Else():
-                part()
-
-    def _write(self, hidden: Any, cell: Any = None) -> None:
-        """Store the state and the output of the step; a row whose sequence has ended keeps its state."""
-        loops = self.loops
-
-        def new() -> None:
-            self._store_hidden(lambda lane: hidden[lane])
-            if cell is not None:
-                with loops.vector() as lane:
-                    T.buffer_store(loops.cell, cell[lane], [self.row, self.first + lane])
-            self._store_output(lambda lane: hidden[lane])
-
-        if loops.length is None:
-            new()
-            return
-        with T.If(loops.time(self.step) < loops.length[self.row]):
-            with T.Then():
-                new()
-            with T.Else():
-                self._store_hidden(lambda lane: loops.hidden[self.step % 2, self.row, self.first + lane])
-                self._store_output(lambda lane: _f32(0.0))
-
-    def _store_hidden(self, value: Callable[[Any], Any]) -> None:
-        with self.loops.vector() as lane:
-            T.buffer_store(self.loops.hidden, value(lane), [(self.step + 1) % 2, self.row, self.first + lane])
-
-    def _store_output(self, value: Callable[[Any], Any]) -> None:
-        loops = self.loops
-        time = loops.time(self.step)
-
-        def store(loop: Any) -> None:
-            with loop as lane:
-                T.buffer_store(loops.y, value(lane), [time, self.row, self.first + lane])
-
-        self._either_whole(lambda: store(loops.vector()), lambda: store(T.serial(self.layer.hidden % self.layer.lanes)))
 
 
 def _f32(value: float) -> Any:

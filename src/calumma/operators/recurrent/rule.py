@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from tvm import relax
 
 from calumma.core.errors import ModelError
@@ -20,7 +21,7 @@ _MOST_ELEMENTS = 2**31 - 1
 
 def lower_recurrent(lo: LoweringContext, node: Node) -> Value:
     """The rule of `calumma.recurrent`."""
-    x, weight, bias, peepholes, h0, c0, length = node.args
+    x, input_weight, input_bias, weight, bias, peepholes, h0, c0, length = node.args
     steps, batch, _ = x.shape
     layer = RecurrentLayer(
         recurrence=node.attrs,
@@ -32,12 +33,16 @@ def lower_recurrent(lo: LoweringContext, node: Node) -> Value:
         peepholes=peepholes is not None,
         initial=(h0 is not None, c0 is not None),
         lengths=length is not None,
+        inputs=0 if input_weight is None else input_weight.shape[1],
     )
     if max(math.prod(x.shape), math.prod(weight.shape)) > _MOST_ELEMENTS:
         raise ModelError(
             f"node {node.name}: a recurrent layer over {x.dtype}{list(x.shape)} is too large; cut the sequence"
         )
-    arguments = [lo.plain(x).expr, *_weights(lo, weight, layer)]
+    arguments = [lo.plain(x).expr]
+    if input_weight is not None:
+        arguments += _input_weights(lo, input_weight, input_bias, layer)
+    arguments += _weights(lo, weight, layer)
     arguments += [_vectors(lo, vector, layer) for vector in (bias, peepholes) if vector is not None]
     arguments += [lo.plain(given).expr for given in (h0, c0, length) if given is not None]
     results = [(steps, batch, layer.hidden), *[(batch, layer.hidden)] * (2 if node.attrs.cell == LSTM else 1)]
@@ -55,6 +60,16 @@ def _weights(lo: LoweringContext, weight: Node, layer: RecurrentLayer) -> list[r
     return [
         lo.emit(lambda w, n=phase: expression.packed_weights(w, layer, n), source, name="packed_weights")
         for phase in phases
+    ]
+
+
+def _input_weights(lo: LoweringContext, weight: Node, bias: Node | None, layer: RecurrentLayer) -> list[relax.Expr]:
+    """Input weights and their bias, both constants, as the function takes them."""
+    added = np.zeros(weight.shape[0], np.float32) if bias is None else bias.value
+    packed_bias = expression.pack_input_weights(added[:, None], layer)[:, :, 0]
+    return [
+        lo.param(expression.pack_input_weights(weight.value, layer), ("recurrent inputs", weight)),
+        lo.param(packed_bias, ("recurrent bias", weight, bias)),
     ]
 
 

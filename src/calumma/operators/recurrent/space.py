@@ -62,7 +62,8 @@ class RecurrentSpace(KnobSpace):
 
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:
         k = self.columns(indices)
-        fits = self._accumulators(k) + k["rows"] + 1 <= self.target.registers
+        fits = self._accumulators(k) + self._window(k) + k["rows"] + 1 <= self.target.registers
+        fits &= self._window(k) <= self.layer.steps
         deep = k["splits"] * k["unroll"] <= self.layer.hidden
         by_rows = k["shared"] == "rows"
         tiles = self.layer.blocks // k["blocks"]
@@ -99,10 +100,16 @@ class RecurrentSpace(KnobSpace):
             "log2_batch": np.log2(self.layer.batch),
             "log2_steps": np.log2(self.layer.steps),
             "phases": len(self.layer.phases),
+            "window": self._window(k),
+            "log2_inputs": np.log2(1 + self.layer.inputs),
         }
 
     def _accumulators(self, k: dict[str, NDArray]) -> NDArray:
         return k["splits"] * k["blocks"] * k["rows"] * self.gates
+
+    def _window(self, k: dict[str, NDArray]) -> NDArray:
+        """Steps for which gate inputs are computed ahead; 0 where they are given."""
+        return k["blocks"] * len(self.layer.recurrence.gates) * (self.layer.inputs > 0)
 
     def _loads(self, k: dict[str, NDArray]) -> NDArray:
         vectors = k["blocks"] * self.gates
@@ -135,10 +142,13 @@ class RecurrentSpace(KnobSpace):
         vectors = layer.batch * layer.blocks
         rate = np.minimum(1.0, self._accumulators(k) / tile.accumulators)
         rate = rate / (1 + tile.load_penalty * np.maximum(0.0, self._loads(k) - tile.free_loads))
-        products = vectors * layer.hidden * gates / (rate * self._busy(k))
+        ahead = vectors * layer.inputs * len(layer.recurrence.gates)
+        products = (vectors * layer.hidden * gates + ahead) / (rate * self._busy(k))
         near = self._thread_bytes(k) <= costs.l2_share * self.target.l2_bytes
         line = np.where(near, costs.near_line, costs.far_line * np.where(k["alternate"], costs.turned, 1.0))
-        reading = self._thread_bytes(k) / self.target.line_bytes * line
+        vectors_per_line = self.target.line_bytes // (4 * layer.lanes)
+        ahead_lines = ahead / vectors_per_line / np.maximum(1, self._window(k)) / self._busy(k)
+        reading = self._thread_bytes(k) / self.target.line_bytes * line + ahead_lines * costs.far_line
         meetings = len(layer.phases) * costs.meeting * ((k["shared"] == "units") & (k["chunks"] > 1))
         cost = np.maximum(products, reading) + vectors * costs.unit / self._busy(k) + meetings
         cost = cost * (1 + costs.split_penalty * np.log2(k["splits"]))
