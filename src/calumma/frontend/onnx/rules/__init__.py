@@ -19,7 +19,9 @@ from calumma.frontend.onnx.rules import (
     regions,
     resampling,
     shapes,
+    signal,
     softmax,
+    transformers,
     value_dependent,
 )
 
@@ -42,6 +44,8 @@ __all__ = [
     "regions",
     "resampling",
     "shapes",
+    "signal",
     "softmax",
+    "transformers",
     "value_dependent",
 ]
