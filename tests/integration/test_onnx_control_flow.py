@@ -136,7 +136,10 @@ def loop(
 
 
 def test_loops_of_constant_length() -> None:
-    """Small: unrolled; long: kept; with a value that grows: unrolled; none at all; rows stacked in each."""
+    """Small: unrolled; long: kept; with a value that grows: unrolled; none at all; rows stacked in each.
+
+    The last has no trip count: a counter that it carries ends it. Its weights are carried too, and never change.
+    """
     body = [
         node("Identity", ["go"], ["on"]),
         node("Gather", ["table", "i"], ["f"]),
@@ -151,13 +154,29 @@ def test_loops_of_constant_length() -> None:
         for count in ("few", "many", "none")
     ]
     nodes.append(loop(grow, ["g"], ["r"], ["grown"], "twenty"))
+    count = [
+        node("Add", ["v_k", "step"], ["k1"]),
+        node("Less", ["k1", "end"], ["on"]),
+        node("Identity", ["v_w"], ["w1"]),
+        node("MatMul", ["v_x", "v_w"], ["p"]),
+        node("Tanh", ["p"], ["t"]),
+        node("Neg", ["t"], ["u"]),
+    ]
+    nodes.append(
+        loop(count, ["k", "x", "w"], ["k1", "t", "w1", "u"], ["at", "state", "same", "negated"], "", rows=[2, 3])
+    )
     outputs = [*(f"{count}_{what}" for count in ("few", "many", "none") for what in ("last", "rows")), "grown"]
+    outputs += ["at", "state", "same", "negated"]
     data = model(
         graph(
             nodes,
             [value("x", F, [2, 3])],
             [value(name) for name in outputs],
             table=x(40, seed=3),
+            k=np.float32(0),
+            step=np.float32(0.25),
+            end=np.float32(7),
+            w=x(3, 3, seed=4),
             few=3,
             many=40,
             none=0,

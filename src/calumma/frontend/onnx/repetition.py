@@ -7,6 +7,7 @@ shapes: where they would change, they have the largest, with the extents at run 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tvm import relax
 
 from calumma.core.errors import ModelError
 from calumma.frontend import run_time_extents as extents
+from calumma.frontend.onnx.graph_fields import assign, captured
 from calumma.frontend.onnx.node import OnnxNode, Typed
 from calumma.frontend.onnx.scope import SubgraphScope, port
 from calumma.graph import control_flow
@@ -27,6 +29,8 @@ _MOST_UNROLLED = 1024
 """Iterations of a loop that is unrolled because its shapes change."""
 _FEW_NODES = 64
 """Nodes of all iterations of a loop that is unrolled because it is small: nothing is copied and counted then."""
+_MOST_COUNTED = 10_000
+"""Iterations whose conditions are computed while a model is imported."""
 _MOST_ROWS = 1 << 31
 """A trip count from here on is none: exporters write the largest number for a loop without a limit."""
 
@@ -49,9 +53,14 @@ class Repetition:
     """(iteration, carried values, capture) -> what the body is given."""
     has_condition: bool = False
     """Whether the first of the body's results says whether to go on."""
+    counted: bool = False
+    """Whether `trips` is how many iterations are made, whatever the body says."""
 
     def results(self) -> tuple[list[Node], list[Node]]:
         """The carried values after the last iteration, and what is stacked over the iterations."""
+        count = None if self.counted else self._count()
+        if count is not None:
+            return dataclasses.replace(self, trips=scalar(count, "int64"), counted=True).results()
         known = self._known_trips()
         small = known is not None and 0 < known * len(self.body.node) <= _FEW_NODES
         kept = functools.partial(_Kept, self)
@@ -69,6 +78,42 @@ class Repetition:
         if self.trips is None or self.trips.op != CONSTANT or self.trips.value >= _MOST_ROWS:
             return None
         return max(int(self.trips.value), 0)
+
+    def _count(self) -> int | None:
+        """How many iterations are made, where constants alone decide that: a counter that runs up to a bound."""
+        if not self.has_condition or any(x is not None and x.op != CONSTANT for x in (self.trips, self.condition)):
+            return None
+        needed, graph = _condition_alone(self.body, len(self.carried))
+        values = [self.carried[i] for i in needed]
+        if any(value.node.op != CONSTANT for value in values):
+            return None
+        scope, trips, made = self.node.scope.with_weights(self.body), self._known_trips(), 0
+        goes_on = trips != 0
+        while goes_on and made != trips:
+            everything = list(self.carried)
+            for i, value in zip(needed, values, strict=True):
+                everything[i] = value
+            given = self.inputs(scalar(made, "int64"), everything, lambda tensor: tensor)
+            try:
+                condition, *values = scope.called(graph, given)
+            except ModelError:
+                return None
+            if made == _MOST_COUNTED or any(value.node.op != CONSTANT for value in (condition, *values)):
+                return None
+            made, goes_on = made + 1, bool(condition.node.value.all())
+        return made
+
+    def unchanged(self) -> list[bool]:
+        """For each carried value whether the body gives it as it takes it."""
+        first = int(self.has_condition)
+        names = {node.output[0]: node.input[0] for node in self.body.node if node.op_type == "Identity"}
+        found = []
+        for index in range(len(self.carried)):
+            name, port_name = self.body.output[first + index].name, self.body.input[2 * first + index].name
+            while name in names and name != port_name:
+                name = names[name]
+            found.append(name == port_name)
+        return found
 
     def _taken(self, results: list[Typed]) -> tuple[Node, list[Typed], list[Typed]]:
         """What the body gives: whether to go on, the next carried values, what is to be stacked."""
@@ -116,6 +161,7 @@ class _Kept:
         self.node = repetition.node
         self.trips = repetition._known_trips()
         self.resizable = resizable
+        self.unchanged = repetition.unchanged()
         self.shapes = [value.node.shape for value in repetition.carried]
         self.axes = [sorted(value.node.extents) for value in repetition.carried]
 
@@ -134,12 +180,16 @@ class _Kept:
         self.region = SubgraphScope(self.node.scope)
         self.iteration = port(scalar(0, "int64"))
         self.ports = [
-            self._port(value, shape, axes)
-            for value, shape, axes in zip(self.of.carried, self.shapes, self.axes, strict=True)
+            self.region.capture(value) if unchanged else self._port(value, shape, axes)
+            for value, shape, axes, unchanged in zip(
+                self.of.carried, self.shapes, self.axes, self.unchanged, strict=True
+            )
         ]
         given = self.of.inputs(self.iteration, self.ports, self.region.capture)
         results = self.region.with_weights(self.of.body).called(self.of.body, given)
         self.goes_on, self.following, self.stacked = self.of._taken(results)
+        if self.of.counted:
+            self.goes_on = scalar(True, "bool")
 
     @staticmethod
     def _port(value: Typed, shape: tuple[int, ...], axes: Sequence[int]) -> Typed:
@@ -207,7 +257,7 @@ class _Kept:
             )
         if any(row.node.extents for row in self.stacked):
             raise self.node.refused("the shape of what it stacks is only known at run time")
-        moving = [i for i, shape in enumerate(self.shapes) if 0 not in shape]
+        moving = [i for i, shape in enumerate(self.shapes) if 0 not in shape and not self.unchanged[i]]
         sizes = [(i, axis) for i in moving for axis in self.axes[i]]
         full = [row.node for row in self.stacked if 0 not in row.node.shape]
         for row in full:
@@ -246,6 +296,32 @@ class _Kept:
         piles = iter(piled)
         rows = [_empty(self.trips or 0, row) if 0 in row.node.shape else next(piles) for row in self.stacked]
         return initial, rows if exact else [extents.bounded(row, {0: made}) for row in rows]
+
+
+def _condition_alone(body: onnx.GraphProto, carried: int) -> tuple[list[int], onnx.GraphProto]:
+    """What of a body decides whether to go on.
+
+    Returns:
+        Numbers of the carried values that it reads, and a body that gives the condition and these alone.
+    """
+    producers = {name: node for node in body.node for name in node.output if name}
+    ports = {value.name: index - 2 for index, value in enumerate(body.input) if 2 <= index < 2 + carried}
+    pending, seen = [body.output[0].name], {""}
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in ports:
+            pending.append(body.output[1 + ports[name]].name)
+        elif name in producers:
+            pending += [*producers[name].input, *captured(producers[name])]
+    needed = sorted(index for name, index in ports.items() if name in seen)
+    alone = onnx.GraphProto()
+    alone.CopyFrom(body)
+    assign(alone.node, [node for node in body.node if not seen.isdisjoint(node.output)])
+    assign(alone.output, [body.output[0], *(body.output[1 + index] for index in needed)])
+    return needed, alone
 
 
 def one_element(node: OnnxNode, value: Node, what: str) -> Node:
