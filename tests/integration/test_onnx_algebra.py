@@ -14,10 +14,9 @@ from tests import isas
 from tests.compiled_model import compiled
 from tests.integration.test_import_onnx import Zoo
 
-REDUCTIONS = (
-    ["ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"]
-    + ["ReduceProd", "ReduceSum", "ReduceSumSquare"]
-)  # fmt: skip
+REDUCTIONS = [
+    f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+]
 CONTRIB: dict[str, Any] = {"domain": "com.microsoft"}
 
 
