@@ -32,7 +32,7 @@ def celu(x: Node, alpha: float) -> Node:
         below = tirx.min(zero, a * (_exp(value / a) - tirx.const(1, x.dtype)))
         return tirx.max(zero, value) + below
 
-    return mapped(function, x, "celu")
+    return mapped(function, x, "celu", finite=alpha > 0)
 
 
 def hard_sigmoid(x: Node, alpha: float, beta: float) -> Node:

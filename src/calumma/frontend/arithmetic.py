@@ -18,7 +18,7 @@ from calumma.graph.build import cast, combined, mapped, operator, scalar
 from calumma.graph.nodes import CONSTANT, Node
 
 _LARGEST_UNROLLED = 8
-"""Constant integer exponents up to this are products."""
+"""Constant whole exponents from 3 to this are products, as all lower ones of integers are."""
 
 
 def is_float(node: Node) -> bool:
@@ -79,11 +79,12 @@ def _zero(x: tirx.Expr) -> tirx.Expr:
 
 def power(base: Node, exponent: Node) -> Node:
     """base to the power of exponent, in the type of the base; an integer base is truncated."""
+    number = float(exponent.value.reshape(())) if exponent.op == CONSTANT and exponent.value.size == 1 else math.nan
+    times = int(number) if number in range(_LARGEST_UNROLLED + 1) and len(exponent.shape) <= len(base.shape) else -1
+    if times > 2 or (times >= 0 and not is_float(base) and not is_float(exponent)):
+        return mapped(lambda x: _product([x] * times, base.dtype), base, "power", finite=False)
     if is_float(base):
         return operator(relax.op.power, base, cast(exponent, base.dtype))
-    times = int(exponent.value.reshape(())) if exponent.op == CONSTANT and exponent.value.size == 1 else -1
-    if times in range(_LARGEST_UNROLLED + 1) and len(exponent.shape) <= len(base.shape) and not is_float(exponent):
-        return mapped(lambda x: _product([x] * times, base.dtype), base, "power")
 
     def function(x: tirx.Expr, y: tirx.Expr) -> tirx.Expr:
         value = tirx.pow(x.astype("float64"), y.astype("float64"))
