@@ -15,6 +15,7 @@ from tvm import te, tirx
 
 from calumma.frontend import movement
 from calumma.frontend import run_time_extents as extents
+from calumma.frontend.onnx import run_time_shapes
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import OnnxRule, Result
 from calumma.frontend.run_time_extents import refuse
@@ -31,6 +32,14 @@ def imported(node: OnnxNode, rule: OnnxRule) -> Result:
     Raises:
         ModelError: the operator is not safe on the extents of an input.
     """
+    made = run_time_shapes.shaped(node)
+    if made is not None:
+        return made
+    result = _imported(node, rule)
+    return run_time_shapes.followed(node, [result] if isinstance(result, Node) else result)
+
+
+def _imported(node: OnnxNode, rule: OnnxRule) -> Result:
     if not any(given is not None and given.extents for given in node.operands):
         return rule(node)
     if node.proto.domain or node.op not in _OPERATORS:
@@ -246,8 +255,8 @@ def _of_reshape(node: OnnxNode, inputs: Sequence[Node | None], results: Sequence
     target = node.attribute("shape") if node.has_attribute("shape") else node.integers(1, "shape")
     assert target is not None
     free = target.index(-1) if -1 in target else None
-    if free is None and not node.attribute("allowzero", 0):  # 0 keeps an axis
-        free = next((axis for axis, size in enumerate(target) if size == 0 and axis in data.extents), None)
+    if not node.attribute("allowzero", 0):  # 0 keeps an axis
+        free = next((axis for axis, size in enumerate(target) if size == 0 and axis in data.extents), free)
     return extents.reshaped(data, results[0].shape, free)
 
 

@@ -231,6 +231,18 @@ class OnnxNode:
         remedy = remedy or "export it in another form, or cut the model off before this node"
         return ModelError(f"node {self.name}: operator {self.op}: {flaw}; {remedy}")
 
+    def described(self) -> str:
+        """What the node is given, for a message: "of float32[2, 3], with axis 1"."""
+        inputs = [f"{node.dtype}{list(node.shape)}" for node in self.operands if node is not None]
+        plain = (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS)
+        attributes = [
+            f"{name} {attribute.i or attribute.f or [*attribute.ints, *attribute.floats] or 0}"
+            for name, attribute in self._attributes.items()
+            if attribute.type in plain
+        ]
+        parts = [f"of {', '.join(inputs) or 'no inputs'}", *([f"with {', '.join(attributes)}"] if attributes else [])]
+        return ", ".join(parts)
+
     def check_all_read(self) -> None:
         """Raise the error of an input or attribute that the rule has not read."""
         for index in sorted(self._unread_inputs):

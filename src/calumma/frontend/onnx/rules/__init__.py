@@ -10,6 +10,7 @@ from calumma.frontend.onnx.rules import (
     convolution,
     elementwise,
     indexing,
+    linear_models,
     losses,
     normalisation,
     pooling,
@@ -19,7 +20,10 @@ from calumma.frontend.onnx.rules import (
     regions,
     resampling,
     shapes,
+    signal,
     softmax,
+    transformers,
+    trees,
     value_dependent,
 )
 
@@ -33,6 +37,7 @@ __all__ = [
     "convolution",
     "elementwise",
     "indexing",
+    "linear_models",
     "losses",
     "normalisation",
     "pooling",
@@ -42,6 +47,9 @@ __all__ = [
     "regions",
     "resampling",
     "shapes",
+    "signal",
     "softmax",
+    "transformers",
+    "trees",
     "value_dependent",
 ]
