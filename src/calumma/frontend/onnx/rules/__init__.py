@@ -21,7 +21,7 @@ from calumma.frontend.onnx.rules import (
     resampling,
     shapes,
     softmax,
-    trees,
+    tree_ensembles,
     value_dependent,
 )
 
@@ -46,6 +46,6 @@ __all__ = [
     "resampling",
     "shapes",
     "softmax",
-    "trees",
+    "tree_ensembles",
     "value_dependent",
 ]
