@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from calumma.frontend.grid_sampling import MODES, PADDINGS, grid_sample
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
 from calumma.frontend.resampling import COORDINATES, ROUNDINGS, Axis, Interpolation, Taps, resize
-from calumma.frontend.sampling import MODES, PADDINGS, grid_sample
 from calumma.graph.nodes import Node
 
 _MODES = ("nearest", "linear", "cubic")
