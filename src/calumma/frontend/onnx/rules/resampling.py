@@ -55,7 +55,7 @@ def resize_11(node: OnnxNode) -> Node:
     indices = [node.normalised_axis(int(axis), rank) for axis in (range(rank) if given is None else given)]
     mode = node.choice("mode", _MODES)
     coordinates = node.choice("coordinate_transformation_mode", COORDINATES)
-    scales, sizes = _scales_and_sizes(node)
+    scales, sizes = _scales_and_sizes(node, indices)
     policy = node.choice("keep_aspect_ratio_policy", _POLICIES, "stretch")
     if sizes is not None and policy != "stretch":
         ratios = [size / x.shape[axis] for size, axis in zip(sizes, indices, strict=True)]
@@ -78,12 +78,21 @@ def resize_11(node: OnnxNode) -> Node:
     return resize(x, axes, interpolation.taps, extrapolation, rounds=interpolation.antialias)
 
 
-def _scales_and_sizes(node: OnnxNode) -> tuple[Sequence[float] | None, Sequence[int] | None]:
-    scales, sizes = node.optional_constant(2, "scales"), node.integers(3, "sizes")
+def _scales_and_sizes(node: OnnxNode, indices: Sequence[int]) -> tuple[Sequence[float] | None, Sequence[int] | None]:
+    """What the axes are scaled by, or the sizes they get; sizes that a model computes are those it declares."""
+    scales = node.optional_constant(2, "scales")
     given = [float(scale) for scale in scales.reshape(-1)] if scales is not None and scales.size else None
-    if (given is None) == (not sizes):
+    if node.is_known(3):
+        sizes = node.integers(3, "sizes") or None
+    else:
+        node.optional(3)
+        shape = node.promised_shape("sizes")
+        if str(node.attribute("keep_aspect_ratio_policy", "stretch")) != "stretch" or len(shape) <= max(indices):
+            raise node.refused("sizes are computed at run time", "make them a constant of the model")
+        sizes = tuple(shape[index] for index in indices)
+    if (given is None) == (sizes is None):
         raise node.refused("it needs either scales or sizes", "export the model again")
-    return given, sizes or None
+    return given, sizes
 
 
 def _axes(
