@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from tvm import relax, tirx
 
 from calumma.expressions import math as scalars
-from calumma.graph.build import mapped, operator, scalar
-from calumma.graph.nodes import Node
+from calumma.graph.build import combined, mapped, operator, scalar
+from calumma.graph.nodes import CONSTANT, Node
 
 
 def elu(x: Node, alpha: float, gamma: float = 1.0) -> Node:
@@ -60,6 +61,9 @@ def mish(x: Node) -> Node:
 def prelu(x: Node, slope: Node) -> Node:
     """x, or slope * x below 0; slope is broadcast."""
     zero = scalar(0, x.dtype)
+    if slope.op != CONSTANT or not x.dtype.startswith("float") or not np.isfinite(slope.value).all():
+        bound = tirx.const(0, x.dtype)
+        return combined(lambda v, s: tirx.Select(v < bound, v * s, v), x, slope, name="prelu")
     below = operator(relax.op.multiply, operator(relax.op.minimum, x, zero), slope)
     return operator(relax.op.add, operator(relax.op.maximum, x, zero), below)
 

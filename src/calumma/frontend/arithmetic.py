@@ -100,7 +100,7 @@ def truncated_float(value: tirx.Expr, dtype: str) -> tirx.Expr:
     """A floating-point number as an integer, truncated towards zero.
 
     NaN and what 32 bits (64 for wider types) do not hold is the lowest of these numbers; narrower types wrap around.
-    These are the values of x86's instructions, and so NumPy's and ONNX Runtime's.
+    So do NumPy and ONNX Runtime.
     """
     wide = dtype in ("int64", "uint32", "uint64")
     through, limit = ("int64", 2.0**63) if wide else ("int32", 2.0**31)

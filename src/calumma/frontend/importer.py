@@ -34,7 +34,7 @@ class ImportedModel:
     model_hash: str
     """SHA-256, in hexadecimal, of everything that decides the graph: structure, weights, shapes of the inputs."""
     phases_s: Mapping[str, float]
-    """Seconds by phase: read, slim, convert, graph (ONNX); export, convert, graph (torch)."""
+    """Seconds by phase: read, graph (ONNX); export, graph (torch)."""
 
 
 def import_model(
@@ -43,7 +43,7 @@ def import_model(
     """Import a model of any supported kind.
 
     Args:
-        model: path or bytes of an ONNX model (opsets 7 to 21), a `torch.nn.Module` or a `torch.export.ExportedProgram`.
+        model: path or bytes of an ONNX model, a `torch.nn.Module` or a `torch.export.ExportedProgram`.
         example_inputs: positional arguments of a `torch.nn.Module`: they fix the shapes and types.
         shapes: fixes the open dimensions of an ONNX model.
 

@@ -112,9 +112,41 @@ def _highest(dtype: str) -> float:
     return 1 if dtype == "bool" else np.iinfo(dtype).max
 
 
-def index_of_extremum(node: Node, axis: int, keepdims: bool, largest: bool) -> Node:
-    """int64 indices of the first extremum along an axis; NaN counts as one."""
-    return operator(relax.op.argmax if largest else relax.op.argmin, node, axis=axis, keepdims=keepdims)
+def index_of_extremum(node: Node, axis: int, keepdims: bool, largest: bool, last: bool = False) -> Node:
+    """int64 indices of the first extremum along an axis, or of the last; NaN counts as one."""
+    function = relax.op.argmax if largest else relax.op.argmin
+    if not last:
+        return operator(function, node, axis=axis, keepdims=keepdims)
+    end = node.shape[axis] - 1
+
+    def backwards(x: te.Tensor) -> te.Tensor:
+        return te.compute(x.shape, lambda *i: x(*i[:axis], end - i[axis], *i[axis + 1 :]), name="backwards")
+
+    found = operator(function, expression(backwards, node, name="backwards"), axis=axis, keepdims=keepdims)
+    return operator(relax.op.subtract, scalar(end, "int64"), found)
+
+
+def chosen(candidates: Sequence[Node], is_chosen: Callable[[tirx.Expr, int], tirx.Expr], key: Node) -> Node:
+    """That of several nodes of one shape which the value of an integer node chooses; the last one if none.
+
+    Args:
+        is_chosen: (the value, a candidate's number) -> whether it is this one.
+        key: a node of one element.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    number = reshape(key, ())
+
+    def body(value: te.Tensor, *tensors: te.Tensor) -> te.Tensor:
+        def element(*i: tirx.Var) -> tirx.Expr:
+            result = tensors[-1](*i)
+            for index, tensor in enumerate(tensors[:-1]):
+                result = tirx.Select(is_chosen(value(), index), tensor(*i), result)
+            return result
+
+        return te.compute(tensors[0].shape, element, name="chosen")
+
+    return expression(body, number, *candidates, name="chosen")
 
 
 def cumulative(

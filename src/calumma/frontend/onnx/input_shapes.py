@@ -6,6 +6,7 @@ import onnx
 
 from calumma.core.errors import ModelError
 from calumma.frontend.importer import Shapes
+from calumma.frontend.onnx.element_types import door_dtype
 from calumma.frontend.onnx.graph_fields import subgraphs
 
 _NAMELESS = frozenset({"?", "-1", "None"})
@@ -19,6 +20,10 @@ def fix_shapes(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[int, .
         if not value.type.HasField("tensor_type"):
             kind = str(value.type.WhichOneof("value")).removesuffix("_type")
             raise ModelError(f"input {value.name}: a {kind}, expected a tensor; export the model with tensor inputs")
+        try:
+            door_dtype(value.type.tensor_type.elem_type)
+        except ModelError as error:
+            raise ModelError(f"input {value.name}: {error}") from error
     unknown = sorted(set(shapes) - {value.name for value in graph.input})
     if unknown:
         listed = ", ".join(_signature(value) for value in graph.input) or "none"

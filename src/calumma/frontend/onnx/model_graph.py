@@ -50,10 +50,7 @@ def model_graph(
 
 def _input(value: onnx.ValueInfoProto) -> Node:
     tensor = value.type.tensor_type
-    try:
-        dtype = door_dtype(tensor.elem_type)
-    except ModelError as error:
-        raise ModelError(f"input {value.name}: {error}") from error
+    dtype = door_dtype(tensor.elem_type)
     shape = tuple(dim.dim_value for dim in tensor.shape.dim)
     check_size(f"input {value.name}", dtype, shape)
     return Node(INPUT, shape=shape, dtype=dtype, name=value.name)

@@ -176,6 +176,13 @@ class OnnxNode:
         """Note attributes as read that change nothing for a compiled model."""
         self._unread_attributes.difference_update(names)
 
+    def flag(self, name: str, default: Any = _REQUIRED) -> bool:
+        """An attribute that is 0 or 1; what another number means is not the same to all who read it."""
+        value = self.attribute(name, default)
+        if value not in (0, 1):
+            raise self.refused(f"{name} {value}, expected 0 or 1", "export the model again")
+        return bool(value)
+
     def axis(self, rank: int, name: str = "axis", default: Any = _REQUIRED) -> int:
         """An attribute that is an axis of a tensor of this rank, from 0."""
         return self.normalised_axis(int(self.attribute(name, default)), rank, name)
@@ -223,6 +230,18 @@ class OnnxNode:
         """The error that says what of this node is not supported, and what to do about it."""
         remedy = remedy or "export it in another form, or cut the model off before this node"
         return ModelError(f"node {self.name}: operator {self.op}: {flaw}; {remedy}")
+
+    def described(self) -> str:
+        """What the node is given, for a message: "of float32[2, 3], with axis 1"."""
+        inputs = [f"{node.dtype}{list(node.shape)}" for node in self.operands if node is not None]
+        plain = (AttributeProto.INT, AttributeProto.INTS, AttributeProto.FLOAT, AttributeProto.FLOATS)
+        attributes = [
+            f"{name} {attribute.i or attribute.f or [*attribute.ints, *attribute.floats] or 0}"
+            for name, attribute in self._attributes.items()
+            if attribute.type in plain
+        ]
+        parts = [f"of {', '.join(inputs) or 'no inputs'}", *([f"with {', '.join(attributes)}"] if attributes else [])]
+        return ", ".join(parts)
 
     def check_all_read(self) -> None:
         """Raise the error of an input or attribute that the rule has not read."""

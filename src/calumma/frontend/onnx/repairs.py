@@ -40,3 +40,10 @@ def prune(proto: onnx.ModelProto) -> None:
             names.add(node.name)
             nodes.append(node)
     assign(graph.node, nodes[::-1])
+
+
+def write_out_defaults(proto: onnx.ModelProto) -> None:
+    """Give STFT its `onesided`: where it is left to its default of 1, ONNX infers the shape of both sides."""
+    for node in proto.graph.node:
+        if node.op_type == "STFT" and not node.domain and all(given.name != "onesided" for given in node.attribute):
+            node.attribute.append(onnx.helper.make_attribute("onesided", 1))

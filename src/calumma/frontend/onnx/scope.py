@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calumma.core.errors import ModelError, reason
+from calumma.core.errors import ModelError
 from calumma.frontend.onnx import bounded
 from calumma.frontend.onnx.element_types import (
     TensorType,
@@ -167,7 +167,7 @@ def _results(node: OnnxNode) -> Sequence[Node | None]:
         where = f"node {node.name}: operator {node.op}"
         raise error if str(error).startswith("node ") else ModelError(f"{where}: {error}") from error
     except Exception as error:
-        raise node.refused(f"cannot be imported ({reason(error)})") from error
+        raise node.refused(f"it cannot be computed {node.described()}", "export the model again") from error
     node.check_all_read()
     return (result,) if isinstance(result, Node) else result
 

@@ -20,7 +20,9 @@ from calumma.frontend.onnx.rules import (
     regions_of_interest,
     resampling,
     shapes,
+    signal,
     softmax,
+    transformers,
     tree_ensembles,
     value_dependent,
 )
@@ -45,7 +47,9 @@ __all__ = [
     "regions_of_interest",
     "resampling",
     "shapes",
+    "signal",
     "softmax",
+    "transformers",
     "tree_ensembles",
     "value_dependent",
 ]

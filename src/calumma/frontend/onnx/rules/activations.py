@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvm import relax, tirx
+from tvm import relax
 
 from calumma.frontend import activations
-from calumma.frontend.arithmetic import aligned, is_float
+from calumma.frontend.arithmetic import aligned
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import CONTRIB, onnx_rule
-from calumma.graph.build import combined, operator, reshape
+from calumma.graph.build import operator, reshape
 from calumma.graph.nodes import Node
 
 _WITH_NUMBERS: dict[str, tuple[Callable[..., Node], dict[str, float]]] = {
@@ -71,7 +71,4 @@ def prelu(node: OnnxNode) -> Node:
     x, slope = node.input(0), node.input(1)
     if node.version < 7 and len(x.shape) > 1 and len(slope.shape) == 1 and slope.shape[0] != 1:
         slope = reshape(slope, aligned(slope, len(x.shape), 1))
-    if not is_float(x):
-        zero = tirx.const(0, x.dtype)
-        return combined(lambda v, s: tirx.Select(v < zero, v * s, v), x, slope, name="prelu")
     return activations.prelu(x, slope)
