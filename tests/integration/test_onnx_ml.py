@@ -70,7 +70,12 @@ def test_trees_and_linear_models_and_features() -> None:
     rows = rng.standard_normal((7, FEATURES), np.float32)
     holes = rows.copy()
     holes[2, 1] = holes[3, 0] = np.nan
-    feeds = {"rows": rows, "holes": holes, "counts": rng.integers(0, 4, (7, FEATURES)), "columns": np.array([2, 0])}
+    feeds: dict[str, NDArray] = {
+        "rows": rows,
+        "holes": holes,
+        "counts": rng.integers(0, 4, (7, FEATURES)),
+        "columns": np.array([2, 0]),
+    }
     nodes: list[onnx.NodeProto] = []
 
     def add(operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> None:
@@ -78,19 +83,19 @@ def test_trees_and_linear_models_and_features() -> None:
         nodes.append(helper.make_node(operator, list(inputs), results, domain="ai.onnx.ml", **attributes))
 
     for seed, aggregate in enumerate(("SUM", "AVERAGE", "MIN", "MAX")):
-        more = {"n_targets": 3, "aggregate_function": aggregate, "base_values": [0.5, 1.0, 2.0]}
+        more: dict[str, Any] = {"n_targets": 3, "aggregate_function": aggregate, "base_values": [0.5, 1.0, 2.0]}
         add("TreeEnsembleRegressor", "holes", **trees(seed, "target", (0, 1, 2)), **more)
-    two = {"classlabels_int64s": [5, 7], "outputs": 2}
+    two: dict[str, Any] = {"classlabels_int64s": [5, 7], "outputs": 2}
     add("TreeEnsembleClassifier", "rows", **trees(5, "class", (0, 1, 2)), classlabels_int64s=[5, 7, 9], outputs=2)
     add(
         "TreeEnsembleClassifier", "rows", **trees(6, "class", (0,)), post_transform="LOGISTIC", base_values=[0.2], **two
     )
     add("TreeEnsembleClassifier", "rows", **trees(7, "class", (0,), positive=True), **two)
     add("TreeEnsembleClassifier", "rows", **trees(8, "class", (1,)), post_transform="SOFTMAX", **two)
-    line = {"coefficients": rng.standard_normal(4).tolist(), "intercepts": [0.1]}
+    line: dict[str, Any] = {"coefficients": rng.standard_normal(4).tolist(), "intercepts": [0.1]}
     add("LinearRegressor", "rows", **line)
     add("LinearClassifier", "rows", classlabels_ints=[3, 4], post_transform="LOGISTIC", outputs=2, **line)
-    planes = {"coefficients": rng.standard_normal(12).tolist(), "intercepts": [0.1, 0.2, 0.3]}
+    planes: dict[str, Any] = {"coefficients": rng.standard_normal(12).tolist(), "intercepts": [0.1, 0.2, 0.3]}
     add("LinearClassifier", "rows", classlabels_ints=[3, 4, 8], post_transform="SOFTMAX_ZERO", outputs=2, **planes)
     for norm in ("MAX", "L1", "L2"):
         add("Normalizer", "rows", norm=norm)

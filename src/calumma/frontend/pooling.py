@@ -161,7 +161,8 @@ def _by_planes(pool: Callable[..., Node], x: Node, windows: Sequence[AxisWindow]
     if len(windows) == 2:
         return pool(x, *windows)
     depth, *plane = windows
-    images = pool(reshape(x, (batch, channels * sizes[0], *sizes[1:])), *plane)
+    images = reshape(x, (batch, channels * sizes[0], *sizes[1:]))
+    images = images if plane == [_NONE, _NONE] else pool(images, *plane)
     height, width = images.shape[2:]
     lines = pool(reshape(images, (batch, channels, sizes[0], height * width)), depth, _NONE)
     return reshape(lines, (batch, channels, lines.shape[2], height, width))

@@ -8,11 +8,11 @@ import numpy as np
 from tvm import relax
 
 from calumma.frontend.convolution import convolution, transposed_convolution, with_bias
+from calumma.frontend.grid_sampling import deformable_convolution
 from calumma.frontend.movement import concatenated, sliced
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
-from calumma.frontend.onnx.windows import PADDINGS, distributed, per_axis, read_kernel, read_pads, read_windows
-from calumma.frontend.sampling import deformable_convolution
+from calumma.frontend.onnx.sliding_windows import PADDINGS, distributed, per_axis, read_kernel, read_pads, read_windows
 from calumma.graph.build import operator
 from calumma.graph.nodes import Node, constant
 from calumma.operators.pooling.expression import AxisWindow

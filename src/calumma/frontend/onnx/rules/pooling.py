@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from calumma.frontend import pooling
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
-from calumma.frontend.onnx.windows import read_windows
+from calumma.frontend.onnx.sliding_windows import read_windows
 from calumma.graph.nodes import Node
 from calumma.operators.pooling.expression import AxisWindow
 

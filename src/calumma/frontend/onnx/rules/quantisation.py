@@ -14,7 +14,7 @@ from calumma.frontend.element_casts import SMALL_FLOATS
 from calumma.frontend.onnx.element_types import type_name
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import CONTRIB, onnx_rule
-from calumma.frontend.onnx.windows import read_windows
+from calumma.frontend.onnx.sliding_windows import read_windows
 from calumma.frontend.products import matmul
 from calumma.frontend.quantisation import RANGES, Parameters, centred, dequantized, quantized, requantized
 from calumma.graph.build import cast, operator, reshape

@@ -6,8 +6,8 @@ import math
 
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
-from calumma.frontend.onnx.windows import per_axis, read_kernel, read_pads
-from calumma.frontend.regions import max_roi_pool, max_unpool, roi_align
+from calumma.frontend.onnx.sliding_windows import per_axis, read_kernel, read_pads
+from calumma.frontend.regions_of_interest import max_roi_pool, max_unpool, roi_align
 from calumma.graph.nodes import Node
 
 

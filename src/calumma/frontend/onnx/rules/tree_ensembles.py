@@ -12,7 +12,7 @@ from calumma.frontend.movement import sliced
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
 from calumma.frontend.onnx.rules.linear_models import ML, added, chosen_labels, post_transformed, two_sided
-from calumma.frontend.trees import AGGREGATES, MODES, Forest, as_features, tree_scores
+from calumma.frontend.tree_ensembles import AGGREGATES, MODES, TreeEnsemble, as_features, tree_scores
 from calumma.graph.build import cast
 from calumma.graph.nodes import Node
 
@@ -64,7 +64,7 @@ def _numbers(node: OnnxNode, name: str) -> NDArray[np.float64]:
     return np.asarray(() if values is None else values, np.float64)
 
 
-def _forest(node: OnnxNode, kind: str) -> Forest:
+def _forest(node: OnnxNode, kind: str) -> TreeEnsemble:
     """The trees of attributes that name nodes by tree and number.
 
     Args:
@@ -79,7 +79,7 @@ def _forest(node: OnnxNode, kind: str) -> Forest:
     columns = (node.attribute(f"{kind}_{column}") for column in ("treeids", "nodeids", "ids"))
     for tree, number, target, weight in zip(*columns, _numbers(node, f"{kind}_weights"), strict=True):
         weights.setdefault((tree, number), []).append((int(target), float(weight)))
-    forest, places = Forest(), {}
+    forest, places = TreeEnsemble(), {}
     for name, mode, feature, threshold, tracks in zip(names, modes, features, thresholds, missing, strict=True):
         if mode == "LEAF":
             places[name] = forest.add_leaf(weights.get(name, []))
@@ -110,7 +110,7 @@ def ensemble(node: OnnxNode) -> Node:
     return cast(post_transformed(node, scores, transform), x.dtype)
 
 
-def _listed_forest(node: OnnxNode) -> Forest:
+def _listed_forest(node: OnnxNode) -> TreeEnsemble:
     """The trees of attributes that list nodes and leaves; a comparison with a set is one with each of its members."""
     modes = node.attribute("nodes_modes").reshape(-1)
     splits, features = node.attribute("nodes_splits").reshape(-1), node.attribute("nodes_featureids")
@@ -121,7 +121,7 @@ def _listed_forest(node: OnnxNode) -> Forest:
         list(zip(node.attribute(f"nodes_{way}nodeids"), node.attribute(f"nodes_{way}leafs"), strict=True))
         for way in ("true", "false")
     ]
-    forest = Forest()
+    forest = TreeEnsemble()
     first, last = [], []
     for mode, split, feature, tracks in zip(modes, splits, features, missing, strict=True):
         is_set = int(mode) == len(MODES)

@@ -25,7 +25,7 @@ AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 
 
 @dataclass
-class Forest:
+class TreeEnsemble:
     """Trees under construction. A node's number is its place in the lists; a leaf leads to itself."""
 
     roots: list[int] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Forest:
                 raise ModelError("a tree has a node without children, or one below itself; export the model again")
 
 
-def tree_scores(x: Node, forest: Forest, targets: int, aggregate: str) -> Node:
+def tree_scores(x: Node, forest: TreeEnsemble, targets: int, aggregate: str) -> Node:
     """What the leaves that each row reaches add up to.
 
     Args:
