@@ -9,6 +9,8 @@ import onnx
 from onnx import AttributeProto
 
 ONNX_DOMAINS = ("", "ai.onnx")
+CONTRIB_DOMAIN = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 
 
 def opset_of(proto: onnx.ModelProto) -> int:

@@ -10,7 +10,7 @@ from onnx.checker import ValidationError
 
 from calumma.core.errors import ModelError
 from calumma.frontend.onnx.error_text import first_line
-from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, captured, opset_of, subgraphs
+from calumma.frontend.onnx.graph_fields import CONTRIB_DOMAIN, ONNX_DOMAINS, captured, opset_of, subgraphs
 
 OPSETS = range(1, onnx.defs.onnx_opset_version() + 1)
 """Opsets of the default domain that can be imported."""
@@ -18,6 +18,8 @@ OPSETS = range(1, onnx.defs.onnx_opset_version() + 1)
 
 def check_opset(proto: onnx.ModelProto) -> None:
     opset = opset_of(proto)
+    if not opset:
+        _check_domains(proto)
     if opset not in OPSETS:
         raise ModelError(
             f"{f'opset {opset}' if opset else 'no opset of the ONNX domain'}, expected {OPSETS[0]} to {OPSETS[-1]}; "
@@ -26,6 +28,17 @@ def check_opset(proto: onnx.ModelProto) -> None:
     for named in (*proto.opset_import, *proto.graph.node):
         if named.domain == ONNX_DOMAINS[1]:
             named.domain = ""
+
+
+def _check_domains(proto: onnx.ModelProto) -> None:
+    """Refuse a model without the ONNX domain by a node of it, where that is of a domain that no rule covers."""
+    known = {CONTRIB_DOMAIN, *ONNX_DOMAINS, *(function.domain for function in proto.functions)}
+    node = next((node for node in proto.graph.node if node.domain not in known), None)
+    if node is not None:
+        raise ModelError(
+            f"node {node.name or next(iter(node.output), '')}: operator {node.op_type} of domain {node.domain} "
+            "is not supported; replace it by ONNX operators before exporting, or cut the model off before this node"
+        )
 
 
 def check_graph(proto: onnx.ModelProto) -> None:
