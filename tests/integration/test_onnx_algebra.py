@@ -15,9 +15,9 @@ from tests.compiled_model import compiled
 from tests.integration.test_import_onnx import Zoo
 
 REDUCTIONS = (
-    ["ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"]
-    + ["ReduceProd", "ReduceSum", "ReduceSumSquare"]
-)  # fmt: skip
+    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"),
+    *("ReduceProd", "ReduceSum", "ReduceSumSquare"),
+)
 CONTRIB: dict[str, Any] = {"domain": "com.microsoft"}
 
 
@@ -117,7 +117,15 @@ def test_matrix_products(isa: str) -> None:
 
 def test_einstein_sums() -> None:
     zoo = Zoo(12)
-    shapes = {"m": (3, 4), "n": (4, 6), "b": (2, 3, 4), "q": (2, 5, 3, 4), "k": (2, 7, 3, 4), "s": (4, 4), "o": (2, 1, 4)}
+    shapes = {
+        "m": (3, 4),
+        "n": (4, 6),
+        "b": (2, 3, 4),
+        "q": (2, 5, 3, 4),
+        "k": (2, 7, 3, 4),
+        "s": (4, 4),
+        "o": (2, 1, 4),
+    }
     arrays = {name: zoo.random(*shape) for name, shape in shapes.items()}
     names = {name: zoo.feed(array) for name, array in arrays.items()}
     sums = [("ij, jk -> ik", "mn"), ("ij,jk", "mn"), ("ij->ji", "m"), ("ij->", "m"), ("ii->i", "s"), ("ii", "s")]

@@ -32,10 +32,23 @@ def run(zoo: Zoo) -> list[NDArray]:
 def test_what_is_no_number_goes_through(isa: str) -> None:
     zoo = Zoo(20)
     x, y = zoo.feed(SPECIAL), zoo.feed(np.roll(SPECIAL, 5))
-    names = "Abs Ceil Exp Floor Log Neg Sqrt Tanh Sigmoid Relu Acos Acosh Asin Asinh Atan Atanh Cos Sin Tan Erf Round Sign"
+    names = (
+        "Abs Ceil Exp Floor Log Neg Sqrt Tanh Sigmoid Relu Acos Acosh Asin Asinh Atan Atanh Cos Sin Tan Erf Round Sign"
+    )
     for operator in names.split():
         zoo.add(operator, x)
-    for operator in "Reciprocal Softsign Softplus HardSwish HardSigmoid Selu Elu Celu ThresholdedRelu Shrink".split():
+    for operator in [
+        "Reciprocal",
+        "Softsign",
+        "Softplus",
+        "HardSwish",
+        "HardSigmoid",
+        "Selu",
+        "Elu",
+        "Celu",
+        "ThresholdedRelu",
+        "Shrink",
+    ]:
         zoo.add(operator, x)
     zoo.add("LeakyRelu", x, alpha=-0.3)
     zoo.add("Gelu", zoo.feed(zoo.random(20)), approximate="tanh")
@@ -198,7 +211,8 @@ def test_contractions_of_quantised_numbers_are_exact() -> None:
     zoo.add("ConvInteger", image, weight.view(np.uint8)[:, :2], az, np.uint8(9), group=2)
     zoo.add("QLinearConv", image, scales[0], az, weight, own, np.zeros(6, np.int8), *y, bias, strides=[2, 1])
     domain = {"domain": "com.microsoft"}
-    left, right = ((zoo.feed(zoo.rng.integers(0, 255, 9, np.uint8)), np.float32(s), az) for s in (0.0213, 0.0317))  # no ties
+    without_ties = (0.0213, 0.0317)
+    left, right = ((zoo.feed(zoo.rng.integers(0, 255, 9, np.uint8)), np.float32(s), az) for s in without_ties)
     zoo.add("QLinearAdd", *left, *right, *y, **domain)
     zoo.add("QLinearMul", *left, *right, *y, **domain)
     zoo.check(isas.NATIVE)
@@ -208,7 +222,12 @@ def test_contractions_of_quantised_numbers_are_exact() -> None:
     ("operator", "operands", "attributes", "flaw"),
     [
         ("Mod", [np.ones(2, np.float32)] * 2, {}, "wants fmod=1"),
-        ("QuantizeLinear", [np.ones((2, 3), np.float32), np.ones(2, np.float32)], {"axis": 1}, "scales (2,) for axis 1"),
+        (
+            "QuantizeLinear",
+            [np.ones((2, 3), np.float32), np.ones(2, np.float32)],
+            {"axis": 1},
+            "scales (2,) for axis 1",
+        ),
         ("Clip", [np.ones(3, np.float32), np.ones(3, np.float32)], {}, "a bound has shape (3,)"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import calumma
-from calumma.core.errors import ModelError
+from calumma.core.errors import ArtifactError, ModelError
 
 F, I, B = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 node = helper.make_node
@@ -244,6 +244,28 @@ def test_scans_in_both_directions_and_along_axes() -> None:
     check(data, {"s0": x(4), "long": x(30, 4, seed=1), "wide": x(4, 30, seed=2)}, kernels=["write_row"])
 
 
+def test_a_branch_that_cannot_be_compiled_is_an_error_when_a_run_takes_it() -> None:
+    """As in ONNX Runtime, which looks at a branch when it is taken; the artifact goes on working."""
+    choice = node(
+        "If",
+        ["flag"],
+        ["y"],
+        then_branch=graph([node("Reshape", ["x", "five"], ["r"])], [], [value("r")]),
+        else_branch=graph([node("Relu", ["x"], ["r"])], [], [value("r")]),
+    )
+    data = model(graph([choice], [value("x", F, [2, 3]), value("flag", B, [])], [value("y")], five=np.array([5, 1])))
+    artifact = calumma.compile(data).artifact
+    for _ in range(2):
+        with pytest.raises(
+            ArtifactError, match=r"a branch that could not be compiled is taken: node .*Reshape"
+        ) as caught:
+            artifact(x(2, 3), np.array(True))
+        assert "\n" not in str(caught.value)
+        np.testing.assert_array_equal(artifact(x(2, 3), np.array(False)), np.maximum(x(2, 3), 0))
+    with pytest.raises(ArtifactError, match="could not be compiled"):
+        artifact.profile({"x": x(2, 3), "flag": np.array(True)}, repeat=1)
+
+
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [
@@ -262,7 +284,7 @@ def test_scans_in_both_directions_and_along_axes() -> None:
                     "If",
                     ["flag"],
                     ["y"],
-                    then_branch=graph([node("Neg", ["x"], ["r"])], [], [value("r")]),
+                    then_branch=graph([node("Neg", ["t"], ["r"])], [], [value("r")]),
                     else_branch=graph([node("Flatten", ["x"], ["f"]), node("Squeeze", ["t"], ["r"])], [], [value("r")]),
                 )
             ],

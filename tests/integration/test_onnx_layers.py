@@ -115,6 +115,13 @@ def test_resizes_by_any_scale() -> None:
     zoo.check(isas.NATIVE)
 
 
+def test_groups_of_channels_with_a_scale_each() -> None:
+    zoo = Zoo(18)
+    x = zoo.feed(zoo.random(2, 6, 4, 5))
+    zoo.add("GroupNormalization", x, zoo.random(3), zoo.feed(zoo.random(3)), num_groups=3, epsilon=0.01)
+    zoo.check(isas.NATIVE)
+
+
 @pytest.mark.parametrize("opset", [9, 10])
 def test_nearest_before_it_had_a_rounding(opset: int) -> None:
     zoo = Zoo(opset)

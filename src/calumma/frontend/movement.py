@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tvm import relax, te, tirx
 
+from calumma.expressions.integers import index_value
 from calumma.graph.build import expression, operator, reshape, scalar, transpose
 from calumma.graph.nodes import CONSTANT, Node, constant
 
@@ -163,7 +164,7 @@ def counted(start: Node, step: Node, count: int) -> Node:
         return constant(np.zeros(0, start.dtype), start.name)
 
     def function(first: te.Tensor, width: te.Tensor) -> te.Tensor:
-        return te.compute((count,), lambda i: first() + i.astype(start.dtype) * width(), name="range")
+        return te.compute((count,), lambda i: first() + index_value(i).astype(start.dtype) * width(), name="range")
 
     return expression(function, reshape(start, ()), reshape(step, ()), name="range")
 

@@ -9,7 +9,7 @@ and raise ModelError where the result would depend on what lies behind a prefix.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from tvm import te, tirx
@@ -24,9 +24,22 @@ Extents = Mapping[int, Node]
 
 
 def bounded(node: Node, extents: Extents) -> Node:
-    """A node with the extents that it has at run time. A constant without elements has none."""
-    if node.op != CONSTANT:
-        node.extents = dict(extents)
+    """A node with the extents that it has at run time.
+
+    Raises:
+        ModelError: it is a constant, which has no others than those of its shape: 0 where it has no elements.
+    """
+    if node.op == CONSTANT:
+        return empty(node, extents)
+    node.extents = dict(extents)
+    return node
+
+
+def empty(node: Node, axes: Iterable[int]) -> Node:
+    """A constant whose extents along `axes` would be known at run time only, if they were not 0 for certain."""
+    for axis in axes:
+        if node.shape[axis]:
+            raise refuse(axis, "the tensor has no elements that could be counted")
     return node
 
 
@@ -56,34 +69,6 @@ def filled(node: Node, shape: Sequence[int]) -> Node:
 def size_of(node: Node, axis: int) -> Node:
     """The extent of an axis at run time, int64 scalar."""
     return node.extents.get(axis, constant(np.array(node.shape[axis], np.int64)))
-
-
-def sizes_of(node: Node) -> Node:
-    """The shape at run time, an int64 vector; a constant where it is one."""
-    if not node.extents:
-        return constant(np.array(node.shape, np.int64))
-    axes = sorted(node.extents)
-
-    def vector(*extents: te.Tensor) -> te.Tensor:
-        def element(i: tirx.Var) -> tirx.Expr:
-            value: tirx.Expr = tirx.const(0, "int64")
-            for axis, size in enumerate(node.shape):
-                held = extents[axes.index(axis)]() if axis in node.extents else tirx.const(size, "int64")
-                value = tirx.Select(i == axis, held, value)
-            return value
-
-        return te.compute((len(node.shape),), element, name="sizes")
-
-    return expression(vector, *(node.extents[axis] for axis in axes), name="sizes")
-
-
-def number_of_elements(node: Node) -> Node:
-    """The product of the shape at run time, int64 scalar; a constant where it is one."""
-    fixed = math.prod(size for axis, size in enumerate(node.shape) if axis not in node.extents)
-    total = constant(np.array(fixed, np.int64))
-    for extent in node.extents.values():
-        total = scalar_of(lambda a, b: a * b, total, extent)
-    return total
 
 
 def scalar_of(function: Callable[..., tirx.Expr], *scalars: Node) -> Node:

@@ -10,10 +10,11 @@ from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from calumma.core.errors import ModelError
+from calumma.expressions.integers import index_value
 from calumma.expressions.statements import constant as number
 from calumma.expressions.statements import counter, kernel
 from calumma.frontend import movement
-from calumma.frontend.run_time_extents import bounded, refuse, size_of
+from calumma.frontend.run_time_extents import bounded, empty, refuse, size_of
 from calumma.graph.build import cast, expression
 from calumma.graph.context import INJECTIVE
 from calumma.graph.nodes import CONSTANT, Node, constant
@@ -80,7 +81,7 @@ def _at_run_time(
         for axis, step in zip(touched, steps.value, strict=True):
             shape[axis] = -(-shape[axis] // abs(int(step)))
     if 0 in shape:
-        return constant(np.zeros(shape, x.dtype))
+        return empty(constant(np.zeros(shape, x.dtype)), {*touched, *x.extents})
     order = axes if axes is not None else constant(np.array(touched, np.int64))
     strides = steps if steps is not None else constant(np.ones(starts.shape, np.int64))
     vectors = [cast(node, "int64") for node in (starts, ends, order, strides)]
@@ -91,7 +92,7 @@ def _at_run_time(
         def element(*i: tirx.Var) -> tirx.Expr:
             places: list[Any] = list(i)
             for axis in touched:
-                place = first(axis) + i[axis].astype("int64") * step(axis)
+                place = first(axis) + index_value(i[axis]) * step(axis)
                 places[axis] = tirx.max(tirx.min(place, number(x.shape[axis] - 1)), number(0))
             return t(*places)
 

@@ -15,6 +15,7 @@ from calumma.core.errors import ModelError
 from calumma.expressions import compaction, sorting
 from calumma.frontend.run_time_extents import (
     bounded,
+    empty,
     fresh,
     highest,
     lowest,
@@ -74,7 +75,7 @@ def compress(x: Node, condition: Node, axis: int | None) -> Node:
     if axis in x.extents:
         held = masked(bounded(fresh(held), {0: x.extents[axis]}), (0,), False)
     if 0 in (most, *x.shape):
-        return constant(np.zeros((*x.shape[:axis], 0, *x.shape[axis + 1 :]), x.dtype))
+        return empty(constant(np.zeros((*x.shape[:axis], most, *x.shape[axis + 1 :]), x.dtype)), (axis, *others))
     found, count = _positions(held)
     return bounded(_taken(x, found, axis), {**others, axis: count})
 
@@ -136,7 +137,7 @@ def unique(x: Node, axis: int | None, *, ordered: bool, nan_is_one: bool = True)
     return values, bounded(first, {0: count}), inverse, bounded(counts, {0: count})
 
 
-def top_k(x: Node, k: int | Node, axis: int, *, largest: bool) -> tuple[Node, Node]:
+def top_k(x: Node, k: int | Node, axis: int, *, largest: bool, most: int | None = None) -> tuple[Node, Node]:
     """The k largest or smallest elements along an axis, sorted, and their int64 indices.
 
     Of equal ones the one with the lower index comes first; NaN is larger than any number.
@@ -144,6 +145,7 @@ def top_k(x: Node, k: int | Node, axis: int, *, largest: bool) -> tuple[Node, No
     Args:
         k: a number, at most the extent of the axis; or an int64 scalar node, which counts as the axis' extent where it
             is more.
+        most: the largest that a k in a node can be, where that is known.
     """
     size = x.shape[axis]
     if isinstance(k, int) and not 0 <= k <= size:
@@ -151,10 +153,12 @@ def top_k(x: Node, k: int | Node, axis: int, *, largest: bool) -> tuple[Node, No
     fill = lowest(x.dtype) if largest else (math.nan if x.dtype.startswith("float") else highest(x.dtype))
     x = masked(x, (axis,), fill)
     others = [other for other in range(len(x.shape)) if other != axis]
-    held = k if isinstance(k, int) else size
+    held = k if isinstance(k, int) else size if most is None else min(size, max(most, 0))
     if held == 0 or 0 in x.shape:
         shape = tuple(held if other == axis else extent for other, extent in enumerate(x.shape))
-        return constant(np.zeros(shape, x.dtype)), constant(np.zeros(shape, np.int64))
+        open_axes = [*x.extents, *(() if isinstance(k, int) else (axis,))]
+        values, indices = (empty(constant(np.zeros(shape, dtype)), open_axes) for dtype in (x.dtype, np.int64))
+        return values, indices
     order = [*others, axis]
     sizes = [x.shape[other] for other in others]
     rows = reshape(transpose(x, order), (math.prod(sizes), size))

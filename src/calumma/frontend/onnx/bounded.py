@@ -15,6 +15,7 @@ from tvm import te, tirx
 
 from calumma.frontend import movement
 from calumma.frontend import run_time_extents as extents
+from calumma.frontend.onnx import run_time_shapes
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import OnnxRule, Result
 from calumma.frontend.run_time_extents import refuse
@@ -31,6 +32,14 @@ def imported(node: OnnxNode, rule: OnnxRule) -> Result:
     Raises:
         ModelError: the operator is not safe on the extents of an input.
     """
+    made = run_time_shapes.shaped(node)
+    if made is not None:
+        return made
+    result = _imported(node, rule)
+    return run_time_shapes.followed(node, [result] if isinstance(result, Node) else result)
+
+
+def _imported(node: OnnxNode, rule: OnnxRule) -> Result:
     if not any(given is not None and given.extents for given in node.operands):
         return rule(node)
     if node.proto.domain or node.op not in _OPERATORS:
@@ -145,7 +154,7 @@ def _batch_of(side: Node) -> Node:
 
 def _of_gemm(node: OnnxNode, inputs: Sequence[Node | None], results: Sequence[Node]) -> dict[int, Node]:
     data = _only_first(inputs)
-    row = 1 if node.attribute("transA", 0) else 0
+    row = 1 if node.flag("transA", 0) else 0
     if any(axis != row for axis in data.extents):
         raise refuse(1 - row, "all along it is summed up")
     return {0: data.extents[row]}
@@ -169,7 +178,7 @@ def _reduction(node: OnnxNode, rule: OnnxRule) -> Result:
     rank = len(data.shape)
     with node.looked_at():
         axes = _reduced_axes(node, rank)
-        kept = bool(node.attribute("keepdims"))
+        kept = node.flag("keepdims")
         if node.op.startswith("Arg") and node.attribute("select_last_index", 0) and axes[0] in data.extents:
             raise refuse(axes[0], "the last of several extrema is looked for along it")
     ended = [axis for axis in axes if axis in data.extents]
@@ -208,7 +217,7 @@ def _reduced_axes(node: OnnxNode, rank: int) -> tuple[int, ...]:
         return (node.axis(rank, default=0),)
     given = node.attribute("axes", None) if node.has_attribute("axes") else node.integers(1, "axes")
     if not given:
-        return () if node.attribute("noop_with_empty_axes", 0) else tuple(range(rank))
+        return () if node.flag("noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(node.normalised_axis(int(axis), rank) for axis in given)
 
 
@@ -246,8 +255,8 @@ def _of_reshape(node: OnnxNode, inputs: Sequence[Node | None], results: Sequence
     target = node.attribute("shape") if node.has_attribute("shape") else node.integers(1, "shape")
     assert target is not None
     free = target.index(-1) if -1 in target else None
-    if free is None and not node.attribute("allowzero", 0):  # 0 keeps an axis
-        free = next((axis for axis, size in enumerate(target) if size == 0 and axis in data.extents), None)
+    if not node.attribute("allowzero", 0):  # 0 keeps an axis
+        free = next((axis for axis, size in enumerate(target) if size == 0 and axis in data.extents), free)
     return extents.reshaped(data, results[0].shape, free)
 
 

@@ -22,9 +22,13 @@ def located(where: str) -> Iterator[None]:
     try:
         yield
     except ModelError as error:
-        words = (w if len(w) <= _WORD_CHARACTERS else f"{w[:_WORD_CHARACTERS]}..." for w in str(error).split())
-        text = "".join(c if c.isprintable() else "?" for c in " ".join(words))  # a name may hold a terminal's commands
-        raise ModelError(f"{where}: {text}") from error
+        raise ModelError(f"{where}: {one_line(str(error))}") from error
+
+
+def one_line(text: str) -> str:
+    """A message as a short line, whatever names of the model it quotes."""
+    words = (w if len(w) <= _WORD_CHARACTERS else f"{w[:_WORD_CHARACTERS]}..." for w in text.split())
+    return "".join(c if c.isprintable() else "?" for c in " ".join(words))  # a name may hold a terminal's commands
 
 
 @contextlib.contextmanager

@@ -35,6 +35,8 @@ _SLOW = frozenset(
     | {"RNN", "RoiAlign", "STFT", "Unique"}
 )
 """Operators whose reference implementation loops in Python: evaluated for small operands only."""
+_FLAGS = frozenset({"allowzero", "exclusive", "fmod", "keepdims", "noop_with_empty_axes", "reverse", "upper"})
+"""Attributes that are 0 or 1: the rule refuses anything else."""
 _NEVER = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}) | {
     "RandomUniformLike"
 }
@@ -51,6 +53,8 @@ def folded(
     if proto.domain or not given or any(tensor.node.op != CONSTANT for tensor in given) or proto.op_type in _NEVER:
         return None
     if any(attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in proto.attribute):
+        return None
+    if any(attribute.name in _FLAGS and attribute.i not in (0, 1) for attribute in proto.attribute):
         return None
     read = sum(tensor.node.value.size for tensor in given)
     if read > (_SLOW_ELEMENTS if proto.op_type in _SLOW else _LARGEST_ELEMENTS) or not _is_small(proto, types):

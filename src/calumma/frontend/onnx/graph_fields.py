@@ -9,8 +9,6 @@ import onnx
 from onnx import AttributeProto
 
 ONNX_DOMAINS = ("", "ai.onnx")
-CONTRIB_DOMAIN = "com.microsoft"
-"""The domain of ONNX Runtime's own operators."""
 
 
 def opset_of(proto: onnx.ModelProto) -> int:

@@ -176,6 +176,13 @@ class OnnxNode:
         """Note attributes as read that change nothing for a compiled model."""
         self._unread_attributes.difference_update(names)
 
+    def flag(self, name: str, default: Any = _REQUIRED) -> bool:
+        """An attribute that is 0 or 1; what another number means is not the same to all who read it."""
+        value = self.attribute(name, default)
+        if value not in (0, 1):
+            raise self.refused(f"{name} {value}, expected 0 or 1", "export the model again")
+        return bool(value)
+
     def axis(self, rank: int, name: str = "axis", default: Any = _REQUIRED) -> int:
         """An attribute that is an axis of a tensor of this rank, from 0."""
         return self.normalised_axis(int(self.attribute(name, default)), rank, name)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from calumma.core.errors import InternalError
-from calumma.frontend.onnx.graph_fields import CONTRIB_DOMAIN
 from calumma.graph.nodes import Node
 
 if TYPE_CHECKING:
@@ -25,7 +24,8 @@ Result = Node | Sequence[Node | None]
 """One node per output, in order; None for one that nobody reads. A single output may come alone."""
 OnnxRule = Callable[["OnnxNode"], Result]
 
-CONTRIB = CONTRIB_DOMAIN
+CONTRIB = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 
 _RULES: dict[tuple[str, str], list[tuple[int, OnnxRule]]] = {}
 

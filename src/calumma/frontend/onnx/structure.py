@@ -10,16 +10,19 @@ from onnx.checker import ValidationError
 
 from calumma.core.errors import ModelError
 from calumma.frontend.onnx.error_text import first_line
-from calumma.frontend.onnx.graph_fields import CONTRIB_DOMAIN, ONNX_DOMAINS, captured, opset_of, subgraphs
+from calumma.frontend.onnx.graph_fields import ONNX_DOMAINS, captured, opset_of, subgraphs
 
 OPSETS = range(1, onnx.defs.onnx_opset_version() + 1)
 """Opsets of the default domain that can be imported."""
 
 
 def check_opset(proto: onnx.ModelProto) -> None:
+    """Refuse versions of the ONNX domain that are not known; a model of other domains alone gets the newest."""
     opset = opset_of(proto)
-    if not opset:
-        _check_domains(proto)
+    nodes = [node for inner in (proto.graph, *proto.functions) for node in inner.node]
+    if not opset and proto.opset_import and all(n.domain not in ONNX_DOMAINS and not captured(n) for n in nodes):
+        proto.opset_import.append(onnx.helper.make_opsetid("", OPSETS[-1]))
+        return
     if opset not in OPSETS:
         raise ModelError(
             f"{f'opset {opset}' if opset else 'no opset of the ONNX domain'}, expected {OPSETS[0]} to {OPSETS[-1]}; "
@@ -28,17 +31,6 @@ def check_opset(proto: onnx.ModelProto) -> None:
     for named in (*proto.opset_import, *proto.graph.node):
         if named.domain == ONNX_DOMAINS[1]:
             named.domain = ""
-
-
-def _check_domains(proto: onnx.ModelProto) -> None:
-    """Refuse a model without the ONNX domain by a node of it, where that is of a domain that no rule covers."""
-    known = {CONTRIB_DOMAIN, *ONNX_DOMAINS, *(function.domain for function in proto.functions)}
-    node = next((node for node in proto.graph.node if node.domain not in known), None)
-    if node is not None:
-        raise ModelError(
-            f"node {node.name or next(iter(node.output), '')}: operator {node.op_type} of domain {node.domain} "
-            "is not supported; replace it by ONNX operators before exporting, or cut the model off before this node"
-        )
 
 
 def check_graph(proto: onnx.ModelProto) -> None:
@@ -78,11 +70,13 @@ def check_graph(proto: onnx.ModelProto) -> None:
         if absent is not None:
             raise ModelError(f"{what} reads {absent!r}, which nothing before it gives; export the model again")
         if not node.domain and onnx.defs.has(node.op_type, opset_of(proto), "") and not captured(node):
+            schema = onnx.defs.get_schema(node.op_type, opset_of(proto), "")
             try:
-                checker.check_node(node, context)
+                if not schema.deprecated:  # rules cover those as well: ONNX Runtime still runs GroupNormalization-18
+                    checker.check_node(node, context)
             except ValidationError as error:
                 raise ModelError(f"{what} is not valid ({first_line(error)}); export the model again") from error
-            _check_variadic(node, what, onnx.defs.get_schema(node.op_type, opset_of(proto), ""))
+            _check_variadic(node, what, schema)
             _check_parts(node, what)
         for name in node.output:
             give(name, what)

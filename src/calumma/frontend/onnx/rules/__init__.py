@@ -10,6 +10,7 @@ from calumma.frontend.onnx.rules import (
     convolution,
     elementwise,
     indexing,
+    linear_models,
     losses,
     normalisation,
     pooling,
@@ -22,6 +23,7 @@ from calumma.frontend.onnx.rules import (
     signal,
     softmax,
     transformers,
+    trees,
     value_dependent,
 )
 
@@ -35,6 +37,7 @@ __all__ = [
     "convolution",
     "elementwise",
     "indexing",
+    "linear_models",
     "losses",
     "normalisation",
     "pooling",
@@ -47,5 +50,6 @@ __all__ = [
     "signal",
     "softmax",
     "transformers",
+    "trees",
     "value_dependent",
 ]

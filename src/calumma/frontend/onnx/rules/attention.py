@@ -93,7 +93,7 @@ def rotary_embedding(node: OnnxNode) -> Node:
         cos, sin = (gathered(cache, positions, 0) for cache in (cos, sin))
     if cos.shape != sin.shape or len(cos.shape) != 3 or 2 * cos.shape[2] != (width or x.shape[3]):
         raise node.refused(f"caches {list(cos.shape)} and {list(sin.shape)} do not fit {list(x.shape)}")
-    result = rotated(x, cos, sin, interleaved=bool(node.attribute("interleaved")))
+    result = rotated(x, cos, sin, interleaved=node.flag("interleaved"))
     return from_heads(result) if is_packed else result
 
 

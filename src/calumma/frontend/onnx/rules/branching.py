@@ -10,15 +10,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from tvm import relax
+from tvm import relax, te, tirx
 
+from calumma.core.errors import ModelError
 from calumma.frontend import run_time_extents as extents
+from calumma.frontend.onnx.error_text import one_line
 from calumma.frontend.onnx.node import OnnxNode, Typed
 from calumma.frontend.onnx.registry import onnx_rule
 from calumma.frontend.onnx.repetition import Capture, Repetition, one_element, stacked
 from calumma.frontend.onnx.scope import SubgraphScope, port
 from calumma.graph import control_flow
-from calumma.graph.build import operator, reshape, scalar, transpose
+from calumma.graph.build import expression, operator, reshape, scalar, transpose
 from calumma.graph.nodes import CONSTANT, Graph, Node, constant
 
 
@@ -30,17 +32,43 @@ def branch(node: OnnxNode) -> list[Node]:
     if condition.op == CONSTANT:
         return [result.node for result in node.scope.subgraph(then if condition.value else otherwise)]
     sides = [SubgraphScope(node.scope), SubgraphScope(node.scope)]
-    results = [side.subgraph(graph) for side, graph in zip(sides, (then, otherwise), strict=True)]
+    results, refusals = _imported(sides, (then, otherwise))
     if len(results[0]) != len(results[1]):
         raise node.refused(f"its branches give {len(results[0])} and {len(results[1])} results", "export it again")
     varying = [_varying(node, index, *pair) for index, pair in enumerate(zip(*results, strict=True))]
     captured = list(dict.fromkeys([*sides[0].captured, *sides[1].captured]))
     one, other = (_side(side, captured, found, varying) for side, found in zip(sides, results, strict=True))
-    items = control_flow.branch(condition, captured, one, other, node.name)
+    items = control_flow.branch(condition, captured, one, other, node.name, refusals)
     values, sizes = items[: len(varying)], iter(items[len(varying) :])
     for value, axes in zip(values, varying, strict=True):
         extents.bounded(value, {axis: next(sizes) for axis in axes})
     return [constant(np.zeros(value.shape, value.dtype)) if 0 in value.shape else value for value in values]
+
+
+def _imported(
+    sides: Sequence[SubgraphScope], graphs: Sequence[onnx.GraphProto]
+) -> tuple[list[list[Typed]], tuple[str, str]]:
+    """What the branches give, and for one that cannot be compiled, why: a run that takes it ends with that."""
+    results: list[list[Typed]] = [[], []]
+    errors: dict[int, ModelError] = {}
+    for index, (side, graph) in enumerate(zip(sides, graphs, strict=True)):
+        try:
+            results[index] = side.subgraph(graph)
+        except ModelError as error:
+            errors[index] = error
+            side.captured.clear()
+    if len(errors) == 2:
+        raise errors[0]
+    for index in errors:
+        results[index] = [Typed(_nothing(other.node), other.element_type) for other in results[1 - index]]
+    texts = [f"a branch that could not be compiled is taken: {errors[i]}" if i in errors else "" for i in range(2)]
+    return results, (one_line(texts[0]), one_line(texts[1]))
+
+
+def _nothing(like: Node) -> Node:
+    """What stands for a result that is never given."""
+    zero = tirx.const(0, like.dtype)
+    return expression(lambda: te.compute(like.shape, lambda *i: zero, name="nothing"), name="nothing")
 
 
 def _varying(node: OnnxNode, index: int, left: Typed, right: Typed) -> dict[int, int]:

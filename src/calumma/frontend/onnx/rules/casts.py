@@ -13,7 +13,7 @@ from calumma.graph.nodes import Node
 
 def cast_to(node: OnnxNode, x: Node, target: int) -> Node:
     """A node of an operator's input in another element type, by the operator's attributes."""
-    saturate = bool(node.attribute("saturate", 1))
+    saturate = node.flag("saturate", 1)
     round_mode = node.attribute("round_mode", "up")
     if not is_supported(target):
         raise node.refused(f"a cast to {type_name(target)} is not supported")

@@ -22,7 +22,7 @@ _REVERSE = {"forward": (False,), "reverse": (True,), "bidirectional": (False, Tr
 def recurrent(node: OnnxNode) -> Sequence[Node]:
     cell = _CELLS[node.op]
     node.ignore("hidden_size", "output_sequence")  # the weights say how large it is
-    batch_first = bool(node.attribute("layout", 0))
+    batch_first = node.flag("layout", 0)
     directions = _REVERSE[node.choice("direction", tuple(_REVERSE), "forward")]
     recurrences = _recurrences(node, cell, directions)
     parts = {
@@ -50,8 +50,8 @@ def _recurrences(node: OnnxNode, cell: str, directions: Sequence[bool]) -> list[
         node.attribute("activation_beta", ()),
     )
     clip = node.attribute("clip", None)
-    linear = bool(node.attribute("linear_before_reset", 0)) if cell == GRU else False
-    coupled = bool(node.attribute("input_forget", 0)) if cell == LSTM else False
+    linear = node.flag("linear_before_reset", 0) if cell == GRU else False
+    coupled = node.flag("input_forget", 0) if cell == LSTM else False
     return [
         Recurrence(cell, functions, reverse, None if clip is None else float(clip), linear, coupled)
         for functions, reverse in zip(activations, directions, strict=True)

@@ -12,8 +12,7 @@ from calumma.frontend import movement
 from calumma.frontend.onnx.element_types import computed_dtype
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
-from calumma.frontend.run_time_extents import number_of_elements, sizes_of
-from calumma.frontend.run_time_slices import sliced
+from calumma.frontend.run_time_sizes import number_of_elements, sizes_of
 from calumma.graph.build import check_size, scalar
 from calumma.graph.nodes import CONSTANT, Node, constant
 
@@ -39,12 +38,7 @@ def identity(node: OnnxNode) -> Node:
 
 @onnx_rule("Shape")
 def shape(node: OnnxNode) -> Node:
-    sizes = sizes_of(node.input(0))
-    bounds = slice(node.attribute("start", 0), node.attribute("end", None))
-    if sizes.op == CONSTANT:
-        return constant(sizes.value[bounds], node.name)
-    start, end, _ = bounds.indices(sizes.shape[0])
-    return sliced(sizes, *(constant(np.array([place])) for place in (start, end)))
+    return sizes_of(node.input(0), node.attribute("start", 0), node.attribute("end", None))
 
 
 @onnx_rule("Size")

@@ -67,7 +67,7 @@ def reciprocal(node: OnnxNode) -> Node:
 
 @onnx_rule("IsInf")
 def is_infinite(node: OnnxNode) -> Node:
-    positive, negative = bool(node.attribute("detect_positive", 1)), bool(node.attribute("detect_negative", 1))
+    positive, negative = node.flag("detect_positive", 1), node.flag("detect_negative", 1)
     return arithmetic.is_infinite(node.input(0), positive, negative)
 
 
@@ -123,10 +123,7 @@ def _old_broadcast(node: OnnxNode, left: Node, right: Node) -> Node:
 @onnx_rule("Mod")
 def mod(node: OnnxNode) -> Node:
     left, right = node.input(0), node.input(1)
-    fmod = int(node.attribute("fmod", 0))
-    if fmod not in (0, 1):
-        raise node.refused(f"fmod {fmod}, expected 0 or 1", "export the model again")
-    truncated = fmod == 1
+    truncated = node.flag("fmod", 0)
     if arithmetic.is_float(left) and not truncated:
         raise node.refused("of floats it wants fmod=1", "export it with fmod=1")
     return arithmetic.remainder(left, right, truncated)

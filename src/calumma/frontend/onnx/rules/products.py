@@ -37,8 +37,8 @@ def gemm(node: OnnxNode) -> Node:
     if not is_float(left) and not (alpha.is_integer() and beta.is_integer()):
         raise node.refused(f"alpha {alpha} and beta {beta} of integers", "export it with whole numbers")
     left = scaled(left, alpha)
-    left = transpose(left, [1, 0]) if node.attribute("transA", 0) else left
-    right = transpose(right, [1, 0]) if node.attribute("transB", 0) else right
+    left = transpose(left, [1, 0]) if node.flag("transA", 0) else left
+    right = transpose(right, [1, 0]) if node.flag("transB", 0) else right
     product = operator(relax.op.matmul, left, right)
     return product if addend is None else operator(relax.op.add, product, scaled(addend, beta))
 

@@ -46,7 +46,7 @@ def quantize_linear(node: OnnxNode) -> Node:
     x, scale, zero_point = node.input(0), node.input(1), node.optional(2)
     named = int(node.attribute("output_dtype", 0))
     target = type_name((node.input_type(2) if zero_point is not None else named) or TensorProto.UINT8)
-    saturate = bool(node.attribute("saturate", 1))
+    saturate = node.flag("saturate", 1)
     if int(node.attribute("precision", 0)) not in (0, TensorProto.FLOAT):
         raise node.refused("a precision other than float32 is not supported", "export it without precision")
     if target not in RANGES and target not in SMALL_FLOATS:

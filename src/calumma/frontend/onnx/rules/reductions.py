@@ -34,8 +34,8 @@ def reduce(node: OnnxNode) -> Node:
     x = node.input(0)
     rank = len(x.shape)
     function = _REDUCTIONS[node.op]
-    keepdims = bool(node.attribute("keepdims", 1))
-    noop = bool(node.attribute("noop_with_empty_axes", 0))
+    keepdims = node.flag("keepdims", 1)
+    noop = node.flag("noop_with_empty_axes", 0)
     if not node.is_known(1):
         return _along_run_time_axes(node, x, keepdims)
     given = node.integers(1, "axes") if node.has_input(1) else node.attribute("axes", None)
@@ -68,8 +68,8 @@ def _is_axis(value: tirx.Expr, axis: int, rank: int) -> tirx.Expr:
 def index_of_extremum(node: OnnxNode) -> Node:
     x = node.input(0)
     axis = node.axis(len(x.shape), default=0)
-    keepdims = bool(node.attribute("keepdims", 1))
-    last = bool(node.attribute("select_last_index", 0))
+    keepdims = node.flag("keepdims", 1)
+    last = node.flag("select_last_index", 0)
     return reductions.index_of_extremum(x, axis, keepdims, largest=node.op == "ArgMax", last=last)
 
 
@@ -78,7 +78,7 @@ def cumulative(node: OnnxNode) -> Node:
     """Along an axis that may be known at run time only."""
     x = node.input(0)
     rank = len(x.shape)
-    exclusive, reverse = (bool(node.attribute(name, 0)) for name in ("exclusive", "reverse"))
+    exclusive, reverse = (node.flag(name, 0) for name in ("exclusive", "reverse"))
     kind = "sum" if node.op == "CumSum" else "prod"
     function = partial(reductions.cumulative, kind, x, exclusive=exclusive, reverse=reverse)
     if node.is_known(1):

@@ -69,9 +69,9 @@ def resize_11(node: OnnxNode) -> Node:
         mode,
         coordinates,
         node.choice("nearest_mode", ROUNDINGS),
-        bool(node.attribute("antialias", 0)),
+        node.flag("antialias", 0),
         float(node.attribute("cubic_coeff_a")),
-        bool(node.attribute("exclude_outside")),
+        node.flag("exclude_outside"),
     )
     axes = _axes(node, x, indices, scales, sizes, roi)
     extrapolation = float(node.attribute("extrapolation_value"))
@@ -120,4 +120,4 @@ def sample_grid(node: OnnxNode) -> Node:
     if len(x.shape) not in (4, 5) or grid.shape[-1] != len(x.shape) - 2:
         raise node.refused(f"a grid {list(grid.shape)} is none of points in {list(x.shape)}")
     padding = node.choice("padding_mode", PADDINGS)
-    return grid_sample(x, grid, mode, padding, align_corners=bool(node.attribute("align_corners")))
+    return grid_sample(x, grid, mode, padding, align_corners=node.flag("align_corners"))

@@ -23,7 +23,7 @@ def reshape_rule(node: OnnxNode) -> Node:
     sizes = node.attribute("shape") if node.version < 5 else node.integers(1, "the shape")
     if sizes is None:
         raise node.refused("the shape is missing", "export the model again")
-    keeps_zeros = bool(node.attribute("allowzero", 0))
+    keeps_zeros = node.flag("allowzero", 0)
     result = list(sizes)
     if not keeps_zeros:
         if any(size == 0 for size in result[len(x.shape) :]):
@@ -307,7 +307,7 @@ def trilu(node: OnnxNode) -> Node:
     x, offset = node.input(0), node.optional(1)
     if len(x.shape) < 2:
         raise node.refused(f"it reads {list(x.shape)}, expected matrices", "export the model again")
-    upper = bool(node.attribute("upper"))
+    upper = node.flag("upper")
     return movement.triangle(x, scalar(0, "int64") if offset is None else offset, upper=upper)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calumma.frontend import run_time_slices, selection
+from calumma.frontend import run_time_sizes, run_time_slices, selection
 from calumma.frontend.onnx.node import OnnxNode
 from calumma.frontend.onnx.registry import onnx_rule
 from calumma.frontend.run_time_extents import as_scalar
@@ -28,7 +28,7 @@ def unique(node: OnnxNode) -> tuple[Node, ...]:
     """Its second to fourth outputs are int64."""
     x = node.input(0)
     axis = node.axis(len(x.shape)) if node.has_attribute("axis") else None
-    return selection.unique(x, axis, ordered=bool(node.attribute("sorted")))
+    return selection.unique(x, axis, ordered=node.flag("sorted"))
 
 
 @onnx_rule("TopK")
@@ -40,15 +40,17 @@ def top_k(node: OnnxNode) -> tuple[Node, Node]:
 @onnx_rule("TopK", since=10)
 def top_k_of_input(node: OnnxNode) -> tuple[Node, Node]:
     """With K as an input. Without `sorted` any order is right."""
-    k = as_scalar(node.input(1))
-    largest = bool(node.attribute("largest", 1))
+    given = node.input(1)
+    k = as_scalar(given)
+    largest = node.flag("largest", 1)
     node.ignore("sorted")
-    return _top_k(node, int(k.value) if k.op == CONSTANT else k, largest=largest)
+    most = None if given.sizes is None else run_time_sizes.largest(given.sizes)[0]
+    return _top_k(node, int(k.value) if k.op == CONSTANT else k, largest=largest, most=most)
 
 
-def _top_k(node: OnnxNode, k: int | Node, *, largest: bool) -> tuple[Node, Node]:
+def _top_k(node: OnnxNode, k: int | Node, *, largest: bool, most: int | None = None) -> tuple[Node, Node]:
     x = node.input(0)
-    return selection.top_k(x, k, node.axis(len(x.shape)), largest=largest)
+    return selection.top_k(x, k, node.axis(len(x.shape)), largest=largest, most=most)
 
 
 @onnx_rule("NonMaxSuppression")
@@ -65,7 +67,7 @@ def non_max_suppression(node: OnnxNode) -> Node:
         constant(np.array(0, np.int64)) if most is None else as_scalar(most),
         constant(np.array(0, np.float32)) if iou is None else as_scalar(iou, "float32"),
         None if score is None else as_scalar(score, "float32"),
-        centred=bool(node.attribute("center_point_box")),
+        centred=node.flag("center_point_box"),
     )
 
 
