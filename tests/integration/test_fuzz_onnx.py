@@ -24,7 +24,8 @@ from calumma import api
 from calumma.core import hardware as host
 from calumma.core.errors import ModelError
 from calumma.database import MemoryStore
-from calumma.frontend.importer import check_size, import_model
+from calumma.frontend.importer import import_model
+from calumma.graph.build import check_size
 from tests.integration import onnx_mutations
 from tests.integration.command_line import ROOT, calumma
 from tests.integration.onnx_fuzz import TIMEOUT_S

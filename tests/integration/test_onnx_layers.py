@@ -32,6 +32,10 @@ def test_convolutions_of_one_to_three_axes() -> None:
         zoo.add("ConvTranspose", x, transposed, None, strides=strides, auto_pad="SAME_LOWER")
         zoo.add("ConvTranspose", x, transposed, None, strides=[2] * rank, output_shape=[2 * s + 1 for s in sizes])
         zoo.add("ConvTranspose", x, transposed, None, strides=strides, pads=[3] * 2 * rank)
+        padded = zoo.add(
+            "ConvTranspose", x, transposed, None, strides=strides, auto_pad="SAME_UPPER", output_padding=[1] * rank
+        )
+        zoo.add("Relu", padded)  # ONNX infers another size for both
     zoo.check(isas.NATIVE)
 
 

@@ -200,12 +200,6 @@ def test_constants_are_folded_and_put_right():
     assert g.outputs[0].args[1].op == CONSTANT
 
 
-def test_stacked_sums_become_additions():
-    parts = tuple(data(2, 3) for _ in range(3))
-    stacked = Node("stack", args=(parts,), attrs=SimpleNamespace(axis=0), shape=(3, 2, 3), dtype="float32")
-    assert ops(check(graph(node("sum", stacked, shape=(2, 3), axis=(0,), keepdims=False)))) == ["add", "add"]
-
-
 def test_reshapes_are_joined_and_dropped_where_nothing_changes():
     x = node("reshape", node("nn.relu", data(2, 6)), shape=(3, 4))
     y = node("expand_dims", node("reshape", x, shape=(12,)), shape=(1, 12))

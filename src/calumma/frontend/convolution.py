@@ -16,14 +16,37 @@ from tvm import relax, te, tirx
 from calumma.graph.build import expression, operator, reshape, transpose
 from calumma.graph.nodes import CONSTANT, Node, constant
 from calumma.operators.pooling.expression import AxisWindow
+from calumma.operators.registry import rules_for
 
 _NONE = AxisWindow(1)
+_BY_EXTENSIONS = {
+    1: (relax.op.nn.conv1d, "NCW", "OIW"),
+    3: (relax.op.nn.conv3d, "NCDHW", "OIDHW"),
+}
+"""Spatial axes -> the operator that no family of calumma's own lowers, and its layouts."""
 
 
 def convolution(x: Node, weight: Node, windows: Sequence[AxisWindow], groups: int = 1) -> Node:
-    """The convolution of `x`; one window per spatial axis, of which there are one to three."""
+    """The convolution of `x`; one window per spatial axis, of which there are one to three.
+
+    One or three axes are computed by convolutions over two, unless an extension has rules for `nn.conv1d` or `nn.conv3d`,
+    whose operators then remain.
+    """
     if x.dtype != "float32":
         return _direct(x, weight, windows, groups)
+    if len(windows) in _BY_EXTENSIONS and rules_for(f"nn.conv{len(windows)}d"):
+        function, data_layout, kernel_layout = _BY_EXTENSIONS[len(windows)]
+        return operator(
+            function,
+            x,
+            weight,
+            strides=[w.stride for w in windows],
+            padding=[*(w.before for w in windows), *(w.after for w in windows)],
+            dilation=[w.dilation for w in windows],
+            groups=groups,
+            data_layout=data_layout,
+            kernel_layout=kernel_layout,
+        )
     if len(windows) == 1:
         return _narrowed(convolution(_widened(x), _widened(weight), (_NONE, *windows), groups))
     if len(windows) == 3:

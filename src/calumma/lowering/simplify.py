@@ -13,7 +13,6 @@ from calumma.lowering.rewrites.constants_right import put_constants_right
 from calumma.lowering.rewrites.identities import remove_identities
 from calumma.lowering.rewrites.layer_norm import recover_layer_norm
 from calumma.lowering.rewrites.scales import fold_scales, join_shifts
-from calumma.lowering.rewrites.stacked_sums import replace_stacked_sums
 from calumma.lowering.rewrites.transposed_convolution import replace_transposed_convolutions
 from calumma.lowering.rewrites.transposes import absorb_transposes
 
@@ -22,7 +21,6 @@ def simplify(graph: Graph) -> Graph:
     """Run every rewrite, on the graphs of control flow too."""
     fold_constants(graph)
     put_constants_right(graph)
-    replace_stacked_sums(graph)
     remove_identities(graph)
     recover_channel_shuffle(graph)
     replace_transposed_convolutions(graph)

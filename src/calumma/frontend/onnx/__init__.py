@@ -18,7 +18,13 @@ from calumma.frontend.importer import Clock, ImportedModel, Shapes
 from calumma.frontend.onnx.error_text import located, onnx_step
 from calumma.frontend.onnx.initializers import detach_weights
 from calumma.frontend.onnx.input_shapes import fix_shapes, take_shapes
-from calumma.frontend.onnx.repairs import inline_functions, leave_out_initialised_inputs, prune, write_out_defaults
+from calumma.frontend.onnx.repairs import (
+    inline_functions,
+    leave_out_initialised_inputs,
+    prune,
+    write_out_defaults,
+    write_out_sizes,
+)
 from calumma.frontend.onnx.source import Fingerprint, Source, parse
 from calumma.frontend.onnx.structure import check_graph, check_opset
 
@@ -60,6 +66,7 @@ def import_onnx(model: str | Path | bytes, shapes: Shapes | None = None) -> Impo
             proto = expand_functions(proto)
             prune(proto)
             write_out_defaults(proto)
+            write_out_sizes(proto)
             proto = onnx.shape_inference.infer_shapes(proto, check_type=True, data_prop=True)
         try:
             graph = model_graph(proto, tuple(bound), weights, declared)
