@@ -16,11 +16,8 @@ PARTS = 6
 EVERY = 3
 
 REFUSED = {
-    "sequences or optional values": {
+    "computes with sequences": {
         "ConcatFromSequence",
-        "Optional",
-        "OptionalGetElement",
-        "OptionalHasElement",
         "SequenceAt",
         "SequenceConstruct",
         "SequenceEmpty",
@@ -30,7 +27,8 @@ REFUSED = {
         "SequenceMap",
         "SplitToSequence",
     },
-    "strings or files": {
+    "computes with optional values": {"Optional", "OptionalGetElement", "OptionalHasElement"},
+    "computes with strings or files": {
         "ImageDecoder",
         "RegexFullMatch",
         "StringConcat",
@@ -38,7 +36,7 @@ REFUSED = {
         "StringSplit",
         "TfIdfVectorizer",
     },
-    "random numbers": {
+    "draws random numbers": {
         "Bernoulli",
         "Multinomial",
         "RandomNormal",
@@ -46,8 +44,22 @@ REFUSED = {
         "RandomUniform",
         "RandomUniformLike",
     },
+    "of domain ai.onnx.preview is not supported": {"FlexAttention"},
+    "of domain ai.onnx.preview.training is not supported": {"Adagrad", "Adam", "Gradient", "Momentum"},
+    # The shape of a result follows from such a value, and the model does not declare it.
+    "computed at run time": {
+        "ConstantOfShape",
+        "DFT",
+        "Expand",
+        "MaxUnpool",
+        "Pad",
+        "Range",
+        "ReduceSum",
+    },
+    "of which there is no limit that is known": {"Loop"},
+    "of floats it wants fmod=1": {"Mod"},  # as ONNX Runtime says
 }
-"""Why an operator cannot be compiled -> the operators."""
+"""What a refusal says -> the operators that may be refused for that."""
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -64,11 +76,10 @@ def test_a_third_of_the_cases(part: int, tmp_path: Path) -> None:
     assert answer.exists(), done.stderr[-2000:]
     rows = json.loads(answer.read_text())["rows"]
     assert len(rows) > 50
-    known = set().union(*REFUSED.values())
     for row in rows:
         what = f"{row['name']}: {row['verdict']}: {row['note']}"
         assert row["verdict"] in ("right", "refused"), what
         if row["verdict"] == "refused":
-            found = re.fullmatch(r"the model: node \S.*: operator (\w+)\b.+; .+", row["note"])
+            found = re.fullmatch(r"the model: node \S+ operator (\w+)\b.+; .+", row["note"])
             assert found is not None, what
-            assert found[1] in known, what
+            assert any(found[1] in operators for reason, operators in REFUSED.items() if reason in row["note"]), what

@@ -154,6 +154,12 @@ def test_names_cannot_speak_to_the_terminal() -> None:
     assert len(message) < 500
 
 
+def test_shapes_of_thousands_of_dimensions_are_quoted_in_part() -> None:
+    message = _refusal([node("Reshape", ["x", "size"], ["y"], name="wide")], size=np.full(3000, 2, np.int64))
+    assert "node wide: operator Reshape" in message
+    assert len(message) < 1500
+
+
 @pytest.mark.parametrize(
     ("operator", "size", "shape"),
     [

@@ -282,6 +282,16 @@ def test_transposes_of_a_product_are_absorbed():
     assert ops(g) == [names.MATMUL]
 
 
+def test_transposes_of_products_that_tvm_lowers_are_left():
+    """Those in other types than float32."""
+    x = data(2, 4, 4)
+    product = node("matmul", node("permute_dims", x, axes=(0, 2, 1)), x)
+    product.dtype = "float64"
+    g = graph(product)
+    simplify.simplify(g)
+    assert sorted(ops(g)) == ["matmul", "permute_dims"]
+
+
 def test_a_transposed_operand_read_elsewhere_is_kept_for_the_others():
     x = data(2, 4, 4)
     turned = node("permute_dims", x, axes=(0, 2, 1))

@@ -29,8 +29,8 @@ _BY_EXTENSIONS = {
 def convolution(x: Node, weight: Node, windows: Sequence[AxisWindow], groups: int = 1) -> Node:
     """The convolution of `x`; one window per spatial axis, of which there are one to three.
 
-    One or three axes are computed by convolutions over two, unless an extension has rules for `nn.conv1d` or `nn.conv3d`,
-    whose operators then remain.
+    One or three axes are computed by convolutions over two; where an extension has rules for `nn.conv1d` or
+    `nn.conv3d`, these operators remain.
     """
     if x.dtype != "float32":
         return _direct(x, weight, windows, groups)

@@ -14,6 +14,8 @@ from calumma.core.errors import ModelError
 
 _WORD_CHARACTERS = 100
 """A message quotes names up to this length."""
+_BEGINNING, _END = 700, 250
+"""Of a message that is longer than both together, in characters: shapes may have thousands of dimensions."""
 
 
 @contextlib.contextmanager
@@ -28,7 +30,8 @@ def located(where: str) -> Iterator[None]:
 def one_line(text: str) -> str:
     """A message as a short line, whatever names of the model it quotes."""
     words = (w if len(w) <= _WORD_CHARACTERS else f"{w[:_WORD_CHARACTERS]}..." for w in text.split())
-    return "".join(c if c.isprintable() else "?" for c in " ".join(words))  # a name may hold a terminal's commands
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(words))  # a name may hold a terminal's commands
+    return line if len(line) <= _BEGINNING + _END else f"{line[:_BEGINNING]} ... {line[-_END:]}"
 
 
 @contextlib.contextmanager
