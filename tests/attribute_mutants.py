@@ -22,7 +22,8 @@ from benchmarks import onnx_cases
 from benchmarks.onnx_cases import Case
 from calumma.artifact import Artifact
 from calumma.core.errors import ModelError
-from calumma.frontend.importer import ImportedModel, import_model
+from calumma.frontend.importer import import_model
+from calumma.graph.imported_model import ImportedModel
 from calumma.graph.nodes import Graph
 from tests.compiled_model import compiled
 

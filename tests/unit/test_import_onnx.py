@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calumma.core.errors import InputError, ModelError
-from calumma.frontend.importer import ImportedModel, import_model
+from calumma.frontend.importer import import_model
+from calumma.graph.imported_model import ImportedModel
 
 Shape = Sequence[int | str | None]
 

@@ -71,7 +71,7 @@ class Node:
     """Axis -> int64 scalar with the extent at run time, for axes where that depends on values. Importers alone read
     it, to refuse what would take the rest of the tensor for values; a graph keeps those of its outputs."""
     sizes: NDArray[Any] | None = None
-    """The numbers of a small integer tensor that importers follow from run-time extents (`frontend.run_time_sizes`)."""
+    """The numbers of a small integer tensor that importers follow from run-time extents (`extents.run_time_sizes`)."""
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.name}: {self.dtype}{list(self.shape)}>"

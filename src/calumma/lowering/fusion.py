@@ -25,8 +25,8 @@ from typing import Any
 import tvm
 from tvm import ir, relax, s_tir, tirx
 
+from calumma import operators
 from calumma.graph.context import INJECTIVE, OUT_ELEMENTWISE_FUSABLE
-from calumma.operators import registry
 from calumma.space import blocks, loops
 from calumma.tvm_compat import kernel_calls
 
@@ -237,7 +237,7 @@ class _Kernel:
 
 def _has_template(sch: s_tir.Schedule) -> bool:
     anchor = blocks.find_anchor(sch)
-    named = (family for family in registry.families() if anchor is not None and family.name == anchor[1])
+    named = (family for family in operators.families() if anchor is not None and family.name == anchor[1])
     return any(family.space is not None and family.structure is None for family in named)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from calumma import tvm_compat
 from calumma.core.errors import EnvironmentFault, InputError, ModelError
-from calumma.frontend.importer import Clock, ImportedModel
+from calumma.graph.imported_model import Clock, ImportedModel
 
 TORCH_SERIES = "2.13"
 """The release series whose exported programs are tested."""

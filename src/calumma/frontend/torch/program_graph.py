@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from calumma.core.errors import ModelError, reason
-from calumma.frontend.narrow_floats import narrowed, widened
 from calumma.frontend.torch.node import NARROW, TorchNode, computed_dtype
 from calumma.frontend.torch.registry import call, find_rule
 from calumma.graph.build import named
 from calumma.graph.nodes import INPUT, Graph, Node, constant
+from calumma.semantics.narrow_floats import narrowed, widened
 
 _ASSERTIONS = frozenset({"_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size"})
 """Operators without a result that check what holds for fixed shapes."""

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from calumma.frontend import arithmetic
-from calumma.frontend.movement import broadcast
-from calumma.frontend.narrow_floats import narrowed, widened
 from calumma.frontend.torch.node import NARROW, TorchNode
 from calumma.frontend.torch.registry import aten_rule
 from calumma.graph.build import cast, check_size, mapped, operator, scalar
 from calumma.graph.nodes import Node, constant
+from calumma.semantics import arithmetic
+from calumma.semantics.movement import broadcast
+from calumma.semantics.narrow_floats import narrowed, widened
 
 
 @aten_rule("full.default", "full_like.default", "fill.Scalar", "scalar_tensor.default")

@@ -7,11 +7,11 @@ import math
 import numpy as np
 from tvm import relax, tirx
 
-from calumma.frontend import activations, arithmetic
 from calumma.frontend.torch.node import TorchNode
 from calumma.frontend.torch.registry import aten_rule
 from calumma.graph.build import cast, combined, mapped, operator, scalar
 from calumma.graph.nodes import Node, constant
+from calumma.semantics import activations, arithmetic
 
 Number = int | float | bool
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax, tirx
 
-from calumma.frontend import activations, normalisation, pooling, resampling
-from calumma.frontend import convolution as convolutions
-from calumma.frontend.resampling import Axis, Interpolation, Taps
 from calumma.frontend.torch.node import TorchNode
 from calumma.frontend.torch.registry import aten_rule
 from calumma.graph.build import cast, combined, operator, reshape, scalar
 from calumma.graph.nodes import Node, constant
 from calumma.operators.pooling.expression import AxisWindow
+from calumma.semantics import activations, normalisation, pooling, resampling
+from calumma.semantics import convolution as convolutions
+from calumma.semantics.resampling import Axis, Interpolation, Taps
 
 
 @aten_rule("mm.default", "bmm.default")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 
-from calumma.frontend import indices as picking
-from calumma.frontend import movement
 from calumma.frontend.torch.node import TorchNode
 from calumma.frontend.torch.registry import aten_rule
 from calumma.graph.build import cast, combined, expression, operator, reshape, scalar, transpose
 from calumma.graph.nodes import Node, constant
+from calumma.semantics import indices as picking
+from calumma.semantics import movement
 
 
 @aten_rule(

@@ -119,7 +119,7 @@ def safe_softmax(node: TorchNode, self: Node, dim: int, dtype: Any = None) -> No
 def sort(node: TorchNode, self: Node, dim: int = -1, descending: bool = False) -> tuple[Node, Node]:
     if not self.shape:
         return self, scalar(0, "int64")
-    from calumma.frontend.selection import top_k
+    from calumma.extents.selection import top_k
 
     values, indices = top_k(self, self.shape[dim], dim % len(self.shape), largest=descending)
     return values, indices
@@ -136,7 +136,7 @@ def topk(
 ) -> tuple[Node, Node]:
     if not self.shape:
         return self, scalar(0, "int64")
-    from calumma.frontend.selection import top_k
+    from calumma.extents.selection import top_k
 
     values, indices = top_k(self, k, dim % len(self.shape), largest=largest)
     return values, indices
