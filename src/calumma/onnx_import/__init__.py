@@ -1,7 +1,7 @@
 """ONNX models to graphs: our own import, a rule per operator and version.
 
 `import_onnx` reads and checks the file; `scope` walks over the nodes; `folding` evaluates those of constants. The
-`registry` holds the rules, which lie by family in `onnx_rules`. A rule reads a node through `node.OnnxNode`, which
+`registry` holds the rules, which lie by family in `onnx_rules`. A rule reads a node through `onnx_node.OnnxNode`, which
 refuses a node of which something is not read. ONNX's own type inference is the second opinion on every result.
 """
 

@@ -18,8 +18,8 @@ from calumma.extents.run_time_extents import refuse
 from calumma.graph.build import expression
 from calumma.graph.nodes import Node
 from calumma.onnx_import import run_time_shapes
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import OnnxRule, Result
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import OnnxRule, Result
 from calumma.semantics import movement
 
 _Carrier = Callable[[OnnxNode, Sequence[Node | None], Sequence[Node]], dict[int, Node]]

@@ -20,7 +20,7 @@ from calumma.graph.nodes import CONSTANT
 
 if TYPE_CHECKING:
     from calumma.onnx_import.element_types import TensorType
-    from calumma.onnx_import.node import Typed
+    from calumma.onnx_import.onnx_node import Typed
 
 _LARGEST_ELEMENTS = 1 << 28
 _GROWING = frozenset(

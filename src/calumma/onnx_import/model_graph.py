@@ -13,7 +13,7 @@ from calumma.graph.build import check_size
 from calumma.graph.nodes import INPUT, Graph, Node, constant
 from calumma.onnx_import.element_types import AT_THE_DOOR, door_dtype
 from calumma.onnx_import.initializers import Weight
-from calumma.onnx_import.node import Typed
+from calumma.onnx_import.onnx_node import Typed
 from calumma.onnx_import.scope import Scope, constant_tensor
 from calumma.semantics.narrow_floats import narrowed, widened
 

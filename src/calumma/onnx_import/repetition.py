@@ -22,7 +22,7 @@ from calumma.graph import control_flow
 from calumma.graph.build import check_size, operator, reshape, scalar
 from calumma.graph.nodes import CONSTANT, INPUT, Graph, Node, constant
 from calumma.onnx_import.graph_fields import assign, captured
-from calumma.onnx_import.node import OnnxNode, Typed
+from calumma.onnx_import.onnx_node import OnnxNode, Typed
 from calumma.onnx_import.scope import SubgraphScope, port
 
 _MOST_UNROLLED = 1024

@@ -19,7 +19,7 @@ from calumma.extents.run_time_extents import refuse
 from calumma.extents.run_time_sizes import Size, Sizes, larger, largest, quotient, sizes_in, smaller
 from calumma.graph.build import check_size, reshape, scalar
 from calumma.graph.nodes import CONSTANT, Node, constant
-from calumma.onnx_import.node import OnnxNode
+from calumma.onnx_import.onnx_node import OnnxNode
 from calumma.semantics import movement
 
 _MOST_NUMBERS = 64

@@ -24,8 +24,8 @@ from calumma.onnx_import.element_types import (
 )
 from calumma.onnx_import.folding import folded
 from calumma.onnx_import.initializers import tensor_array
-from calumma.onnx_import.node import OnnxNode, Typed
-from calumma.onnx_import.registry import find_rule
+from calumma.onnx_import.onnx_node import OnnxNode, Typed
+from calumma.onnx_import.onnx_registry import find_rule
 from calumma.onnx_import.supported import unsupported
 
 _NARROW_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)

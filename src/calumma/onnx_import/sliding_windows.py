@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from calumma.onnx_import.node import OnnxNode
+from calumma.onnx_import.onnx_node import OnnxNode
 from calumma.operators.pooling.expression import AxisWindow
 
 PADDINGS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")

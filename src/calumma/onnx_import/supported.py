@@ -10,10 +10,10 @@ from onnx import helper, inliner
 
 from calumma.core.errors import ModelError
 from calumma.onnx_import.graph_fields import ONNX_DOMAINS, opset_of, subgraphs
-from calumma.onnx_import.registry import known_operators
+from calumma.onnx_import.onnx_registry import known_operators
 
 if TYPE_CHECKING:
-    from calumma.onnx_import.node import OnnxNode
+    from calumma.onnx_import.onnx_node import OnnxNode
 
 _FLAWS: tuple[tuple[frozenset[str], str], ...] = (
     (

@@ -105,7 +105,7 @@ def _first_line(error: BaseException) -> str:
 def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Take composite operators apart into those that have a rule, and refuse what cannot be computed right."""
     from calumma.frontend.torch import rules  # noqa: F401 - registers them
-    from calumma.frontend.torch.node import computed_dtype, operator_name
+    from calumma.frontend.torch.torch_node import computed_dtype, operator_name
 
     for node in program.graph.nodes:
         value = node.meta.get("val")
@@ -142,7 +142,7 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
 
 def _decompositions() -> dict[Any, Any]:
     """How torch takes operators apart that have no rule: into core ATen operators, and those where it can."""
-    from calumma.frontend.torch.registry import known_operators
+    from calumma.frontend.torch.aten_registry import known_operators
 
     table = torch.export.default_decompositions()
     everything = {**torch._decomp.decomposition_table, **table}

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from calumma.core.errors import ModelError, reason
-from calumma.frontend.torch.node import NARROW, TorchNode, computed_dtype
-from calumma.frontend.torch.registry import call, find_rule
+from calumma.frontend.torch.aten_registry import call, find_rule
+from calumma.frontend.torch.torch_node import NARROW, TorchNode, computed_dtype
 from calumma.graph.build import named
 from calumma.graph.nodes import INPUT, Graph, Node, constant
 from calumma.semantics.narrow_floats import narrowed, widened

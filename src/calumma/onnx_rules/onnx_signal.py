@@ -6,8 +6,8 @@ import math
 
 from calumma.graph.nodes import Node, constant
 from calumma.onnx_import.element_types import computed_dtype
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics import signal
 
 

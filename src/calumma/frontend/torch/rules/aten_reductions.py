@@ -8,8 +8,8 @@ from typing import Any
 
 from tvm import relax
 
-from calumma.frontend.torch.node import TorchNode
-from calumma.frontend.torch.registry import aten_rule
+from calumma.frontend.torch.aten_registry import aten_rule
+from calumma.frontend.torch.torch_node import TorchNode
 from calumma.graph.build import cast, operator, reshape, scalar
 from calumma.graph.nodes import Node
 

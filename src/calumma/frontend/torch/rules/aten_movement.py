@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 
-from calumma.frontend.torch.node import TorchNode
-from calumma.frontend.torch.registry import aten_rule
+from calumma.frontend.torch.aten_registry import aten_rule
+from calumma.frontend.torch.torch_node import TorchNode
 from calumma.graph.build import cast, combined, expression, operator, reshape, scalar, transpose
 from calumma.graph.nodes import Node, constant
 from calumma.semantics import indices as picking

@@ -6,8 +6,8 @@ from tvm import relax
 
 from calumma.graph.build import operator, transpose
 from calumma.graph.nodes import Node
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import CONTRIB, onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import CONTRIB, onnx_rule
 from calumma.semantics.arithmetic import is_float
 from calumma.semantics.products import determinant, einsum, matmul, scaled, swapped
 

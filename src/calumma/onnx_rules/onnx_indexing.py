@@ -8,8 +8,8 @@ import numpy as np
 from onnx import TensorProto
 
 from calumma.graph.nodes import CONSTANT, Node, constant
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics import indices
 
 

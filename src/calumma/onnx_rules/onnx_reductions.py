@@ -10,8 +10,8 @@ from functools import partial
 from tvm import tirx
 
 from calumma.graph.nodes import Node
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics import reductions
 
 _REDUCTIONS: dict[str, Callable[..., Node]] = {

@@ -12,8 +12,8 @@ from calumma.extents.run_time_sizes import number_of_elements, sizes_of
 from calumma.graph.build import check_size, scalar
 from calumma.graph.nodes import CONSTANT, Node, constant
 from calumma.onnx_import.element_types import computed_dtype
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics import movement
 
 _NUMBERS = {"value_float": "float32", "value_floats": "float32", "value_int": "int64", "value_ints": "int64"}

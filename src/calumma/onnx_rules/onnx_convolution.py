@@ -9,8 +9,8 @@ from tvm import relax
 
 from calumma.graph.build import operator
 from calumma.graph.nodes import Node, constant
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.onnx_import.sliding_windows import PADDINGS, distributed, per_axis, read_kernel, read_pads, read_windows
 from calumma.operators.pooling.expression import AxisWindow
 from calumma.semantics.convolution import convolution, transposed_convolution, with_bias

@@ -18,8 +18,8 @@ from calumma.graph import control_flow
 from calumma.graph.build import expression, operator, reshape, scalar, transpose
 from calumma.graph.nodes import CONSTANT, Graph, Node, constant
 from calumma.onnx_import.error_text import one_line
-from calumma.onnx_import.node import OnnxNode, Typed
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode, Typed
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.onnx_import.repetition import Capture, Repetition, one_element, stacked
 from calumma.onnx_import.scope import SubgraphScope, port
 

@@ -6,8 +6,8 @@ from onnx import TensorProto
 
 from calumma.graph.nodes import Node
 from calumma.onnx_import.element_types import is_supported, type_name
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics.element_casts import converted, reinterpreted
 
 

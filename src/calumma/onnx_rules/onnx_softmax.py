@@ -9,8 +9,8 @@ from tvm import relax, te, tirx
 
 from calumma.graph.build import expression, operator, reshape
 from calumma.graph.nodes import Node
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics.reductions import index_of_extremum
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from calumma.graph.nodes import Node
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.onnx_import.sliding_windows import read_windows
 from calumma.operators.pooling.expression import AxisWindow
 from calumma.semantics import pooling

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from tvm import relax, tirx
 
-from calumma.frontend.torch.node import TorchNode
-from calumma.frontend.torch.registry import aten_rule
+from calumma.frontend.torch.aten_registry import aten_rule
+from calumma.frontend.torch.torch_node import TorchNode
 from calumma.graph.build import cast, combined, mapped, operator, scalar
 from calumma.graph.nodes import Node, constant
 from calumma.semantics import activations, arithmetic

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from calumma.graph.build import cast
 from calumma.graph.nodes import Node
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
-from calumma.onnx_rules.linear_models import ML, added, chosen_labels, post_transformed, two_sided
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
+from calumma.onnx_rules.onnx_linear_models import ML, added, chosen_labels, post_transformed, two_sided
 from calumma.semantics.movement import sliced
 from calumma.semantics.tree_ensembles import AGGREGATES, MODES, TreeEnsemble, as_features, tree_scores
 

@@ -11,8 +11,8 @@ from tvm import relax
 from calumma.graph.build import cast, operator, reshape
 from calumma.graph.nodes import CONSTANT, Node
 from calumma.onnx_import.element_types import type_name
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import CONTRIB, onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import CONTRIB, onnx_rule
 from calumma.onnx_import.sliding_windows import read_windows
 from calumma.semantics.activations import leaky_relu
 from calumma.semantics.convolution import convolution, with_bias

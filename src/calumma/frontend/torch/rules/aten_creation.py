@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from calumma.frontend.torch.node import NARROW, TorchNode
-from calumma.frontend.torch.registry import aten_rule
+from calumma.frontend.torch.aten_registry import aten_rule
+from calumma.frontend.torch.torch_node import NARROW, TorchNode
 from calumma.graph.build import cast, check_size, mapped, operator, scalar
 from calumma.graph.nodes import Node, constant
 from calumma.semantics import arithmetic

@@ -10,8 +10,8 @@ from tvm import relax
 
 from calumma.graph.build import cast, operator, transpose
 from calumma.graph.nodes import Node, constant
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics.attention import (
     attention,
     filled_window_bias,

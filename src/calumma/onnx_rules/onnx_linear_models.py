@@ -11,8 +11,8 @@ from tvm import relax, te, tirx
 
 from calumma.graph.build import cast, expression, operator, reshape, scalar
 from calumma.graph.nodes import Node, constant
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics.indices import gathered
 from calumma.semantics.movement import concatenated, sliced
 from calumma.semantics.reductions import index_of_extremum

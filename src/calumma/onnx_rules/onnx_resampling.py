@@ -9,8 +9,8 @@ import numpy as np
 from calumma.extents.run_time_resampling import OpenAxis, resize_at_run_time
 from calumma.graph.build import cast
 from calumma.graph.nodes import Node
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics.grid_sampling import MODES, PADDINGS, grid_sample
 from calumma.semantics.resampling import COORDINATES, ROUNDINGS, Axis, Interpolation, Taps, resize
 

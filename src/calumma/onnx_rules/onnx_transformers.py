@@ -10,8 +10,8 @@ from tvm import relax
 
 from calumma.graph.build import cast, operator, reshape, scalar, transpose
 from calumma.graph.nodes import Node, constant
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import CONTRIB, onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import CONTRIB, onnx_rule
 from calumma.semantics.indices import gathered
 from calumma.semantics.normalisation import layer_norm, moments, reciprocal_root, rms_norm
 from calumma.semantics.products import matmul, scaled

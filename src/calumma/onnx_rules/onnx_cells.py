@@ -10,8 +10,8 @@ from tvm import relax
 from calumma.graph.build import operator, reshape
 from calumma.graph.nodes import CONSTANT, Node, constant
 from calumma.graph.recurrence import GRU, LSTM, RNN, Recurrence
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics.recurrent import Weights, named_activations, onnx_layer
 
 _CELLS = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}

@@ -18,7 +18,7 @@ from calumma.core.errors import InternalError
 from calumma.graph.nodes import Node
 
 if TYPE_CHECKING:
-    from calumma.onnx_import.node import OnnxNode
+    from calumma.onnx_import.onnx_node import OnnxNode
 
 Result = Node | Sequence[Node | None]
 """One node per output, in order; None for one that nobody reads. A single output may come alone."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from calumma.graph.build import reshape, scalar, transpose
 from calumma.graph.nodes import Node, constant
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import Result, onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import Result, onnx_rule
 from calumma.semantics import movement
 
 

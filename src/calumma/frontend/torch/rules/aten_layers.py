@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax, tirx
 
-from calumma.frontend.torch.node import TorchNode
-from calumma.frontend.torch.registry import aten_rule
+from calumma.frontend.torch.aten_registry import aten_rule
+from calumma.frontend.torch.torch_node import TorchNode
 from calumma.graph.build import cast, combined, operator, reshape, scalar
 from calumma.graph.nodes import Node, constant
 from calumma.operators.pooling.expression import AxisWindow

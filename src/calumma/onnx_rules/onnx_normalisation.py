@@ -9,8 +9,8 @@ from tvm import relax
 
 from calumma.graph.build import cast, operator, reshape, scalar
 from calumma.graph.nodes import CONSTANT, Node, constant
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics import normalisation
 
 

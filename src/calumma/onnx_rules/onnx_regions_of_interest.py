@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from calumma.graph.nodes import Node
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.onnx_import.sliding_windows import per_axis, read_kernel, read_pads
 from calumma.semantics.regions_of_interest import max_roi_pool, max_unpool, roi_align
 

@@ -6,8 +6,8 @@ from tvm import relax
 
 from calumma.graph.build import operator
 from calumma.graph.nodes import Node
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics.losses import REDUCTIONS, negative_log_likelihood
 
 

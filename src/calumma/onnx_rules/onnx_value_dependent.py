@@ -7,8 +7,8 @@ import numpy as np
 from calumma.extents import run_time_sizes, run_time_slices, selection
 from calumma.extents.run_time_extents import as_scalar
 from calumma.graph.nodes import CONSTANT, Node, constant
-from calumma.onnx_import.node import OnnxNode
-from calumma.onnx_import.registry import onnx_rule
+from calumma.onnx_import.onnx_node import OnnxNode
+from calumma.onnx_import.onnx_registry import onnx_rule
 
 
 @onnx_rule("NonZero")
