@@ -77,8 +77,7 @@ def verdicts(cases: Sequence[Case], jobs: int = 1) -> Iterator[Verdict]:
     """Run cases, `jobs` at a time, each in a process of its own; the verdicts come in order."""
     import onnxruntime  # noqa: F401 - loaded once, before the children are forked
 
-    from calumma import tvm_compat
-    from calumma.onnx_import import rules  # noqa: F401
+    from calumma import onnx_rules, tvm_compat  # noqa: F401 - the rules are loaded once, too
 
     tvm_compat.load()
     with ThreadPoolExecutor(jobs) as pool:
