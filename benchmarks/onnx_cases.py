@@ -78,7 +78,7 @@ def verdicts(cases: Sequence[Case], jobs: int = 1) -> Iterator[Verdict]:
     import onnxruntime  # noqa: F401 - loaded once, before the children are forked
 
     from calumma import tvm_compat
-    from calumma.onnx_import import rules  # noqa: F401
+    from calumma import onnx_rules  # noqa: F401
 
     tvm_compat.load()
     with ThreadPoolExecutor(jobs) as pool:
