@@ -19,11 +19,6 @@ SHARED_MODULES = {"__init__", "__main__"}
 FAMILIES = (PACKAGE / "operators", PACKAGE / "contractions")
 ROLES = {"expression", "rule", "sample", "space"}
 """What the modules of an operator family are named by: each family has a folder, and these names in it."""
-IMPORTERS = (PACKAGE / "onnx_import", PACKAGE / "frontend" / "torch")
-PARTS = {"node", "registry"}
-"""What each importer has, by the same names."""
-RULES = (PACKAGE / "onnx_rules", PACKAGE / "frontend" / "torch" / "rules")
-"""Rules are named by their topic, as the functions of `semantics` are that they call."""
 
 
 def _files(*folders: str) -> Iterator[Path]:
@@ -52,10 +47,6 @@ def _is_long(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 def _is_of_a_family(path: Path) -> bool:
     return path.parent.parent in FAMILIES and path.stem in ROLES
-
-
-def _is_of_an_importer(path: Path) -> bool:
-    return (path.parent in IMPORTERS and path.stem in PARTS) or path.parent in RULES
 
 
 def _of_one_name(places: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -88,10 +79,10 @@ def test_no_function_is_long_without_a_reason() -> None:
 
 
 def test_no_two_modules_have_one_name() -> None:
-    """A family's and an importer's modules are named by their role. (A module may have a room's name: `cli.prior`.)"""
+    """A family's modules are named by their role instead. (A module may have a room's name, as `cli.prior` does.)"""
     places = defaultdict(list)
     for path in _files("src/calumma"):
-        if path.stem not in SHARED_MODULES and not (_is_of_a_family(path) or _is_of_an_importer(path)):
+        if path.stem not in SHARED_MODULES and not _is_of_a_family(path):
             places[path.stem].append(_name(path))
     doubled = _of_one_name(places)
     assert not doubled, doubled
