@@ -141,7 +141,7 @@ def _tried(op: Any, sample: Any) -> tuple[str, str]:
 
     torch._dynamo.reset()
     regions._warned.clear()
-    regions._build = counted
+    regions._build = counted  # type: ignore[assignment]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
