@@ -13,7 +13,9 @@ def absorb_transposes(graph: Graph) -> None:
     users = graph.users()
     mapping: dict[Node, Node] = {}
     for node in graph.nodes():
-        if node.op != "matmul" or any(len(n.shape) != len(node.shape) or n.op == CONSTANT for n in node.args):
+        if (node.op, node.dtype) != ("matmul", "float32"):
+            continue
+        if any(len(n.shape) != len(node.shape) or n.op == CONSTANT for n in node.args):
             continue
         operands, axes = [], []
         for side in node.args:

@@ -13,7 +13,7 @@ from calumma.frontend import convolution as convolutions
 from calumma.frontend.resampling import Axis, Interpolation, Taps
 from calumma.frontend.torch.node import TorchNode
 from calumma.frontend.torch.registry import aten_rule
-from calumma.graph.build import cast, combined, operator, reshape, scalar
+from calumma.graph.build import cast, combined, operator, reshape, scalar, transpose
 from calumma.graph.nodes import Node, constant
 from calumma.operators.pooling.expression import AxisWindow
 
@@ -34,7 +34,7 @@ def addmm(
     beta: float = 1,
     alpha: float = 1,
 ) -> Node:
-    left, right = (mat1, mat2) if node.op == "addmm" else (batch1, batch2)
+    left, right = (batch1, batch2) if mat1 is None else (mat1, mat2)
     result = operator(relax.op.matmul, left, right)
     if alpha != 1:
         result = operator(relax.op.multiply, result, scalar(alpha, node.dtype))
@@ -42,6 +42,14 @@ def addmm(
         return result
     bias = self if beta == 1 else operator(relax.op.multiply, self, scalar(beta, node.dtype))
     return operator(relax.op.add, bias, result)
+
+
+@aten_rule("addbmm.default")
+def sum_of_products(node: TorchNode, self: Node, batch1: Node, batch2: Node, beta: float = 1, alpha: float = 1) -> Node:
+    """The products of a batch, added up: one product, whose inner axis is batch and inner axis together."""
+    (batch, rows, inner), columns = batch1.shape, batch2.shape[2]
+    left = reshape(transpose(batch1, (1, 0, 2)), (rows, batch * inner))
+    return addmm(node, self, mat1=left, mat2=reshape(batch2, (batch * inner, columns)), beta=beta, alpha=alpha)
 
 
 @aten_rule("convolution.default")
