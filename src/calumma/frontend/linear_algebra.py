@@ -212,6 +212,8 @@ def inverse(x: Node) -> Node:
 def log_determinant(x: Node) -> tuple[Node, Node]:
     """The sign of the determinant, and the logarithm of its magnitude."""
     n, lead = x.shape[-1], x.shape[:-2]
+    if n == 0:
+        return constant(np.ones(lead, x.dtype)), constant(np.zeros(lead, x.dtype))
     factors, swaps = lu(cast(x, "float64"))
     flat = reshape(factors, (math.prod(lead), n, n)), reshape(swaps, (math.prod(lead), n))
 

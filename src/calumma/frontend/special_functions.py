@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from tvm import te, tirx
@@ -331,7 +332,7 @@ def looped(body: Callable[..., tirx.Expr], *nodes: Node, name: str) -> Node:
     flat = [reshape(broadcast(cast(node, dtype), shape), (size,)) for node in nodes]
 
     def loop(*tensors: te.Tensor) -> te.Tensor:
-        def every(*buffers: object) -> None:
+        def every(*buffers: Any) -> None:
             *sources, out = buffers
             with T.parallel(0, size) as i:
                 out[i] = body(*(T.Bind(source[i].astype("float64")) for source in sources)).astype(dtype)

@@ -10,6 +10,7 @@ from tvm import relax, tirx
 
 from calumma.frontend import activations, normalisation, pooling, resampling
 from calumma.frontend import convolution as convolutions
+from calumma.frontend.reductions import reduced
 from calumma.frontend.resampling import Axis, Interpolation, Taps
 from calumma.frontend.torch.node import TorchNode
 from calumma.frontend.torch.registry import aten_rule
@@ -50,6 +51,28 @@ def sum_of_products(node: TorchNode, self: Node, batch1: Node, batch2: Node, bet
     (batch, rows, inner), columns = batch1.shape, batch2.shape[2]
     left = reshape(transpose(batch1, (1, 0, 2)), (rows, batch * inner))
     return addmm(node, self, mat1=left, mat2=reshape(batch2, (batch * inner, columns)), beta=beta, alpha=alpha)
+
+
+@aten_rule("_trilinear.default")
+def trilinear(
+    node: TorchNode,
+    i1: Node,
+    i2: Node,
+    i3: Node,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Node:
+    """The product of three tensors with new axes, summed over some; `unroll_dim` decides how torch computes it."""
+    factors = []
+    for tensor, new in ((i1, expand1), (i2, expand2), (i3, expand3)):
+        sizes = iter(tensor.shape)
+        factors.append(reshape(tensor, [1 if a in new else next(sizes) for a in range(len(tensor.shape) + len(new))]))
+    first, second, third = factors
+    product = operator(relax.op.multiply, operator(relax.op.multiply, first, second), third)
+    return reduced("sum", product, sumdim, keepdims=False)
 
 
 @aten_rule("convolution.default")

@@ -179,14 +179,26 @@ def eigh(
     return values, None
 
 
-@aten_rule("linalg_pinv.default", "pinverse.default")
-def pseudo_inverse(node: TorchNode, self: Node, rcond: float = 1e-15, hermitian: bool = False) -> Node:
+@aten_rule("linalg_pinv.default", "linalg_pinv.atol_rtol_float", "linalg_pinv.atol_rtol_tensor", "pinverse.default")
+def pseudo_inverse(
+    node: TorchNode,
+    self: Node,
+    rcond: float | None = None,
+    atol: float | Node | None = None,
+    rtol: float | Node | None = None,
+    hermitian: bool = False,
+) -> Node:
     """`hermitian` decides how torch computes the same; it reads the lower triangle alone."""
+    if isinstance(atol, Node) or isinstance(rtol, Node):
+        raise node.refused("limits that are tensors are not supported")
     if hermitian:
         lower = triangle(self, scalar(0, "int64"), upper=False)
         strict = triangle(self, scalar(-1, "int64"), upper=False)
         self = operator(relax.op.add, lower, swapped(strict))
-    return algebra.pseudo_inverse(self, rcond)
+    given = rtol if rcond is None else rcond
+    if given is None:
+        given = 0.0 if atol else float(np.finfo(self.dtype).eps) * max(self.shape[-2:])
+    return algebra.pseudo_inverse(self, given, atol or 0.0)
 
 
 @aten_rule("linalg_matrix_exp.default", "matrix_exp.default")

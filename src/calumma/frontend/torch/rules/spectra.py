@@ -119,5 +119,5 @@ def of_each_part(node: TorchNode, self: Pair, **others: Any) -> Pair:
         raise InternalError(f"operator {node.overload}: no rule for real numbers")
     if node.op == "constant_pad_nd" and others.get("value"):
         raise node.refused("complex numbers padded with another number than 0 are not supported")
-    parts = [rule(node, self=part, **others) for part in (self.real, self.imaginary)]
+    parts: list[Any] = [rule(node, self=part, **others) for part in (self.real, self.imaginary)]
     return Pair(*parts)
