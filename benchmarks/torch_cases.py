@@ -195,7 +195,7 @@ def tried(op: Any, sample: Any) -> tuple[str, str]:
 
     torch._dynamo.reset()
     regions._warned.clear()
-    regions._build = counted
+    regions._build = counted  # type: ignore[assignment]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -241,7 +241,8 @@ def adaptive_max_pool(x: Node, outputs: Sequence[int]) -> tuple[Node, Node]:
     batch, channels, *sizes = x.shape
     planes, shape = batch * channels, (batch * channels, *outputs)
     if 0 in (planes, *outputs):
-        return tuple(constant(np.zeros((batch, channels, *outputs), t), x.name) for t in (x.dtype, np.int64))
+        empty = (batch, channels, *outputs)
+        return constant(np.zeros(empty, x.dtype), x.name), constant(np.zeros(empty, np.int64), x.name)
 
     def body(data: Any, values: Any, places: Any) -> None:
         with T.parallel(0, planes) as row, contextlib.ExitStack() as loops:
