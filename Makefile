@@ -3,6 +3,7 @@
 # make fast   lint, types, and the unit tests that start no process: within 90 seconds on two cores
 # make test   lint, security, types, import layers, documentation, all tests and what they cover: within ten minutes
 # make qemu   kernels of every template on an emulated Haswell: AVX2, no AVX-512 (about ten minutes)
+# make conformance  all of ONNX's own cases and torch's operators, into docs/results/conformance.md (about an hour)
 # make audit  known vulnerabilities of the pinned packages (needs the network)
 # make docs   the documentation as a site in build/docs
 # make prior  measure for hours, then rebuild the data set and the weights of the prior that is shipped for this CPU
@@ -86,6 +87,12 @@ chromium:
 unit: env chromium
 	COVERAGE_CORE=$(COVERAGE_CORE) $(PYTEST) --cov --cov-report=term tests/unit
 	$(PYTEST) tests/conformance tests/integration tests/property
+
+# What is right of ONNX's own cases and of torch's operators; the tests run a third of the former.
+.PHONY: conformance
+conformance: env
+	$(BIN)/python -m benchmarks.conformance --results docs/results/conformance.md
+	$(BIN)/python -m benchmarks.conformance --suite torch --results docs/results/conformance.md
 
 PRIOR := znver5
 PRIOR_BUDGET := 6h

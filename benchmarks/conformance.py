@@ -2,8 +2,9 @@
 
 `python -m benchmarks.conformance` runs every case of `onnx.backend.test` whose inputs and outputs are tensors, and
 prints a line for each that is not right, then a table by operator. `--suite torch` runs torch's operator database
-through `torch.compile`; `--suite core-aten` lists which operators of core ATen have a rule. Exit status 1 where a case
-is wrong, dies or hangs.
+through `torch.compile`; `--suite core-aten` lists which operators of core ATen have a rule. `--results FILE` writes the
+figures into a page of the documentation, between the marks `<!-- onnx -->` or `<!-- torch -->`. Exit status 1 where a
+case is wrong, dies or hangs.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import collections
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from benchmarks import onnx_cases, output, torch_cases
-from benchmarks.onnx_cases import Verdict
+from benchmarks.onnx_cases import Case, Verdict
 from calumma.core.errors import InputError
 
 _FAULTS = ("wrong", "traceback", "crash", "hang")
@@ -28,16 +30,18 @@ def main() -> int:
     options = output.parser(__doc__ or "")
     options.add_argument("--only", metavar="REGEX", help="cases whose name contains a match")
     options.add_argument("--every", type=int, default=1, metavar="N", help="one case of N")
+    options.add_argument("--part", metavar="I/N", help="of those the part I of N, from 0; for ONNX's cases")
     options.add_argument("--jobs", type=int, default=2, help="cases at a time")
     options.add_argument("--suite", choices=("onnx", "torch", "core-aten"), default="onnx", help="whose cases")
     options.add_argument("--samples", type=int, default=3, help="of each of torch's operators")
+    options.add_argument("--results", type=Path, metavar="FILE", help="a page with marks to write the figures between")
     args = options.parse_args()
     return {"onnx": _onnx, "torch": _torch, "core-aten": _core_aten}[args.suite](args)
 
 
 def _onnx(args: argparse.Namespace) -> int:
     cases = [case for case in onnx_cases.all_cases() if re.search(args.only or "", case.name)]
-    cases = cases[:: 20 if args.quick else args.every]
+    cases = _part(cases[:: 20 if args.quick else args.every], args.part)
     if not cases:
         raise InputError(f"--only {args.only}: no case has such a name")
     start = time.perf_counter()
@@ -48,9 +52,11 @@ def _onnx(args: argparse.Namespace) -> int:
             mark = "" if verdict.onnxruntime else " (nor is ONNX Runtime)"
             print(f"[{done}/{len(cases)}] {verdict.verdict:9} {verdict.name}{mark}: {verdict.note}", flush=True)
     metrics = _metrics(verdicts, time.perf_counter() - start)
-    print(f"\n{_table(verdicts)}\n")
+    table = _table(verdicts)
+    print(f"\n{table}\n")
     for name, value in metrics.items():
         print(f"{name:24} {value:.4g}")
+    _publish(args, metrics, table)
     if args.json:
         output.write(args.json, metrics, [asdict(v) for v in verdicts], output.environment(args.threads))
     return 1 if any(metrics[fault] for fault in _FAULTS) else 0
@@ -83,6 +89,7 @@ def _torch(args: argparse.Namespace) -> int:
     }
     for name, value in metrics.items():
         print(f"{name:24} {value:.4g}")
+    _publish(args, metrics)
     if args.json:
         output.write(args.json, metrics, [asdict(outcome) for outcome in found], output.environment(args.threads))
     return 1 if any(counts[fault] for fault in ("wrong", "error", "crash", "hang")) else 0
@@ -107,6 +114,26 @@ def _core_aten(args: argparse.Namespace) -> int:
     if args.json:
         output.write(args.json, metrics, [asdict(op) for op in found], output.environment(args.threads))
     return 0
+
+
+def _part(cases: list[Case], part: str | None) -> list[Case]:
+    if part is None:
+        return cases
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise InputError(f"--part {part}: expected I/N, with I from 0 and below N")
+    return cases[int(found[1]) :: int(found[2])]
+
+
+def _publish(args: argparse.Namespace, metrics: Mapping[str, float], *tables: str) -> None:
+    """Write the figures between the marks of the page that is asked for."""
+    if args.results is None:
+        return
+    surroundings = output.environment(args.threads)
+    versions = ", ".join(f"{name} {surroundings['versions'][name]}" for name in ("onnx", "onnxruntime", "torch"))
+    figures = output.markdown(["figure", "value"], [[name, f"{value:.4g}"] for name, value in metrics.items()])
+    text = f"{surroundings['date'][:10]}, {surroundings['cpu']}, {versions}.\n\n{figures}"
+    output.replace_section(args.results, args.suite, "\n\n".join([text, *tables]))
 
 
 def _metrics(verdicts: Sequence[Verdict], seconds: float) -> dict[str, float]:

@@ -77,8 +77,10 @@ def verdicts(cases: Sequence[Case], jobs: int = 1) -> Iterator[Verdict]:
     """Run cases, `jobs` at a time, each in a process of its own; the verdicts come in order."""
     import onnxruntime  # noqa: F401 - loaded once, before the children are forked
 
-    from calumma import tvm_compat
-    from calumma.frontend.onnx import rules  # noqa: F401
+    from calumma import (
+        onnx_rules,  # noqa: F401
+        tvm_compat,
+    )
 
     tvm_compat.load()
     with ThreadPoolExecutor(jobs) as pool:

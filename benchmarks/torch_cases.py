@@ -81,7 +81,7 @@ def core_operators() -> list[CoreOperator]:
     import torch
 
     from calumma.frontend.torch import rules  # noqa: F401 - registers them
-    from calumma.frontend.torch.registry import known_operators
+    from calumma.frontend.torch.aten_registry import known_operators
 
     packets = (getattr(torch.ops.aten, name) for name in dir(torch.ops.aten))
     overloads = [getattr(p, o) for p in packets if hasattr(p, "overloads") for o in p.overloads()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from calumma import tvm_compat
 from calumma.artifact import Artifact, LoweredModel, build
 from calumma.core import hardware as host
-from calumma.frontend.importer import ImportedModel
+from calumma.graph.imported_model import ImportedModel
 from calumma.testing import require
 from calumma.tvm_compat.marks import FIXED
 from tests import isas

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calumma.frontend.recurrent import default_activations
+from calumma.contractions.recurrent.expression import pack_input_weights, pack_weights, padded_vectors
+from calumma.contractions.recurrent.recurrent_loops import RecurrentLayer
 from calumma.graph.recurrence import Recurrence
-from calumma.operators.recurrent.expression import pack_input_weights, pack_weights, padded_vectors
-from calumma.operators.recurrent.recurrent_loops import RecurrentLayer
+from calumma.semantics.recurrent import default_activations
 
 _FIELDS = ("inputs", "bias", "peepholes", "initial", "lengths")
 

@@ -7,13 +7,13 @@ import pytest
 from tvm import tirx, topi
 
 from calumma import tvm_compat
+from calumma.contractions.convolution import expression as conv
+from calumma.contractions.depthwise import expression as depthwise
+from calumma.contractions.matmul import expression as matmul
+from calumma.contractions.recurrent.expression import recurrent
 from calumma.expressions.windows import Window
 from calumma.operators import design_space
-from calumma.operators.convolution import expression as conv
-from calumma.operators.depthwise import expression as depthwise
-from calumma.operators.matmul import expression as matmul
 from calumma.operators.pooling.expression import global_avg_pool2d
-from calumma.operators.recurrent.expression import recurrent
 from calumma.operators.rows.expression import softmax
 from calumma.testing import check_space
 from tests import isas

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from tests.integration import onnx_mutations
 
 TIMEOUT_S = 120
-"""onnxslim alone is given 60 s; the machine may be doing other things."""
+"""Many times what a case takes; the machine may be doing other things."""
 MEMORY_BYTES = 6 << 30
 """Address space a child may add to its parent's: none of the undamaged models needs a tenth of it."""
 TOLERANCE = 1e-3

@@ -13,9 +13,9 @@ from tvm import relax
 from calumma.artifact import Artifact, load
 from calumma.artifact.plan import Loop, Step, calls
 from calumma.core import hardware as host
-from calumma.frontend.importer import ImportedModel
 from calumma.graph import control_flow
 from calumma.graph.build import operator, scalar
+from calumma.graph.imported_model import ImportedModel
 from calumma.graph.nodes import INPUT, Graph, Node, constant
 from calumma.pipeline import CompileOptions
 from calumma.pipeline.compiled import CompiledModel, compile_model

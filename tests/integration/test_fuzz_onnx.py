@@ -24,7 +24,8 @@ from calumma import api
 from calumma.core import hardware as host
 from calumma.core.errors import ModelError
 from calumma.database import MemoryStore
-from calumma.frontend.importer import check_size, import_model
+from calumma.frontend.importer import import_model
+from calumma.graph.build import check_size
 from tests.integration import onnx_mutations
 from tests.integration.command_line import ROOT, calumma
 from tests.integration.onnx_fuzz import TIMEOUT_S
@@ -151,6 +152,12 @@ def test_types_that_an_operator_does_not_take_are_refused() -> None:
 def test_names_cannot_speak_to_the_terminal() -> None:
     message = _refusal([node("Relu", ["\x1b[2J\x07"], ["y"], name="n" * 5000)])
     assert len(message) < 500
+
+
+def test_shapes_of_thousands_of_dimensions_are_quoted_in_part() -> None:
+    message = _refusal([node("Reshape", ["x", "size"], ["y"], name="wide")], size=np.full(3000, 2, np.int64))
+    assert "node wide: operator Reshape" in message
+    assert len(message) < 1500
 
 
 @pytest.mark.parametrize(

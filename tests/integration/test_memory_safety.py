@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from calumma.contractions.convolution import expression as conv
+from calumma.contractions.depthwise import expression as depthwise
+from calumma.contractions.matmul import expression as matmul
 from calumma.expressions import blocking, windows
-from calumma.operators.convolution import expression as conv
-from calumma.operators.depthwise import expression as depthwise
-from calumma.operators.matmul import expression as matmul
 from calumma.operators.normalisation import expression as local_response_norm
 from calumma.operators.pooling import expression as pool
 from calumma.operators.rows.expression import softmax

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import calumma
-from calumma.core.errors import ModelError
+from calumma.core.errors import ArtifactError, ModelError
 
 F, I, B = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 node = helper.make_node
@@ -136,7 +136,10 @@ def loop(
 
 
 def test_loops_of_constant_length() -> None:
-    """Small: unrolled; long: kept; with a value that grows: unrolled; none at all; rows stacked in each."""
+    """Small: unrolled; long: kept; with a value that grows: unrolled; none at all; rows stacked in each.
+
+    The last has no trip count: a counter that it carries ends it. Its weights are carried too, and never change.
+    """
     body = [
         node("Identity", ["go"], ["on"]),
         node("Gather", ["table", "i"], ["f"]),
@@ -151,13 +154,29 @@ def test_loops_of_constant_length() -> None:
         for count in ("few", "many", "none")
     ]
     nodes.append(loop(grow, ["g"], ["r"], ["grown"], "twenty"))
+    count = [
+        node("Add", ["v_k", "step"], ["k1"]),
+        node("Less", ["k1", "end"], ["on"]),
+        node("Identity", ["v_w"], ["w1"]),
+        node("MatMul", ["v_x", "v_w"], ["p"]),
+        node("Tanh", ["p"], ["t"]),
+        node("Neg", ["t"], ["u"]),
+    ]
+    nodes.append(
+        loop(count, ["k", "x", "w"], ["k1", "t", "w1", "u"], ["at", "state", "same", "negated"], "", rows=[2, 3])
+    )
     outputs = [*(f"{count}_{what}" for count in ("few", "many", "none") for what in ("last", "rows")), "grown"]
+    outputs += ["at", "state", "same", "negated"]
     data = model(
         graph(
             nodes,
             [value("x", F, [2, 3])],
             [value(name) for name in outputs],
             table=x(40, seed=3),
+            k=np.float32(0),
+            step=np.float32(0.25),
+            end=np.float32(7),
+            w=x(3, 3, seed=4),
             few=3,
             many=40,
             none=0,
@@ -244,6 +263,28 @@ def test_scans_in_both_directions_and_along_axes() -> None:
     check(data, {"s0": x(4), "long": x(30, 4, seed=1), "wide": x(4, 30, seed=2)}, kernels=["write_row"])
 
 
+def test_a_branch_that_cannot_be_compiled_is_an_error_when_a_run_takes_it() -> None:
+    """As in ONNX Runtime, which looks at a branch when it is taken; the artifact goes on working."""
+    choice = node(
+        "If",
+        ["flag"],
+        ["y"],
+        then_branch=graph([node("Reshape", ["x", "five"], ["r"])], [], [value("r")]),
+        else_branch=graph([node("Relu", ["x"], ["r"])], [], [value("r")]),
+    )
+    data = model(graph([choice], [value("x", F, [2, 3]), value("flag", B, [])], [value("y")], five=np.array([5, 1])))
+    artifact = calumma.compile(data).artifact
+    for _ in range(2):
+        with pytest.raises(
+            ArtifactError, match=r"a branch that could not be compiled is taken: node .*Reshape"
+        ) as caught:
+            artifact(x(2, 3), np.array(True))
+        assert "\n" not in str(caught.value)
+        np.testing.assert_array_equal(artifact(x(2, 3), np.array(False)), np.maximum(x(2, 3), 0))
+    with pytest.raises(ArtifactError, match="could not be compiled"):
+        artifact.profile({"x": x(2, 3), "flag": np.array(True)}, repeat=1)
+
+
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [
@@ -262,7 +303,7 @@ def test_scans_in_both_directions_and_along_axes() -> None:
                     "If",
                     ["flag"],
                     ["y"],
-                    then_branch=graph([node("Neg", ["x"], ["r"])], [], [value("r")]),
+                    then_branch=graph([node("Neg", ["t"], ["r"])], [], [value("r")]),
                     else_branch=graph([node("Flatten", ["x"], ["f"]), node("Squeeze", ["t"], ["r"])], [], [value("r")]),
                 )
             ],

@@ -32,6 +32,10 @@ def test_convolutions_of_one_to_three_axes() -> None:
         zoo.add("ConvTranspose", x, transposed, None, strides=strides, auto_pad="SAME_LOWER")
         zoo.add("ConvTranspose", x, transposed, None, strides=[2] * rank, output_shape=[2 * s + 1 for s in sizes])
         zoo.add("ConvTranspose", x, transposed, None, strides=strides, pads=[3] * 2 * rank)
+        padded = zoo.add(
+            "ConvTranspose", x, transposed, None, strides=strides, auto_pad="SAME_UPPER", output_padding=[1] * rank
+        )
+        zoo.add("Relu", padded)  # ONNX infers another size for both
     zoo.check(isas.NATIVE)
 
 
@@ -99,15 +103,36 @@ def test_resizes_by_any_scale() -> None:
         for form in RESIZES:
             zoo.add("Resize", x, None, np.array(scales, np.float32), **form)
         region = np.array([0, 0, 0.1, -0.2, 1, 1, 0.8, 1.3], np.float32)
-        crop = {"coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 3.5}
+        crop: dict[str, Any] = {"coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 3.5}
         zoo.add("Resize", x, region, np.array(scales, np.float32), mode="linear", **crop)
     for policy in ("stretch", "not_larger", "not_smaller"):
-        form = {"axes": [3, 2], "keep_aspect_ratio_policy": policy}
-        zoo.add("Resize", x, None, None, np.array([9, 8]), mode="linear", **form)
+        kept: dict[str, Any] = {"axes": [3, 2], "keep_aspect_ratio_policy": policy}
+        zoo.add("Resize", x, None, None, np.array([9, 8]), mode="linear", **kept)
     zoo.add("Resize", zoo.feed(zoo.random(2, 3, 4, 5, 3)), None, np.array([1, 1, 1.5, 2, 3], np.float32), mode="linear")
     pixels = zoo.feed(zoo.rng.integers(0, 255, (1, 2, 5, 7), np.uint8))
     for antialias in (0, 1):
         zoo.add("Resize", pixels, None, np.array([1, 1, 0.6, 0.45], np.float32), mode="linear", antialias=antialias)
+    zoo.check(isas.NATIVE)
+
+
+def test_resizes_by_scales_that_a_model_computes() -> None:
+    zoo = Zoo(19)
+    x = zoo.feed(zoo.random(1, 2, 5, 7))
+    for values in ([1, 1, 2, 1.7], [1, 1, 0.6, 0.45]):
+        scales = np.array(values, np.float32)
+        given, shape = zoo.feed(scales), tuple(int(s * n) for s, n in zip(scales, (1, 2, 5, 7), strict=True))
+        for form in RESIZES[1::2]:
+            zoo.shapes[zoo.add("Resize", x, None, given, **form)] = shape
+        region = zoo.feed(np.array([0, 0, 0.1, -0.2, 1, 1, 0.8, 1.3], np.float32))
+        crop: dict[str, Any] = {"coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 3.5}
+        zoo.shapes[zoo.add("Resize", x, region, given, mode="linear", **crop)] = shape
+    zoo.check(isas.NATIVE)
+
+
+def test_groups_of_channels_with_a_scale_each() -> None:
+    zoo = Zoo(18)
+    x = zoo.feed(zoo.random(2, 6, 4, 5))
+    zoo.add("GroupNormalization", x, zoo.random(3), zoo.feed(zoo.random(3)), num_groups=3, epsilon=0.01)
     zoo.check(isas.NATIVE)
 
 
@@ -134,14 +159,14 @@ def test_samples_between_pixels() -> None:
     corners = zoo.rng.uniform(-2, 20, (6, 2, 2)).astype(np.float32)
     corners.sort(axis=1)
     regions, images = zoo.feed(corners.reshape(6, 4)), zoo.feed(zoo.rng.integers(0, 2, 6))
-    bins = {"output_height": 3, "output_width": 2, "spatial_scale": 0.5}
+    bins: dict[str, Any] = {"output_height": 3, "output_width": 2, "spatial_scale": 0.5}
     zoo.add("RoiAlign", x, regions, images, **bins)
     zoo.add("RoiAlign", x, regions, images, sampling_ratio=2, mode="max", **bins)
     zoo.add("RoiAlign", x, regions, images, coordinate_transformation_mode="output_half_pixel", **bins)
     rows = np.concatenate([zoo.rng.integers(0, 2, (6, 1)), np.round(corners.reshape(6, 4))], 1).astype(np.float32)
     zoo.add("MaxRoiPool", x, zoo.feed(rows), pooled_shape=[3, 2], spatial_scale=0.5)
     offsets, mask = zoo.feed(1.5 * zoo.random(2, 36, 5, 8)), zoo.feed(zoo.random(2, 18, 5, 8))
-    form = {"pads": [1] * 4, "strides": [2, 1], "group": 2, "offset_group": 2}
+    form: dict[str, Any] = {"pads": [1] * 4, "strides": [2, 1], "group": 2, "offset_group": 2}
     zoo.add("DeformConv", x, zoo.random(4, 2, 3, 3), offsets, zoo.random(4), mask, **form)
     places = zoo.rng.permutation(2 * 4 * 18 * 16)[: 2 * 4 * 9 * 8].reshape(2, 4, 9, 8)
     zoo.add("MaxUnpool", x, zoo.feed(places), kernel_shape=[2, 2], strides=[2, 2])
@@ -151,7 +176,7 @@ def test_samples_between_pixels() -> None:
 def test_attention_of_few_heads_to_many() -> None:
     zoo = Zoo(23)
     q, k, v = (zoo.feed(zoo.random(2, length, heads * 8)) for length, heads in ((3, 4), (5, 2), (5, 2)))
-    heads = {"q_num_heads": 4, "kv_num_heads": 2}
+    heads: dict[str, Any] = {"q_num_heads": 4, "kv_num_heads": 2}
     zoo.add("Attention", q, k, v, **heads)
     zoo.add("Attention", q, k, v, zoo.feed(zoo.random(3, 5)), scale=0.3, softcap=2.0, **heads)
     zoo.add("Attention", q, k, v, zoo.feed(zoo.rng.integers(0, 2, (2, 1, 3, 5)) > 0), **heads)

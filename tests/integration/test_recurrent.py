@@ -16,14 +16,14 @@ import calumma
 from calumma import tvm_compat
 from calumma.core.errors import ModelError
 from calumma.core.values import Candidate, Status
-from calumma.frontend.importer import ImportedModel
-from calumma.frontend.recurrent import torch_layers
+from calumma.families.samples import Layer
+from calumma.graph.imported_model import ImportedModel
 from calumma.graph.nodes import INPUT, Graph, Node, constant
 from calumma.measure import LocalRunner
-from calumma.operators.samples import Layer
 from calumma.pipeline.compile_options import CompileOptions
 from calumma.pipeline.preparation import prepare
 from calumma.prior.workloads import realise
+from calumma.semantics.recurrent import torch_layers
 from tests.compiled_model import compiled
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

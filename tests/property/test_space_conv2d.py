@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tvm import topi
 
+from calumma.contractions.convolution import expression as conv
+from calumma.contractions.convolution.space import Conv2dSpace
 from calumma.expressions.windows import Window
-from calumma.operators.convolution import expression as conv
-from calumma.operators.convolution.space import Conv2dSpace
 from calumma.tvm_compat import prefetch
 from tests import isas, reference
 from tests.prim_funcs import check_space, prim_func

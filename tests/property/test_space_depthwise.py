@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tvm import topi
 
+from calumma.contractions.depthwise import expression as depthwise
+from calumma.contractions.depthwise.space import DepthwiseSpace
 from calumma.expressions.windows import Window
-from calumma.operators.depthwise import expression as depthwise
-from calumma.operators.depthwise.space import DepthwiseSpace
 from tests import isas, reference
 from tests.prim_funcs import check_space, prim_func, run
 

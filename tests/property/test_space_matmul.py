@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tvm import topi
 
-from calumma.operators.matmul import expression as matmul
-from calumma.operators.matmul.space import MatmulSpace
+from calumma.contractions.matmul import expression as matmul
+from calumma.contractions.matmul.space import MatmulSpace
 from tests import isas, reference
 from tests.prim_funcs import check_space, prim_func
 

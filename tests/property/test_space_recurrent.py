@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from calumma import tvm_compat
-from calumma.operators.recurrent.expression import recurrent
-from calumma.operators.recurrent.space import RecurrentSpace
+from calumma.contractions.recurrent.expression import recurrent
+from calumma.contractions.recurrent.space import RecurrentSpace
 from calumma.testing.kernels import call_all
 from calumma.tvm_compat import codegen
 from tests import isas

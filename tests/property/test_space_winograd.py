@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from tvm import topi
 
+from calumma.contractions.convolution import expression as conv
+from calumma.contractions.convolution.winograd import WinogradSpace
+from calumma.contractions.convolution.winograd_loops import transform_weights
 from calumma.core.errors import InputError
 from calumma.expressions.windows import Window
 from calumma.operators import design_space
-from calumma.operators.convolution import expression as conv
-from calumma.operators.convolution.winograd import WinogradSpace
-from calumma.operators.convolution.winograd_loops import transform_weights
 from calumma.space.alternatives import AlternativesSpace
 from tests import isas, reference
 from tests.prim_funcs import check_space, prim_func, run

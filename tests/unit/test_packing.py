@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from calumma.contractions.convolution import expression as conv
+from calumma.contractions.depthwise import expression as depthwise
+from calumma.contractions.matmul import expression as matmul
 from calumma.expressions import windows
-from calumma.operators.convolution import expression as conv
-from calumma.operators.depthwise import expression as depthwise
-from calumma.operators.matmul import expression as matmul
 from tests import reference
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from calumma import tvm_compat
+from calumma.contractions.matmul import expression as matmul
 from calumma.core.errors import InputError
 from calumma.core.values import MeasureRecord, MeasureResult, Status, Workload
 from calumma.measure.timing import LEAST, given_up
-from calumma.operators.matmul import expression as matmul
 from tests import prior_data
 from tests.prim_funcs import prim_func, tvm
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from calumma.core.errors import InputError
+from calumma.families.samples import Layer, LayerWindow
 from calumma.operators import design_space
-from calumma.operators.samples import Layer, LayerWindow
 from calumma.prior.networks import networks
 from calumma.prior.sampling import SHARES, LayerSampler, feasible, in_turn
 from calumma.prior.workloads import drawn_workloads, model_workloads, realise

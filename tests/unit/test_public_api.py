@@ -11,7 +11,7 @@ import pytest
 import calumma
 from calumma.core.values import Budget
 
-HEAVY = {"tvm", "tvm_ffi", "torch", "onnx", "onnxslim", "numpy", "scipy", "xgboost", "sqlalchemy", "rich", "click"}
+HEAVY = {"tvm", "tvm_ffi", "torch", "onnx", "numpy", "scipy", "xgboost", "sqlalchemy", "rich", "click"}
 
 
 @pytest.mark.processes

@@ -16,7 +16,7 @@ REASON = "Long because "
 """How the sentence of a docstring begins that says why the function is longer."""
 FOLDERS = ("src", "tests", "benchmarks", "examples")
 SHARED_MODULES = {"__init__", "__main__"}
-FAMILIES = PACKAGE / "operators"
+FAMILIES = (PACKAGE / "operators", PACKAGE / "contractions")
 ROLES = {"expression", "rule", "sample", "space"}
 """What the modules of an operator family are named by: each family has a folder, and these names in it."""
 
@@ -46,7 +46,7 @@ def _is_long(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def _is_of_a_family(path: Path) -> bool:
-    return path.parent.parent == FAMILIES and path.stem in ROLES
+    return path.parent.parent in FAMILIES and path.stem in ROLES
 
 
 def _of_one_name(places: dict[str, list[str]]) -> dict[str, list[str]]:

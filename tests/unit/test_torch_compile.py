@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn  # noqa: E402
 from calumma.core.errors import InputError, ModelError  # noqa: E402
 from calumma.integrations.torch_compile import Options, cache  # noqa: E402
 from calumma.integrations.torch_compile.graph import RegionGraph, lines  # noqa: E402
-from calumma.integrations.torch_compile.regions import _Folded  # noqa: E402
+from calumma.integrations.torch_compile.regions import _Folded, _Version  # noqa: E402
 
 
 def test_options() -> None:
@@ -143,3 +144,17 @@ def test_functions_of_others_are_refused() -> None:
 
 def test_functions_that_torch_makes_by_a_closure_have_their_public_name() -> None:
     assert "torch.nn.functional.max_pool2d" in text(lambda x: nn.functional.max_pool2d(x, 2), torch.ones(1, 1, 4, 4))
+
+
+def test_a_result_of_a_bounded_axis_is_cut_to_its_extent() -> None:
+    def run_into(inputs: Any, outputs: Any) -> list[tuple[int, ...]]:
+        outputs[0].copy_(torch.arange(8.0).reshape(2, 4))
+        return [(2, 3)]
+
+    output = SimpleNamespace(dtype=torch.float32, stride=None)
+    graph: Any = SimpleNamespace(inputs=(), outputs=(output,), returned=lambda computed, arguments: tuple(computed))
+    artifact: Any = SimpleNamespace(inputs=(), outputs=(SimpleNamespace(shape=(2, 4)),), run_into=run_into)
+    call: Any = None
+    (result,) = _Version(graph, call, (), artifact)(())
+    assert result.tolist() == [[0, 1, 2], [4, 5, 6]]
+    assert result.is_contiguous()

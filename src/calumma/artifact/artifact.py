@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from calumma import tvm_compat
 from calumma.artifact import cpu, file_format, narrow_weights, runtime
-from calumma.artifact.plan import Plan, Step, calls, followed
+from calumma.artifact.plan import Plan, Step, calls, followed, refusals
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, InputError, InternalError
 from calumma.core.pages import huge_pages
@@ -89,6 +89,7 @@ class Artifact:
         self._output_arrays = [self._array(slot) for slot in plan.output_slots]
         self._extents = [[self._array(slot) for slot in slots] for slots in plan.output_extents]
         self._expected = [(spec, array.dtype) for spec, array in zip(plan.inputs, self._input_arrays, strict=True)]
+        self._refusals = tuple(refusals(plan.steps))
         self._lock = threading.Lock()
 
     @classmethod
@@ -134,7 +135,8 @@ class Artifact:
         An output with bounded axes comes in the shape that it has for these inputs.
 
         Raises:
-            ArtifactError: an input is missing, unknown, or has the wrong shape or type.
+            ArtifactError: an input is missing, unknown, or has the wrong shape or type; or the run takes a branch that
+                could not be compiled.
         """
         arrays = self._check(feeds)
         with self._lock:
@@ -167,7 +169,7 @@ class Artifact:
             for views, array, tensor in zip(plan.input_views, self._input_arrays, inputs, strict=True):
                 if not views:
                     array[...] = np.from_dlpack(tensor)
-            self._program(*tensors)
+            self._call(self._program, *tensors)
             for views, array, tensor in zip(plan.output_views, self._output_arrays, outputs, strict=True):
                 if not views:
                     np.from_dlpack(tensor)[...] = array
@@ -242,9 +244,19 @@ class Artifact:
         place = self._plan.slots[slot]
         return runtime.array(self._sections[place.section], place)
 
+    def _call(self, program: Any, *tensors: Any) -> None:
+        """Run a program. Raises ArtifactError where that comes to a refusal."""
+        try:
+            program(*tensors)
+        except Exception as error:
+            for message in self._refusals:
+                if message in str(error):
+                    raise ArtifactError(message) from error
+            raise
+
     def _run_once(self, arrays: Sequence[NDArray]) -> list[NDArray]:
         self._feed(arrays)
-        self._run_program()
+        self._call(self._run_program)
         return self._results()
 
     def _results(self) -> list[NDArray]:

@@ -25,7 +25,7 @@ from calumma import tvm_compat
 from calumma.artifact import file_format, narrow_weights
 from calumma.artifact.artifact import header
 from calumma.artifact.lowered import LoweredModel, read_plan
-from calumma.artifact.plan import AnyStep, Branch, Loop, Plan, calls
+from calumma.artifact.plan import AnyStep, Branch, Loop, Plan, Refusal, Step, calls
 from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, EnvironmentFault, InternalError
 from calumma.target import Target
@@ -174,7 +174,15 @@ def _emit(builder: Any, steps: Sequence[AnyStep], condition: int) -> None:
                 read(step.condition, size + 1)
                 _emit(builder, step.steps, condition)
                 builder.emit_goto(-(size + 2))
-            case _:
+            case Refusal():
+                # A check that fails: no tensor is a number.
+                arguments = [
+                    builder.r(0),
+                    tvm_compat.load().DataType("float32"),
+                    builder.convert_constant(step.message),
+                ]
+                builder.emit_call("vm.builtin.check_prim_value_info", args=arguments)
+            case Step():
                 builder.emit_call(step.kernel, args=[builder.r(slot) for slot in step.slots])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from calumma import tvm_compat
-from calumma.artifact.plan import AnyStep, Branch, Loop, Plan, Section, Step
+from calumma.artifact.plan import AnyStep, Branch, Loop, Plan, Refusal, Section, Step
 from calumma.artifact.storages import Storages
 from calumma.core.errors import InternalError
 from calumma.core.values import TensorSpec
@@ -139,6 +139,9 @@ class _Reader:
 
     def mark(self, kind: str, args: Sequence[Any]) -> _Value:
         """What a mark of `tvm_compat.marks` stands for."""
+        if kind == marks.REFUSE:
+            self.steps.append(Refusal(str(args[0].value)))
+            return ()
         if kind == marks.LOOP:
             return self.loop(tuple(_flat(self.value(args[0]))))
         tensors = [tuple(_flat(self.value(arg))) for arg in args]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from calumma.core.errors import InternalError
+from calumma.core.errors import ArtifactError, InternalError
 from calumma.core.pages import ALIGNMENT
 from calumma.core.values import TensorSpec
 
@@ -66,7 +66,15 @@ class Loop:
     steps: tuple[AnyStep, ...]
 
 
-AnyStep = Step | Branch | Loop
+@dataclass(frozen=True)
+class Refusal:
+    """The end of a run that has come where nothing can be computed."""
+
+    message: str
+    """Of the ArtifactError."""
+
+
+AnyStep = Step | Branch | Loop | Refusal
 
 
 def calls(steps: Iterable[AnyStep]) -> Iterator[Step]:
@@ -82,6 +90,18 @@ def calls(steps: Iterable[AnyStep]) -> Iterator[Step]:
                 yield step
 
 
+def refusals(steps: Iterable[AnyStep]) -> Iterator[str]:
+    """The messages of all refusals."""
+    for step in steps:
+        match step:
+            case Branch():
+                yield from refusals((*step.then, *step.otherwise))
+            case Loop():
+                yield from refusals(step.steps)
+            case Refusal():
+                yield step.message
+
+
 def followed(steps: Iterable[AnyStep], holds: Callable[[int], bool]) -> Iterator[Step]:
     """The kernel calls of one run, in order.
 
@@ -89,6 +109,9 @@ def followed(steps: Iterable[AnyStep], holds: Callable[[int], bool]) -> Iterator
         steps: what to follow.
         holds: reads the condition in a slot. It is asked when a run comes to it: whoever takes a call from this
             iterator makes it before taking the next.
+
+    Raises:
+        ArtifactError: the run comes to a refusal.
     """
     for step in steps:
         match step:
@@ -97,6 +120,8 @@ def followed(steps: Iterable[AnyStep], holds: Callable[[int], bool]) -> Iterator
             case Loop():
                 while holds(step.condition):
                     yield from followed(step.steps, holds)
+            case Refusal():
+                raise ArtifactError(step.message)
             case Step():
                 yield step
 
@@ -105,6 +130,8 @@ def _step_of(data: dict[str, Any]) -> AnyStep:
     def steps(key: str) -> tuple[AnyStep, ...]:
         return tuple(map(_step_of, data[key]))
 
+    if "message" in data:
+        return Refusal(data["message"])
     if "then" in data:
         return Branch(data["condition"], steps("then"), steps("otherwise"))
     if "condition" in data:

@@ -100,11 +100,11 @@ def verify(out: Output, name: str) -> None:
 
     A prior of other template versions is sound, but silent about them: they are named.
     """
-    from calumma.operators import registry
+    from calumma import operators
     from calumma.prior import library
 
     found = library.find(name)
-    today = registry.template_versions()
+    today = operators.template_versions()
     stale = {t: f.version for t, f in found.families.items() if today.get(t) != f.version}
     for template, version in stale.items():
         out.status(f"template {template}: known in version {version}, today it is {today.get(template, 'gone')}")

@@ -155,7 +155,7 @@ class _Boxes:
                 half = second * constant(0.5, "float32")
                 edges += [T.Bind(first - half), T.Bind(first + half)]
             else:
-                edges += [T.Bind(tirx.min(first, second)), T.Bind(tirx.max(first, second))]
+                edges += [T.Bind(_lower(first, second)), T.Bind(_higher(first, second))]
         return [*edges, T.Bind((edges[1] - edges[0]) * (edges[3] - edges[2]))]
 
     def keep(self, box: list[tirx.Expr], place: Any) -> None:
@@ -166,14 +166,21 @@ class _Boxes:
     def compare(self, box: list[tirx.Expr], place: Any, threshold: tirx.Expr, overlaps: Any) -> None:
         """Emit setting `overlaps` where a box shares more than the threshold with a kept one."""
         kept, zero = [held[place] for held in self._kept], constant(0, "float32")
-        sizes = [
-            T.Bind(tirx.min(box[high], kept[high]) - tirx.max(box[low], kept[low])) for low, high in ((0, 1), (2, 3))
-        ]
+        sizes = [T.Bind(_lower(box[high], kept[high]) - _higher(box[low], kept[low])) for low, high in ((0, 1), (2, 3))]
         with T.If(tirx.all(*(size > zero for size in sizes))), T.Then():
             common = T.Bind(sizes[0] * sizes[1])
             whole = T.Bind(box[4] + kept[4] - common)
             is_area = tirx.all(*(area > zero for area in (common, box[4], kept[4], whole)))
             overlaps[0] = tirx.all(is_area, common / whole > threshold)
+
+
+def _lower(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
+    """The lower of two numbers; NaN does not matter, as it does to TVM's minimum here."""
+    return tirx.Select(a < b, a, b)
+
+
+def _higher(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
+    return tirx.Select(a < b, b, a)
 
 
 def joined_boxes(kept: te.Tensor, counts: te.Tensor, classes: int) -> list[te.Tensor]:

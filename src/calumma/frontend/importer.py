@@ -6,35 +6,14 @@ imported = import_model(module, example_inputs=(torch.zeros(1, 3, 224, 224),))
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from calumma.core.errors import InputError
-
-if TYPE_CHECKING:
-    from calumma.graph.nodes import Graph
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Input name -> every dimension of that input."""
-
-
-@dataclass(frozen=True)
-class ImportedModel:
-    """A model as a graph of Relax operators, not yet simplified, every shape fixed."""
-
-    graph: Graph
-    name: str
-    """For people: the file's name without its suffix, or the module's class."""
-    model_hash: str
-    """SHA-256, in hexadecimal, of everything that decides the graph: structure, weights, shapes of the inputs."""
-    phases_s: Mapping[str, float]
-    """Seconds by phase: read, slim, convert, graph (ONNX); export, convert, graph (torch)."""
+from calumma.graph.imported_model import ImportedModel, Shapes
 
 
 def import_model(
@@ -43,7 +22,7 @@ def import_model(
     """Import a model of any supported kind.
 
     Args:
-        model: path or bytes of an ONNX model (opsets 7 to 21), a `torch.nn.Module` or a `torch.export.ExportedProgram`.
+        model: path or bytes of an ONNX model, a `torch.nn.Module` or a `torch.export.ExportedProgram`.
         example_inputs: positional arguments of a `torch.nn.Module`: they fix the shapes and types.
         shapes: fixes the open dimensions of an ONNX model.
 
@@ -55,9 +34,11 @@ def import_model(
     if isinstance(model, (str, PathLike, bytes, bytearray, memoryview)):
         if example_inputs is not None:
             raise InputError("example_inputs belong to a torch.nn.Module; shapes fix the dimensions of an ONNX model")
-        from calumma.frontend.onnx import import_onnx
+        from calumma.onnx_import import import_onnx
 
-        return import_onnx(Path(model) if isinstance(model, (str, PathLike)) else bytes(model), shapes)
+        return import_onnx(
+            Path(model) if isinstance(model, (str, PathLike)) else bytes(model), shapes, _register_onnx_rules
+        )
     # Only a process that has imported torch can hold one of its objects.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
@@ -72,14 +53,5 @@ def import_model(
     )
 
 
-class Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.phases_s: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.phases_s[name] = time.perf_counter() - start
+def _register_onnx_rules() -> None:
+    from calumma import onnx_rules  # noqa: F401 - importing the package does it

@@ -1,7 +1,7 @@
 """Control flow in a graph: nodes that hold graphs of their own.
 
-`calumma.branch`: args (condition, captured); attrs `then` and `otherwise`, graphs of the captured values. Its results
-are theirs, which have the same shapes and types.
+`calumma.branch`: args (condition, captured); attrs `then` and `otherwise`, graphs of the captured values, and
+`refusals`. Its results are theirs, which have the same shapes and types.
 
 `calumma.loop`: args (trips, condition, carried, captured); attrs `body`, `carried` (how many) and `rows`. The body's
 inputs are the number of the iteration, from 0, the carried values and the captured ones. Its outputs are whether to go
@@ -21,7 +21,14 @@ from types import SimpleNamespace
 from calumma.graph.nodes import BRANCH, CONSTANT, LOOP, TUPLE_ITEM, Graph, Node
 
 
-def branch(condition: Node, captured: Sequence[Node], then: Graph, otherwise: Graph, name: str = "") -> list[Node]:
+def branch(
+    condition: Node,
+    captured: Sequence[Node],
+    then: Graph,
+    otherwise: Graph,
+    name: str = "",
+    refusals: tuple[str, str] = ("", ""),
+) -> list[Node]:
     """The results of one of two graphs.
 
     Args:
@@ -29,8 +36,9 @@ def branch(condition: Node, captured: Sequence[Node], then: Graph, otherwise: Gr
         captured: what both graphs read, in the order of their inputs.
         then, otherwise: what is computed where the condition holds, and where it does not.
         name: of the node, for people.
+        refusals: for each graph, the message of the error with which a run ends that comes there; empty for none.
     """
-    attrs = SimpleNamespace(then=then, otherwise=otherwise)
+    attrs = SimpleNamespace(then=then, otherwise=otherwise, refusals=refusals)
     node = Node(BRANCH, (condition, tuple(captured)), attrs, name=name)
     return [_item(node, i, result.shape, result.dtype) for i, result in enumerate(then.outputs)]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tvm import relax
 
 INPUT = "input"
@@ -69,6 +70,8 @@ class Node:
     extents: Mapping[int, Node] = field(default_factory=dict)
     """Axis -> int64 scalar with the extent at run time, for axes where that depends on values. Importers alone read
     it, to refuse what would take the rest of the tensor for values; a graph keeps those of its outputs."""
+    sizes: NDArray[Any] | None = None
+    """The numbers of a small integer tensor that importers follow from run-time extents (`extents.run_time_sizes`)."""
 
     def __repr__(self) -> str:
         return f"<{self.op} {self.name}: {self.dtype}{list(self.shape)}>"

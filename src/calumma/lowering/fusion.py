@@ -25,8 +25,8 @@ from typing import Any
 import tvm
 from tvm import ir, relax, s_tir, tirx
 
+from calumma import operators
 from calumma.graph.context import INJECTIVE, OUT_ELEMENTWISE_FUSABLE
-from calumma.operators import registry
 from calumma.space import blocks, loops
 from calumma.tvm_compat import kernel_calls
 
@@ -208,6 +208,7 @@ class _Kernel:
         stages = [(sch.get(block).body, loops.points(sch, block)) for block in loops.blocks_of(sch)]
         stages = [(body, points) for body, points in stages if isinstance(body, tirx.BufferStore)]
         self._bodies = [body for body, _ in stages]
+        self._sizes: dict[tuple[_Size, ...], _Size] = {}
         self.times = self._times(stages) if self.kind <= _REDUCTION else []
 
     def _times(self, stages: Sequence[tuple[tirx.BufferStore, int]]) -> list[float]:
@@ -220,6 +221,12 @@ class _Kernel:
 
     def size(self, arguments: Sequence[_Size]) -> _Size:
         """The largest sizes in the function, given those of its arguments."""
+        key = tuple(arguments)
+        if key not in self._sizes:
+            self._sizes[key] = self._largest(key)
+        return self._sizes[key]
+
+    def _largest(self, arguments: Sequence[_Size]) -> _Size:
         buffers: dict[Any, _Size] = dict(zip(self._params, arguments, strict=False))
         largest = _Size()
         for body in self._bodies:
@@ -230,7 +237,7 @@ class _Kernel:
 
 def _has_template(sch: s_tir.Schedule) -> bool:
     anchor = blocks.find_anchor(sch)
-    named = (family for family in registry.families() if anchor is not None and family.name == anchor[1])
+    named = (family for family in operators.families() if anchor is not None and family.name == anchor[1])
     return any(family.space is not None and family.structure is None for family in named)
 
 

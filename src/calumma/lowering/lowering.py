@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 from tvm import ir, relax
 
+from calumma import operators
 from calumma.core.contraction import FLOAT32, Contraction
 from calumma.core.errors import ModelError, reason
 from calumma.core.values import TensorSpec
@@ -24,7 +25,6 @@ from calumma.graph.nodes import BRANCH, CONSTANT, INPUT, LOOP, Graph, Node
 from calumma.lowering.fusion import fuse
 from calumma.lowering.marked_regions import lower_branch, lower_loop
 from calumma.lowering.stored_types import stored_types
-from calumma.operators import registry
 from calumma.target import Target
 from calumma.tvm_compat import kernel_calls
 
@@ -148,7 +148,7 @@ class _Lowering:
                 return lower_branch(self.context, node, self._walk)
             if node.op == LOOP:
                 return lower_loop(self.context, node, self._walk)
-            for rule in registry.rules_for(node.op):
+            for rule in operators.rules_for(node.op):
                 value = rule(self.context, node)
                 if not isinstance(value, Declined):
                     return value
@@ -244,9 +244,9 @@ class _Lowering:
 
 def _channel_orders(graph: Graph, users: Mapping[Node, list[Node]], lanes: int) -> dict[Node, Slots]:
     """The slots in which to store the values whose readers want them in an order of their own."""
-    joins = frozenset(op for family in registry.families() for op in family.joins)
+    joins = frozenset(op for family in operators.families() for op in family.joins)
     found: dict[Node, Slots] = {}
-    for family in reversed(registry.families()):  # the youngest has the last word, as with rules
+    for family in reversed(operators.families()):  # the youngest has the last word, as with rules
         if family.orders is not None:
             found.update(family.orders(graph, users, lanes, joins))
     return found

@@ -30,19 +30,22 @@ _MOST_TRIPS = 1 << 20
 def lower_branch(lo: LoweringContext, node: Node, walk: Walk) -> Value:
     """Lower `calumma.branch`; its value is the tuple of its results."""
     condition, captured = node.args
+    attrs = node.attrs
     _mark(lo, marks.BRANCH, [lo.plain(condition).expr])
-    with lo.region():
-        results = _results(lo, node.attrs.then, captured, walk)
+    results = _results(lo, attrs.then, captured, attrs.refusals[0], walk)
     _mark(lo, marks.OTHERWISE, results)
-    with lo.region():
-        results = _results(lo, node.attrs.otherwise, captured, walk)
+    results = _results(lo, attrs.otherwise, captured, attrs.refusals[1], walk)
     return Value(_mark(lo, marks.JOIN, results, results), ())
 
 
-def _results(lo: LoweringContext, graph: Graph, captured: Sequence[Node], walk: Walk) -> list[relax.Expr]:
-    _bind(lo, graph.inputs, captured)
-    walk(graph)
-    return [lo.fresh(result) for result in graph.outputs]
+def _results(lo: LoweringContext, graph: Graph, captured: Sequence[Node], refusal: str, walk: Walk) -> list[relax.Expr]:
+    """What a branch gives."""
+    if refusal:
+        _mark(lo, marks.REFUSE, [ir.StringImm(refusal)])
+    with lo.region():
+        _bind(lo, graph.inputs, captured)
+        walk(graph)
+        return [lo.fresh(result) for result in graph.outputs]
 
 
 def _bind(lo: LoweringContext, inputs: Sequence[Node], captured: Sequence[Node]) -> None:

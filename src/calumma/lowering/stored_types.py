@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from calumma import operators
 from calumma.core.contraction import Contraction
+from calumma.graph.chains import BINARY_NAMES, origin
 from calumma.graph.context import StoredTypes
 from calumma.graph.nodes import CONSTANT, INPUT, TUPLE_ITEM, Graph, Node
-from calumma.operators import registry
-from calumma.operators.elementwise.chains import BINARY_NAMES, origin
 
 
 def stored_types(graph: Graph, contraction: Contraction, lanes: int) -> StoredTypes:
     """What a contraction means for the operators of a graph; nothing where its types are wide."""
     if not contraction.is_narrow:
         return StoredTypes()
-    forms = [family.contracts for family in registry.families() if family.contracts is not None]
+    forms = [family.contracts for family in operators.families() if family.contracts is not None]
     contracting = frozenset(
         node
         for node in graph.nodes()
@@ -31,7 +31,7 @@ def _sources(contracting: frozenset[Node]) -> frozenset[Node]:
         if node in found or node.op in (INPUT, CONSTANT, TUPLE_ITEM):
             continue
         found.add(node)
-        if registry.moves(node.op):
+        if operators.moves(node.op):
             pending += node.inputs
     return frozenset(found)
 

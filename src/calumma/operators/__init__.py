@@ -3,22 +3,20 @@
 `registry.Operator` says what a family brings. A family from outside of the package is made known by `register`.
 """
 
+from calumma.contractions import convolution, depthwise, matmul, recurrent
+from calumma.families.registry import (
+    Operator,
+    design_space,
+    families,
+    moves,
+    register,
+    rules_for,
+    sample_writers,
+    template_versions,
+)
 from calumma.graph.context import INJECTIVE, OUT_ELEMENTWISE_FUSABLE, Declined, LoweringContext
 from calumma.graph.layouts import Value
-from calumma.operators import (
-    convolution,
-    depthwise,
-    elementwise,
-    expressions,
-    extrema,
-    layout,
-    matmul,
-    normalisation,
-    pooling,
-    recurrent,
-    rows,
-)
-from calumma.operators.registry import Operator, design_space, register
+from calumma.operators import elementwise, expressions, extrema, layout, normalisation, pooling, rows
 
 __all__ = [
     "INJECTIVE",
@@ -28,7 +26,12 @@ __all__ = [
     "Operator",
     "Value",
     "design_space",
+    "families",
+    "moves",
     "register",
+    "rules_for",
+    "sample_writers",
+    "template_versions",
 ]
 
 for _family in (

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from calumma.core.contraction import FLOAT32, Contraction
-from calumma.frontend.importer import ImportedModel, import_model
+from calumma.frontend.importer import import_model
+from calumma.graph.imported_model import ImportedModel
 from calumma.lowering.lowering import LoweredGraph, lower
 from calumma.lowering.simplify import simplify
 from calumma.target import Target

@@ -31,7 +31,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from calumma.operators.samples import Layer
+from calumma.families.samples import Layer
 
 _PUBLISHED = Path(__file__).resolve().parent / "published"
 _FILES = ("convolutional.json", "transformers.json")

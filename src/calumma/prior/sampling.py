@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from calumma.core.errors import InputError
 from calumma.core.rng import generator
-from calumma.operators.samples import AttributeValue, Layer, LayerWindow
+from calumma.families.samples import AttributeValue, Layer, LayerWindow
 from calumma.prior.networks import networks
 
 SHARES = {

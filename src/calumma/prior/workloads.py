@@ -1,6 +1,6 @@
 """Training workloads: layers as the functions that a real model's would become, and the tasks of a user's own models.
 
-A drawn layer is written as a small ONNX model (`operators.samples`) and goes the way of all models: importer, graph
+A drawn layer is written as a small ONNX model (`families.samples`) and goes the way of all models: importer, graph
 passes, lowering, extraction. So its workload has the hash, the template and the features of the real thing. That takes
 about 50 ms.
 """
@@ -15,8 +15,8 @@ from tvm import tirx
 
 from calumma.core.errors import InputError, InternalError
 from calumma.core.values import Task
-from calumma.operators.registry import sample_writers
-from calumma.operators.samples import Layer, LayerModel
+from calumma.families.samples import Layer, LayerModel
+from calumma.operators import sample_writers
 from calumma.pipeline.extraction import extract_tasks
 from calumma.prior.sampling import SHARES, LayerSampler, in_turn
 from calumma.target import Target

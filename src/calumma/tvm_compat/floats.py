@@ -116,6 +116,9 @@ def _extremum(node: Any) -> Any:
     for constant, other in ((left, right), (right, left)):
         if (value := _constant(constant)) is not None:
             return constant if math.isnan(value) else operation(constant, other)
+    if isinstance(left, tirx.Var | ir.TensorLoad) and isinstance(right, tirx.Var | ir.TensorLoad):
+        return tirx.Select(tirx.EQ(right, right), operation(right, left), right)
+    # TVM cannot build code that binds a variable inside of what a statement binds another to.
     a, b = tirx.Var("a", left.ty), tirx.Var("b", right.ty)
     return tirx.Let(a, left, tirx.Let(b, right, tirx.Select(tirx.EQ(b, b), operation(b, a), b)))
 

@@ -4,6 +4,7 @@
 
     BRANCH (condition)                    -> nothing; what follows runs where the condition holds
     OTHERWISE (results...)                -> nothing; what follows runs where it does not
+    REFUSE (message)                      -> nothing; a run that comes here ends with an error
     JOIN (results...)                     -> the results, as a tuple: those of the region that ran
 
     LOOP (state, times)                   -> the state, as a tuple; what follows is repeated as long as its first holds
@@ -25,6 +26,7 @@ from typing import Any
 BRANCH = "calumma.branch"
 OTHERWISE = "calumma.otherwise"
 JOIN = "calumma.join"
+REFUSE = "calumma.refuse"
 LOOP = "calumma.loop"
 REPEAT = "calumma.repeat"
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from calumma import tvm_compat
 from calumma.core.errors import EnvironmentFault, InputError, ModelError
-from calumma.frontend.importer import Clock, ImportedModel
+from calumma.graph.imported_model import Clock, ImportedModel
 
 TORCH_SERIES = "2.13"
 """The release series whose exported programs are tested."""
@@ -107,8 +107,8 @@ def _first_line(error: BaseException) -> str:
 def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Take composite operators apart into those that have a rule, and refuse what cannot be computed right."""
     from calumma.frontend.torch import rules  # noqa: F401 - registers them
-    from calumma.frontend.torch.node import computed_dtype, operator_name
-    from calumma.frontend.torch.registry import known_operators
+    from calumma.frontend.torch.aten_registry import known_operators
+    from calumma.frontend.torch.torch_node import computed_dtype, operator_name
 
     for node in program.graph.nodes:
         value = node.meta.get("val")
@@ -153,7 +153,7 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
 
 def _decompositions() -> dict[Any, Any]:
     """How torch takes operators apart that have no rule: into core ATen operators, and those where it can."""
-    from calumma.frontend.torch.registry import known_operators
+    from calumma.frontend.torch.aten_registry import known_operators
 
     table = torch.export.default_decompositions()
     everything = {**torch._decomp.decomposition_table, **table}

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from calumma.core.errors import ModelError, reason
-from calumma.frontend.narrow_floats import narrowed, widened
-from calumma.frontend.spectra import Pair
-from calumma.frontend.torch.node import NARROW, TorchNode, computed_dtype
-from calumma.frontend.torch.registry import AtenRule, call, find_complex_rule, find_rule
+from calumma.frontend.torch.aten_registry import AtenRule, call, find_complex_rule, find_rule
+from calumma.frontend.torch.torch_node import NARROW, TorchNode, computed_dtype
 from calumma.graph.build import named
 from calumma.graph.nodes import INPUT, Graph, Node, constant
+from calumma.semantics.narrow_floats import narrowed, widened
+from calumma.semantics.signal import Complex
 
 _ASSERTIONS = frozenset({"_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size"})
 """Operators without a result that check what holds for fixed shapes."""
@@ -46,7 +46,7 @@ def program_graph(program: torch.export.ExportedProgram, tensors: Mapping[str, N
             else:
                 raise ModelError(f"node {fx.name}: {fx.target} is a module or control flow, expected an operator")
     for index, fx in enumerate(outputs):
-        if isinstance(fx, torch.fx.Node) and isinstance(values[fx], Pair):
+        if isinstance(fx, torch.fx.Node) and isinstance(values[fx], Complex):
             raise ModelError(
                 f"output {index}: {fx.meta['val'].dtype} is not supported; return real numbers (torch.view_as_real)"
             )
@@ -62,6 +62,8 @@ def _placeholder(fx: torch.fx.Node, tensors: Mapping[str, NDArray[Any]], inputs:
     value = fx.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return value
+    if value.dtype.is_complex:
+        raise ModelError(f"node {fx.name}: {value.dtype} is not supported; hand in real numbers (torch.view_as_real)")
     computed = computed_dtype(value.dtype)
     node = Node(INPUT, shape=tuple(value.shape), dtype=NARROW.get(value.dtype, computed), name=fx.name)
     inputs.append(node)
@@ -108,7 +110,7 @@ def _called(fx: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:
 def _rule(node: TorchNode, fx: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> AtenRule | None:
     """The operator's rule: that for complex numbers where there are some."""
     result = fx.meta.get("val")
-    given = any(isinstance(values[source], Pair) for source in fx.all_input_nodes)
+    given = any(isinstance(values[source], Complex) for source in fx.all_input_nodes)
     if not given and not (isinstance(result, torch.Tensor) and result.is_complex()):
         return find_rule(node.overload)
     rule = find_complex_rule(node.overload)
@@ -126,9 +128,8 @@ def _checked(node: TorchNode, result: Any) -> Any:
         if found is None or not isinstance(tensor, torch.Tensor):
             continue
         shape, dtype = tuple(tensor.shape), computed_dtype(tensor.dtype.to_real())
-        if isinstance(found, Pair) != tensor.is_complex():
+        if isinstance(found, Complex) != tensor.is_complex():
             raise node.refused(f"its result is not {tensor.dtype}")
-        found = found.real if isinstance(found, Pair) else found
         if (found.shape, found.dtype) != (shape, dtype):
             raise node.refused(f"its result is {found.dtype}{list(found.shape)}, expected {dtype}{list(shape)}")
     return result

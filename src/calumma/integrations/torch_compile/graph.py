@@ -232,11 +232,7 @@ def _check_memory(placeholders: Sequence[torch.fx.Node], computed: Sequence[torc
 
 def _own(root: torch.nn.Module, name: str, tensor: torch.Tensor) -> str:
     """Give a module a tensor without copying it; returns the name."""
-    # Floating-point weights go around TVM's converter, which is what the importer does with parameters.
-    if tensor.is_floating_point():
-        root.register_parameter(name, torch.nn.Parameter(tensor.detach(), requires_grad=False))
-    else:
-        root.register_buffer(name, tensor.detach())
+    root.register_buffer(name, tensor.detach())
     return name
 
 

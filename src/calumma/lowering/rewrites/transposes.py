@@ -13,7 +13,7 @@ def absorb_transposes(graph: Graph) -> None:
     users = graph.users()
     mapping: dict[Node, Node] = {}
     for node in graph.nodes():
-        if (node.op, node.dtype) != ("matmul", "float32"):
+        if node.op != "matmul" or node.dtype != "float32":  # the rule of `matmul` leaves other types to TVM
             continue
         if any(len(n.shape) != len(node.shape) or n.op == CONSTANT for n in node.args):
             continue

@@ -1,9 +1,9 @@
 """Elementwise operators of one and of two tensors."""
 
+from calumma.expressions.elementwise import BINARY, UNARY
+from calumma.families.registry import Operator
 from calumma.graph.nodes import MAP
 from calumma.operators.elementwise import rule, sample
-from calumma.operators.elementwise.expression import BINARY, UNARY
-from calumma.operators.registry import Operator
 
 OPERATOR_FAMILY = Operator(
     "elementwise",

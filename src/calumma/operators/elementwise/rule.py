@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from tvm import relax, te
 
+from calumma.expressions import elementwise as expression
 from calumma.graph.context import Declined, LoweringContext
 from calumma.graph.layouts import Slots, Value
 from calumma.graph.nodes import CONSTANT, Node
-from calumma.operators.elementwise import expression
 
 
 def lower_unary(lo: LoweringContext, node: Node) -> Value | Declined:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calumma.operators.samples import Layer, LayerModel
+from calumma.families.samples import Layer, LayerModel
 
 
 def write_elementwise(m: LayerModel, layer: Layer) -> str:

@@ -27,7 +27,7 @@ def _index_of(x: te.Tensor, extremum: te.Tensor, axis: int, keepdims: bool, last
 
     def index(*i: tirx.Expr) -> tirx.Expr:
         element, wanted = x(*i[:axis], k, *i[axis:]), extremum(*i[:axis], 0, *i[axis:])
-        here = tirx.Cast("int32", k)
+        here = k.astype("int64").astype("int32")  # indices become 64 bits wide, and places are not to
         place = tirx.Select(element == wanted, here, nowhere)
         if str(x.dtype).startswith(("float", "bfloat")):  # NaN is not equal to itself
             place = tirx.Select(tirx.isnan(element), here, place)

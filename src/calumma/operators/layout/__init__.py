@@ -1,8 +1,8 @@
 """Operators that only move elements: reshapes, concatenation, transposes, slices, channel shuffles."""
 
+from calumma.families.registry import Operator
 from calumma.graph.nodes import CHANNEL_SHUFFLE, INTERLEAVE, TUPLE_ITEM
 from calumma.operators.layout import rule
-from calumma.operators.registry import Operator
 
 OPERATOR_FAMILY = Operator(
     "layout",

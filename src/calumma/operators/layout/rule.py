@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from tvm import relax, tirx, topi
 
+from calumma.contractions.convolution.rule import reads_part
 from calumma.expressions.integers import ints
 from calumma.graph.context import INJECTIVE, Declined, LoweringContext
 from calumma.graph.layouts import ChannelParts, Slots, Value, phase_slots
 from calumma.graph.nodes import CONSTANT, Node
-from calumma.operators.convolution.rule import reads_part
 from calumma.operators.layout import expression
 
 

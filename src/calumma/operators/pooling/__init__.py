@@ -1,7 +1,7 @@
 """Two-dimensional pooling."""
 
+from calumma.families.registry import Operator
 from calumma.operators.pooling import rule, sample
-from calumma.operators.registry import Operator
 
 OPERATOR_FAMILY = Operator(
     "pooling",

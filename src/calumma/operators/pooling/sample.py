@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calumma.operators.samples import Layer, LayerModel, LayerWindow
+from calumma.families.samples import Layer, LayerModel, LayerWindow
 
 
 def write_pool(m: LayerModel, layer: Layer) -> str:

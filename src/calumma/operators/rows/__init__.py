@@ -1,6 +1,6 @@
 """Functions in several stages over the same rows: softmax, layer normalisation, and what is fused with them."""
 
-from calumma.operators.registry import Operator
+from calumma.families.registry import Operator
 from calumma.operators.rows import rule, sample
 from calumma.operators.rows.space import RowsSpace, matches
 

@@ -1,0 +1,1 @@
+"""What an operator family is, and the registry that the other rooms ask."""

@@ -1,0 +1,1 @@
+"""What operators mean: functions from graph nodes to graph nodes, which every importer calls."""
