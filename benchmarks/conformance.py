@@ -2,8 +2,9 @@
 
 `python -m benchmarks.conformance` runs every case of `onnx.backend.test` whose inputs and outputs are tensors, and
 prints a line for each that is not right, then a table by operator. `--suite torch` runs torch's operator database
-through `torch.compile`. `--results FILE` writes the figures into a page of the documentation, between the marks
-`<!-- onnx -->` or `<!-- torch -->`. Exit status 1 where a case is wrong, dies or hangs.
+through `torch.compile`; `--suite core-aten` lists which operators of core ATen have a rule. `--results FILE` writes the
+figures into a page of the documentation, between the marks `<!-- onnx -->` or `<!-- torch -->`. Exit status 1 where a
+case is wrong, dies or hangs.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ def main() -> int:
     options.add_argument("--every", type=int, default=1, metavar="N", help="one case of N")
     options.add_argument("--part", metavar="I/N", help="of those the part I of N, from 0; for ONNX's cases")
     options.add_argument("--jobs", type=int, default=2, help="cases at a time")
-    options.add_argument("--suite", choices=("onnx", "torch"), default="onnx", help="whose cases")
+    options.add_argument("--suite", choices=("onnx", "torch", "core-aten"), default="onnx", help="whose cases")
     options.add_argument("--samples", type=int, default=3, help="of each of torch's operators")
     options.add_argument("--results", type=Path, metavar="FILE", help="a page with marks to write the figures between")
     args = options.parse_args()
-    return _onnx(args) if args.suite == "onnx" else _torch(args)
+    return {"onnx": _onnx, "torch": _torch, "core-aten": _core_aten}[args.suite](args)
 
 
 def _onnx(args: argparse.Namespace) -> int:
@@ -92,6 +93,27 @@ def _torch(args: argparse.Namespace) -> int:
     if args.json:
         output.write(args.json, metrics, [asdict(outcome) for outcome in found], output.environment(args.threads))
     return 1 if any(counts[fault] for fault in ("wrong", "error", "crash", "hang")) else 0
+
+
+def _core_aten(args: argparse.Namespace) -> int:
+    found = [op for op in torch_cases.core_operators() if re.search(args.only or "", op.name)]
+    if not found:
+        raise InputError(f"--only {args.only}: no operator has such a name")
+    for op in found:
+        print(f"{op.how:16} {op.name}{': ' if op.reason else ''}{op.reason}")
+    counts = collections.Counter(op.how for op in found)
+    held = counts["rule"] + counts["decomposed"]
+    metrics = {
+        "core_aten": len(found),
+        **{f"core_aten_{how.replace(' ', '_')}": counts[how] for how in sorted(counts)},
+        "core_aten_share": held / len(found),
+        "core_aten_share_of_inference": held / max(len(found) - counts["not of inference"], 1),
+    }
+    for name, value in metrics.items():
+        print(f"{name:32} {value:.4g}")
+    if args.json:
+        output.write(args.json, metrics, [asdict(op) for op in found], output.environment(args.threads))
+    return 0
 
 
 def _part(cases: list[Case], part: str | None) -> list[Case]:

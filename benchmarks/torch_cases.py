@@ -59,6 +59,54 @@ def outcomes(chosen: Sequence[Any], samples: int, jobs: int) -> Iterator[list[Ou
         yield from pool.map(lambda op: _isolated(op, samples), chosen)
 
 
+@dataclass(frozen=True)
+class CoreOperator:
+    """An operator of core ATen, and how it is computed."""
+
+    name: str
+    how: str
+    """"rule", "decomposed" by torch into others, "missing", or "not of inference": gradients and training."""
+    reason: str
+
+
+_NOT_COMPUTED = {
+    "a number for Python, known at run time only": ("_local_scalar_dense",),
+    "the shape of its result depends on values": ("nonzero",),
+    "sizes and places in memory are fixed when a module is exported": ("sym_storage_offset", "sym_is_contiguous"),
+}
+
+
+def core_operators() -> list[CoreOperator]:
+    """All that torch tags as core ATen, by name."""
+    import torch
+
+    from calumma.frontend.torch import rules  # noqa: F401 - registers them
+    from calumma.frontend.torch.aten_registry import known_operators
+
+    packets = (getattr(torch.ops.aten, name) for name in dir(torch.ops.aten))
+    overloads = [getattr(p, o) for p in packets if hasattr(p, "overloads") for o in p.overloads()]
+    core = sorted({op for op in overloads if torch.Tag.core in op.tags}, key=str)
+    known = known_operators()
+    table = {**torch._decomp.decomposition_table, **torch.export.default_decompositions()}
+    return [CoreOperator(op.__name__, *_how(op, known, table)) for op in core]
+
+
+def _how(op: Any, known: frozenset[str], table: Any) -> tuple[str, str]:
+    import torch
+
+    name = op.__name__.split(".")[0]
+    if op.__name__ in known:
+        return "rule", ""
+    if name.endswith("_backward") or name in ("native_dropout", "_native_batch_norm_legit"):
+        return "not of inference", "gradients and training"
+    if torch.Tag.nondeterministic_seeded in op.tags:
+        return "missing", "it draws random numbers, and a compiled model computes the same at every call"
+    if op in table:
+        return "decomposed", ""
+    reasons = [reason for reason, names in _NOT_COMPUTED.items() if name in names]
+    return "missing", reasons[0] if reasons else "it has no rule"
+
+
 def _name(op: Any) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
@@ -91,14 +139,18 @@ def _child(op: Any, samples: int, sender: Connection) -> None:
     import torch
 
     with torch.no_grad():
-        for number, sample in enumerate(_small_samples(op, samples)):
-            sender.send(Outcome(_name(op), number, *_tried(op, sample)))
+        for number, sample in enumerate(small_samples(op, samples)):
+            sender.send(Outcome(_name(op), number, *tried(op, sample)))
     sender.close()
     os._exit(0)
 
 
-def _small_samples(op: Any, count: int) -> Iterator[Any]:
-    """The first samples, and the last: databases begin with the plain ones."""
+def small_samples(op: Any, count: int, dtype: Any = None) -> Iterator[Any]:
+    """Some of an operator's samples, from the first on at equal distances: databases begin with the plain ones.
+
+    Args:
+        dtype: of the samples; float32 without.
+    """
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -106,12 +158,14 @@ def _small_samples(op: Any, count: int) -> Iterator[Any]:
         tensors = [x for x in tree_leaves((sample.input, sample.args, sample.kwargs)) if isinstance(x, torch.Tensor)]
         return bool(tensors) and sum(tensor.numel() for tensor in tensors) <= _LARGEST_ELEMENTS
 
-    found = [sample for sample in op.sample_inputs("cpu", torch.float32, requires_grad=False) if is_small(sample)]
+    given = op.sample_inputs("cpu", dtype or torch.float32, requires_grad=False)
+    found = [sample for sample in given if is_small(sample)]
     step = max(1, len(found) // count)
     yield from found[::step][:count]
 
 
-def _tried(op: Any, sample: Any) -> tuple[str, str]:
+def tried(op: Any, sample: Any) -> tuple[str, str]:
+    """The verdict on a sample of an operator, and what there is to say about it."""
     import torch
     from torch.utils._pytree import tree_flatten, tree_unflatten
 

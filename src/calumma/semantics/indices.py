@@ -17,8 +17,10 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import tirx as T
 
+from calumma.expressions import statements
+from calumma.expressions.sorting import key
 from calumma.expressions.statements import kernel
-from calumma.graph.build import expression, operator
+from calumma.graph.build import expression, operator, reshape
 from calumma.graph.nodes import CONSTANT, Node, constant
 
 REDUCTIONS = ("none", "add", "mul", "max", "min")
@@ -181,6 +183,121 @@ def written_rows(cache: Node, update: Node, starts: Node, axis: int, *, circular
         return te.compute(cache.shape, element, name="write_rows")
 
     return expression(function, cache, update, starts, name="write_rows")
+
+
+def bags(table: Node, rows: Node, starts: Node, kind: str, shares: Node | None, count: int, padding: int = -1) -> Node:
+    """Rows of a table combined in bags, which lie one behind the other in a vector of row numbers.
+
+    Args:
+        table: (n, width).
+        rows: int64 vector.
+        starts: int64 vector: of each bag in `rows`, perhaps followed by the last one's end.
+        kind: "sum", "mean" or "max"; an empty bag is 0.
+        shares: what each row is multiplied by, of a sum; None for 1.
+        count: of bags.
+        padding: the number of a row that does not count; -1 for none.
+
+    Returns:
+        (count, width).
+    """
+    (width,), total = table.shape[1:], rows.shape[0]
+    if 0 in (width, total, count, table.shape[0]):
+        return constant(np.zeros((count, width), table.dtype), table.name)
+
+    def body(table: Any, rows: Any, starts: Any, *rest: Any) -> None:
+        out, zero = rest[-1], statements.constant(0, str(table.dtype))
+
+        def bound(place: tirx.Expr) -> tirx.Expr:
+            return tirx.max(tirx.min(place, statements.constant(total)), statements.constant(0))
+
+        with T.parallel(0, count) as bag:
+            first = T.Bind(bound(starts[bag]))
+            following = starts[tirx.min(bag + 1, starts_held - 1)]
+            behind = statements.either(bag + 1 < starts_held, following, statements.constant(total))
+            end, held = T.Bind(bound(behind)), statements.counter("int64")
+            held[0] = statements.constant(0)
+            with T.serial(0, width) as column:
+                out[bag, column] = zero
+            with (
+                T.serial(0, tirx.max(end - first, statements.constant(0))) as step,
+                T.If(rows[first + step] != padding),
+                T.Then(),
+            ):
+                row = T.Bind(place(rows[first + step], table_rows))
+                with T.serial(0, width) as column:
+                    value = table[row, column]
+                    value = value * rest[0][first + step] if shares is not None else value
+                    old = out[bag, column]
+                    if kind == "max":
+                        out[bag, column] = statements.either(
+                            held[0] == statements.constant(0), value, _extreme(old, value, largest=True)
+                        )
+                    else:
+                        out[bag, column] = old + value
+                held[0] = held[0] + statements.constant(1)
+            if kind == "mean":
+                with T.serial(0, width) as column:
+                    number = tirx.max(held[0], statements.constant(1)).astype(str(table.dtype))
+                    out[bag, column] = out[bag, column] / number
+
+    starts_held, table_rows = starts.shape[0], table.shape[0]
+    given = [node for node in (table, rows, starts, shares) if node is not None]
+    result = [((count, width), table.dtype)]
+    return expression(lambda *tensors: kernel("bags", body, tensors, result)[0], *given, name="bags")
+
+
+def masked_scattered(x: Node, mask: Node, source: Node) -> Node:
+    """x with the elements where a mask of its shape holds replaced by those of a vector, in order."""
+    size, given = math.prod(x.shape), math.prod(source.shape)
+    if 0 in (size, given):
+        return x
+
+    def body(data: Any, mask: Any, source: Any, out: Any) -> None:
+        taken = statements.counter("int64")
+        taken[0] = statements.constant(0)
+        with T.serial(0, size) as i:
+            new = source[tirx.min(taken[0], statements.constant(given - 1))]
+            out[i] = statements.either(mask[i], new, data[i])
+            taken[0] = taken[0] + mask[i].astype("int64")
+
+    flat = reshape(x, (size,)), reshape(mask, (size,)), reshape(source, (given,))
+    result = [((size,), x.dtype)]
+    found = expression(
+        lambda *tensors: kernel("masked_scatter", body, tensors, result)[0], *flat, name="masked_scatter"
+    )
+    return reshape(found, x.shape)
+
+
+def searched(sequence: Node, values: Node, *, right: bool) -> Node:
+    """Where values are to be put into sorted rows so that these stay sorted, int64.
+
+    Args:
+        sequence: (rows, n), ascending, NaN last.
+        values: (rows, m).
+        right: behind equal elements, instead of before them.
+    """
+    (rows, n), (_, m) = sequence.shape, values.shape
+    if 0 in (rows, m, n):
+        return constant(np.zeros((rows, m), np.int64), values.name)
+
+    def body(sequence: Any, values: Any, out: Any) -> None:
+        with T.parallel(0, rows * m) as flat:
+            row, column = T.Bind(flat // m), T.Bind(flat % m)
+            low, high = statements.counter("int64"), statements.counter("int64")
+            low[0], high[0] = statements.constant(0), statements.constant(n)
+            wanted = key(values[row, column], values.dtype)
+            with T.While(low[0] < high[0]):
+                middle = T.Bind((low[0] + high[0]) // 2)
+                held = key(sequence[row, middle], sequence.dtype)
+                with T.If(held <= wanted if right else held < wanted):
+                    with T.Then():
+                        low[0] = middle + 1
+                    with T.Else():
+                        high[0] = middle
+            out[row, column] = low[0]
+
+    result = [((rows, m), "int64")]
+    return expression(lambda *tensors: kernel("searched", body, tensors, result)[0], sequence, values, name="searched")
 
 
 def _written(body: Callable[..., None], x: Node, indices: Node, updates: Node, name: str) -> Node:

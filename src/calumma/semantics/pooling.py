@@ -8,13 +8,17 @@ belong to each axis alone.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import relax, te, tirx
+from tvm.script.ir_builder import tirx as T
 
+from calumma.expressions import statements
 from calumma.graph.build import expression, operator, reshape, scalar
 from calumma.graph.nodes import Node, constant
 from calumma.operators.pooling.expression import AxisWindow
@@ -225,3 +229,49 @@ def _as_plane(x: Node) -> Node:
 
 def _pointlike(x: Node) -> tuple[int, ...]:
     return (*x.shape[:2], *([1] * (len(x.shape) - 2)))
+
+
+# -- windows that cover an axis evenly -------------------------------------------------------------
+
+
+def adaptive_max_pool(x: Node, outputs: Sequence[int]) -> tuple[Node, Node]:
+    """The maximum of windows that cover each axis evenly, and where in its image it is, int64.
+
+    Window j goes from floor(j * size / outputs) to before ceil((j + 1) * size / outputs); windows may overlap.
+    """
+    batch, channels, *sizes = x.shape
+    planes, shape = batch * channels, (batch * channels, *outputs)
+    if 0 in (planes, *outputs):
+        empty = (batch, channels, *outputs)
+        return constant(np.zeros(empty, x.dtype), x.name), constant(np.zeros(empty, np.int64), x.name)
+
+    def body(data: Any, values: Any, places: Any) -> None:
+        with T.parallel(0, planes) as row, contextlib.ExitStack() as loops:
+            i = [loops.enter_context(T.serial(0, count)) for count in outputs]
+            windows = list(zip(i, sizes, outputs, strict=True))
+            starts = [T.Bind(j * size // count) for j, size, count in windows]
+            ends = [T.Bind(((j + 1) * size + (count - 1)) // count) for j, size, count in windows]
+            where = (row, *i)
+            values[where], places[where] = data[(row, *starts)], _flat(starts, sizes)
+            for start, end in zip(starts, ends, strict=True):
+                starts = [*starts[1:], start + loops.enter_context(T.serial(0, end - start))]
+            found = T.Bind(data[(row, *starts)])
+            wins = found > values[where]
+            wins = tirx.any(wins, tirx.isnan(found)) if x.dtype.startswith("float") else wins
+            with T.If(wins), T.Then():
+                values[where], places[where] = found, _flat(starts, sizes)
+
+    def function(data: te.Tensor) -> list[te.Tensor]:
+        return statements.kernel("adaptive_max_pool", body, [data], [(shape, x.dtype), (shape, "int64")])
+
+    results = expression(function, reshape(x, (planes, *sizes)), name="adaptive_max_pool")
+    values, places = (reshape(result, (batch, channels, *outputs)) for result in results)
+    return values, places
+
+
+def _flat(where: Sequence[tirx.Expr], sizes: Sequence[int]) -> tirx.Expr:
+    """The number of an element in order."""
+    number = tirx.const(0, "int64")
+    for place, size in zip(where, sizes, strict=True):
+        number = number * size + place.astype("int64")
+    return number

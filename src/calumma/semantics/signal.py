@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from tvm import te
@@ -9,6 +11,7 @@ from tvm import te
 from calumma.core.errors import ModelError
 from calumma.graph.build import combined, expression, reshape, transpose
 from calumma.graph.nodes import CONSTANT, Node, constant
+from calumma.semantics.movement import concatenated, sliced
 from calumma.semantics.products import matmul
 
 _LARGEST_MATRIX = 1 << 26
@@ -39,6 +42,62 @@ def fourier(x: Node, axis: int, length: int, inverse: bool = False, onesided: bo
     product = matmul(reshape(moved, (*rows, x.shape[axis] * parts)), constant(matrix))
     result = reshape(product, (*rows, matrix.shape[1] // 2, 2))
     return transpose(result, [order.index(a) for a in range(rank)])
+
+
+@dataclass(frozen=True)
+class Complex:
+    """A tensor of complex numbers."""
+
+    parts: Node
+    """(..., 2): real and imaginary parts."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.parts.shape[:-1]
+
+    @property
+    def dtype(self) -> str:
+        """Of the parts."""
+        return self.parts.dtype
+
+    @property
+    def real(self) -> Node:
+        return self._part(0)
+
+    @property
+    def imaginary(self) -> Node:
+        return self._part(1)
+
+    def _part(self, index: int) -> Node:
+        return reshape(sliced(self.parts, {len(self.shape): slice(index, index + 1)}), self.shape)
+
+    @classmethod
+    def of(cls, real: Node, imaginary: Node | None = None) -> Complex:
+        """A complex tensor of its parts; real without the second one."""
+        second = constant(np.zeros(real.shape, real.dtype)) if imaginary is None else imaginary
+        return cls(concatenated([reshape(x, (*x.shape, 1)) for x in (real, second)], len(real.shape)))
+
+
+def fourier_to_real(x: Complex, axis: int, length: int) -> Node:
+    """The inverse transform of the first length // 2 + 1 points of a spectrum whose inverse is real.
+
+    What has to be real in such a spectrum is taken as real.
+    """
+    held = length // 2 + 1
+    shares = np.full(held, 2.0)
+    shares[0] = 1
+    if length % 2 == 0:
+        shares[-1] = 1
+    turns = np.outer(np.arange(held), np.arange(length)) % length
+    factor = np.exp(2j * np.pi / length * turns) * shares[:, None] / length
+    matrix = np.stack([factor.real, -factor.imag], axis=1).reshape(held * 2, length)
+    rank = len(x.shape)
+    order = [*(other for other in range(rank) if other != axis), axis]
+    moved = transpose(sliced(x.parts, {axis: slice(0, held)}), [*order, rank])
+    rows = moved.shape[:-2]
+    result = matmul(reshape(moved, (*rows, held * 2)), constant(matrix.astype(x.dtype)))
+    return transpose(result, [order.index(other) for other in range(rank)])
 
 
 def short_time_fourier(signal: Node, step: int, window: Node | None, length: int, onesided: bool) -> Node:

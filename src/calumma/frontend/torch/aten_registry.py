@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 from calumma.core.errors import InternalError
 from calumma.graph.nodes import Node
+from calumma.semantics.signal import Complex
 
-Result = Node | Sequence[Node | None]
+Result = Node | Complex | Sequence[Node | None]
 """One node per result; None for one that no model reads."""
 AtenRule = Callable[..., Result]
 _Rule = TypeVar("_Rule", bound=AtenRule)
@@ -26,6 +27,7 @@ _ELSEWHERE = frozenset({"device", "dtype", "implicit", "layout", "memory_format"
 """Arguments that decide nothing but where a result lies, or its type, which torch says of it as well."""
 
 _RULES: dict[str, AtenRule] = {}
+_COMPLEX_RULES: dict[str, AtenRule] = {}
 _NAMES: dict[AtenRule, frozenset[str]] = {}
 
 
@@ -43,6 +45,26 @@ def aten_rule(*names: str) -> Callable[[_Rule], _Rule]:
     return register
 
 
+def complex_rule(*names: str) -> Callable[[_Rule], _Rule]:
+    """Register a function as the rule of operators where an argument or the result is complex (`signal.Complex`)."""
+
+    def register(function: _Rule) -> _Rule:
+        _COMPLEX_RULES.update(dict.fromkeys(names, function))
+        parameters = inspect.signature(function).parameters
+        _NAMES[function] = frozenset(parameters)
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            taken = frozenset().union(*(_NAMES[_RULES[name]] for name in names))
+            _NAMES[function] |= taken
+        return function
+
+    return register
+
+
+def find_complex_rule(name: str) -> AtenRule | None:
+    """The rule for an operator on complex numbers, None where there is none."""
+    return _COMPLEX_RULES.get(name)
+
+
 def find_rule(name: str) -> AtenRule | None:
     """The rule for an operator with its overload, None where there is none."""
     return _RULES.get(name)
@@ -55,7 +77,7 @@ def taken_arguments(rule: AtenRule) -> frozenset[str]:
 
 def known_operators() -> frozenset[str]:
     """Every operator that has a rule, with its overload."""
-    return frozenset(_RULES)
+    return frozenset(_RULES) | frozenset(_COMPLEX_RULES)
 
 
 def call(rule: AtenRule, node: Any, arguments: dict[str, tuple[Any, Any]]) -> Result:

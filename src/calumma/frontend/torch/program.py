@@ -56,6 +56,8 @@ def import_torch(
     with clock.phase("export"), warnings.catch_warnings():
         # torch.export copies a class of its own that warns when it is looked at.
         warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated", FutureWarning)
+        # Recurrent modules hold their weights twice.
+        warnings.filterwarnings("ignore", r"The tensor attributes? .*_flat_weights", UserWarning)
         if isinstance(model, torch.export.ExportedProgram):
             if example_inputs is not None:
                 raise InputError("example_inputs belong to a torch.nn.Module; an ExportedProgram has its shapes")
@@ -105,6 +107,7 @@ def _first_line(error: BaseException) -> str:
 def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Take composite operators apart into those that have a rule, and refuse what cannot be computed right."""
     from calumma.frontend.torch import rules  # noqa: F401 - registers them
+    from calumma.frontend.torch.aten_registry import known_operators
     from calumma.frontend.torch.torch_node import computed_dtype, operator_name
 
     for node in program.graph.nodes:
@@ -117,17 +120,25 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
                     f"node {node.name}: shape {list(tensor.shape)} is not fixed; export without dynamic_shapes"
                 )
             try:
-                computed_dtype(tensor.dtype)
+                computed_dtype(tensor.dtype if tensor.dtype is torch.complex32 else tensor.dtype.to_real())
             except ModelError as error:
                 raise ModelError(f"node {node.name}: {error}") from error
-    program = program.run_decompositions(_decompositions())
+    try:
+        program = program.run_decompositions(_decompositions())
+    except Exception as error:
+        raise ModelError(
+            f"torch cannot take the model apart into operators of core ATen ({_first_line(error)}); "
+            "write it with other torch operators, or export the module to ONNX"
+        ) from error
     for node in program.graph.nodes:
         if node.op == "call_function" and node.target.__name__ in _TRAINING:
             raise ModelError(
                 f"node {node.name}: operator {operator_name(node)} is of training; "
                 "call .eval() on the module before exporting it"
             )
-        if node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if node.op != "call_function" or node.target.__name__ in known_operators():  # recurrent ones: with dropout
+            continue
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise ModelError(
                 f"node {node.name}: operator {operator_name(node)} draws random numbers, and a compiled model "
                 "computes the same at every call; make the numbers an input"

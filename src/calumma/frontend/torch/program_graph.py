@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from calumma.core.errors import ModelError, reason
-from calumma.frontend.torch.aten_registry import call, find_rule
+from calumma.frontend.torch.aten_registry import AtenRule, call, find_complex_rule, find_rule
 from calumma.frontend.torch.torch_node import NARROW, TorchNode, computed_dtype
 from calumma.graph.build import named
 from calumma.graph.nodes import INPUT, Graph, Node, constant
 from calumma.semantics.narrow_floats import narrowed, widened
+from calumma.semantics.signal import Complex
 
 _ASSERTIONS = frozenset({"_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range_for_size"})
 """Operators without a result that check what holds for fixed shapes."""
@@ -45,6 +46,10 @@ def program_graph(program: torch.export.ExportedProgram, tensors: Mapping[str, N
             else:
                 raise ModelError(f"node {fx.name}: {fx.target} is a module or control flow, expected an operator")
     for index, fx in enumerate(outputs):
+        if isinstance(fx, torch.fx.Node) and isinstance(values[fx], Complex):
+            raise ModelError(
+                f"output {index}: {fx.meta['val'].dtype} is not supported; return real numbers (torch.view_as_real)"
+            )
         if not isinstance(fx, torch.fx.Node) or not isinstance(values[fx], Node):
             raise ModelError(f"output {index}: a {type(fx).__name__}, expected a tensor; leave this output out")
     returned = [_at_the_door(fx, values[fx]) for fx in outputs]
@@ -57,6 +62,8 @@ def _placeholder(fx: torch.fx.Node, tensors: Mapping[str, NDArray[Any]], inputs:
     value = fx.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return value
+    if value.dtype.is_complex:
+        raise ModelError(f"node {fx.name}: {value.dtype} is not supported; hand in real numbers (torch.view_as_real)")
     computed = computed_dtype(value.dtype)
     node = Node(INPUT, shape=tuple(value.shape), dtype=NARROW.get(value.dtype, computed), name=fx.name)
     inputs.append(node)
@@ -78,7 +85,7 @@ def _called(fx: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:
     node = TorchNode(fx)
     if node.op in _ASSERTIONS:
         return None
-    rule = find_rule(node.overload)
+    rule = _rule(node, fx, values)
     if rule is None:
         raise ModelError(
             f"node {node.name}: operator {node.op} is not supported; "
@@ -100,6 +107,18 @@ def _called(fx: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:
     return _checked(node, result)
 
 
+def _rule(node: TorchNode, fx: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> AtenRule | None:
+    """The operator's rule: that for complex numbers where there are some."""
+    result = fx.meta.get("val")
+    given = any(isinstance(values[source], Complex) for source in fx.all_input_nodes)
+    if not given and not (isinstance(result, torch.Tensor) and result.is_complex()):
+        return find_rule(node.overload)
+    rule = find_complex_rule(node.overload)
+    if rule is None:
+        raise node.refused("complex numbers are not supported there")
+    return rule
+
+
 def _checked(node: TorchNode, result: Any) -> Any:
     """Compare with what torch says of the results: another type or shape is another function."""
     expected = node.fx.meta.get("val")
@@ -108,7 +127,9 @@ def _checked(node: TorchNode, result: Any) -> Any:
     for found, tensor in pairs:
         if found is None or not isinstance(tensor, torch.Tensor):
             continue
-        shape, dtype = tuple(tensor.shape), computed_dtype(tensor.dtype)
+        shape, dtype = tuple(tensor.shape), computed_dtype(tensor.dtype.to_real())
+        if isinstance(found, Complex) != tensor.is_complex():
+            raise node.refused(f"its result is not {tensor.dtype}")
         if (found.shape, found.dtype) != (shape, dtype):
             raise node.refused(f"its result is {found.dtype}{list(found.shape)}, expected {dtype}{list(shape)}")
     return result

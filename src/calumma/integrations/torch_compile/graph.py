@@ -44,6 +44,21 @@ class RegionOutput:
     """Elements from one index to the next, as torch would lay it out; None: C-contiguous."""
 
 
+@dataclass(frozen=True)
+class ArgumentView:
+    """A result that is a view of an argument: nothing is computed, and a change of one is seen in the other."""
+
+    argument: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    """Elements from the argument's first to the view's."""
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The view of an argument."""
+        return tensor.as_strided(self.shape, self.stride, tensor.storage_offset() + self.offset)
+
+
 class RegionGraph:
     """A graph of Dynamo's, before anything is known of a call's arguments but their kinds."""
 
@@ -67,10 +82,13 @@ class RegionGraph:
         self._computed: list[torch.fx.Node] = []
         self._returned: list[tuple[str, Any]] = []
         for entry in returned:
+            view = None if self.is_open else _view(entry, placeholders)
             if not isinstance(entry, torch.fx.Node):
                 self._returned.append(("constant", entry))
             elif entry.op == "placeholder":
                 self._returned.append(("argument", placeholders.index(entry)))
+            elif view is not None:
+                self._returned.append(("view", view))
             else:
                 if entry not in self._computed:
                     self._computed.append(entry)
@@ -110,8 +128,13 @@ class RegionGraph:
 
     def returned(self, computed: Sequence[torch.Tensor], arguments: Sequence[Any]) -> tuple[Any, ...]:
         """What a call returns, from the tensors computed and the arguments."""
-        sources = {"computed": computed, "argument": arguments}
-        return tuple(sources[kind][entry] if kind in sources else entry for kind, entry in self._returned)
+
+        def result(kind: str, entry: Any) -> Any:
+            if kind == "view":
+                return entry.of(arguments[entry.argument])
+            return {"computed": computed, "argument": arguments}[kind][entry] if kind != "constant" else entry
+
+        return tuple(result(kind, entry) for kind, entry in self._returned)
 
 
 def lines(bound: torch.fx.GraphModule, inputs: Sequence[torch.Tensor], digests: Mapping[str, str]) -> Iterator[str]:
@@ -158,6 +181,21 @@ def _kind(node: torch.fx.Node) -> str:
 def _value(node: torch.fx.Node) -> Any:
     """What stands for a node's value in Dynamo's trace: a tensor without memory, a number."""
     return node.meta.get("example_value")
+
+
+def _view(node: Any, placeholders: Sequence[torch.fx.Node]) -> ArgumentView | None:
+    """How a node views an argument; None where it does not, or not element by element."""
+    value = _value(node) if isinstance(node, torch.fx.Node) else None
+    if not isinstance(value, torch.Tensor) or value.requires_grad or value.is_conj() or value.is_neg():
+        return None
+    for index, placeholder in enumerate(placeholders):
+        source = _value(placeholder)
+        if not isinstance(source, torch.Tensor) or source.dtype != value.dtype:
+            continue
+        if source.untyped_storage()._cdata == value.untyped_storage()._cdata:
+            offset = int(value.storage_offset()) - int(source.storage_offset())
+            return ArgumentView(index, tuple(value.shape), tuple(value.stride()), offset)
+    return None
 
 
 def _is_fixed(value: Any) -> bool:

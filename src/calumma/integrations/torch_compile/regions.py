@@ -45,7 +45,8 @@ def backend(
         options: see `Options`.
 
     Returns:
-        What to call in place of the graph: a `Region`, or, after a warning, the graph itself.
+        What to call in place of the graph: a `Region`, or the graph itself: after a warning, or where it computes
+        nothing, because it returns arguments and views of them.
 
     Raises:
         InputError: an option is unknown or has no sense.
@@ -54,7 +55,8 @@ def backend(
     try:
         if torch.is_autocast_enabled("cpu"):
             raise ModelError("autocast is on, and calumma computes in float32; leave torch.autocast")
-        return Region(module, RegionGraph(module), settings)
+        graph = RegionGraph(module)
+        return Region(module, graph, settings) if graph.outputs else module.forward
     except ModelError as error:
         _warn(error)
         return module.forward

@@ -178,6 +178,38 @@ def extreme(node: TorchNode, self: Node, other: Node) -> Node:
     return operator(relax.op.maximum if node.op == "maximum" else relax.op.minimum, left, right)
 
 
+@aten_rule("fmax.default", "fmin.default")
+def extreme_number(node: TorchNode, self: Node, other: Node) -> Node:
+    """The larger or smaller one, and of a number and NaN the number."""
+    left, right = _pair(node, self, other, node.dtype)
+    if not arithmetic.is_float(left):
+        return operator(relax.op.maximum if node.op == "fmax" else relax.op.minimum, left, right)
+    name = node.op + ("f" if node.dtype == "float32" else "")
+    return combined(lambda a, b: tirx.call_pure_extern(node.dtype, name, a, b), left, right, name=node.op)
+
+
+@aten_rule("frexp.Tensor")
+def mantissa_and_exponent(node: TorchNode, self: Node) -> tuple[Node, Node]:
+    """x = mantissa * 2 ** exponent, the mantissa at least 1/2 and below 1; of what is not finite, itself and 0."""
+
+    def logarithm(x: tirx.Expr) -> tirx.Expr:
+        return tirx.call_pure_extern("float64", "logb", tirx.abs(x).astype("float64")) + tirx.const(1, "float64")
+
+    def is_plain(x: tirx.Expr) -> tirx.Expr:
+        return tirx.all(tirx.abs(x) > tirx.const(0, str(x.ty)), tirx.abs(x) < tirx.const(math.inf, str(x.ty)))
+
+    zero = tirx.const(0, "float64")
+    x = self
+    power = mapped(lambda v: tirx.Select(is_plain(v), logarithm(v), zero), x, "exponent")
+    scale = combined(
+        lambda v, p: (v.astype("float64") * tirx.call_pure_extern("float64", "exp2", zero - p)).astype(x.dtype),
+        x,
+        power,
+        name="mantissa",
+    )
+    return scale, cast(power, "int32")
+
+
 @aten_rule("atan2.default")
 def atan2(node: TorchNode, self: Node, other: Node) -> Node:
     left, right = _pair(node, self, other, node.dtype)

@@ -10,11 +10,12 @@ from tvm import relax, tirx
 
 from calumma.frontend.torch.aten_registry import aten_rule
 from calumma.frontend.torch.torch_node import TorchNode
-from calumma.graph.build import cast, combined, operator, reshape, scalar
+from calumma.graph.build import cast, combined, operator, reshape, scalar, transpose
 from calumma.graph.nodes import Node, constant
 from calumma.operators.pooling.expression import AxisWindow
 from calumma.semantics import activations, normalisation, pooling, resampling
 from calumma.semantics import convolution as convolutions
+from calumma.semantics.reductions import reduced
 from calumma.semantics.resampling import Axis, Interpolation, Taps
 
 
@@ -34,7 +35,7 @@ def addmm(
     beta: float = 1,
     alpha: float = 1,
 ) -> Node:
-    left, right = (mat1, mat2) if node.op == "addmm" else (batch1, batch2)
+    left, right = (batch1, batch2) if mat1 is None else (mat1, mat2)
     result = operator(relax.op.matmul, left, right)
     if alpha != 1:
         result = operator(relax.op.multiply, result, scalar(alpha, node.dtype))
@@ -42,6 +43,36 @@ def addmm(
         return result
     bias = self if beta == 1 else operator(relax.op.multiply, self, scalar(beta, node.dtype))
     return operator(relax.op.add, bias, result)
+
+
+@aten_rule("addbmm.default")
+def sum_of_products(node: TorchNode, self: Node, batch1: Node, batch2: Node, beta: float = 1, alpha: float = 1) -> Node:
+    """The products of a batch, added up: one product, whose inner axis is batch and inner axis together."""
+    (batch, rows, inner), columns = batch1.shape, batch2.shape[2]
+    left = reshape(transpose(batch1, (1, 0, 2)), (rows, batch * inner))
+    return addmm(node, self, mat1=left, mat2=reshape(batch2, (batch * inner, columns)), beta=beta, alpha=alpha)
+
+
+@aten_rule("_trilinear.default")
+def trilinear(
+    node: TorchNode,
+    i1: Node,
+    i2: Node,
+    i3: Node,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Node:
+    """The product of three tensors with new axes, summed over some; `unroll_dim` decides how torch computes it."""
+    factors = []
+    for tensor, new in ((i1, expand1), (i2, expand2), (i3, expand3)):
+        sizes = iter(tensor.shape)
+        factors.append(reshape(tensor, [1 if a in new else next(sizes) for a in range(len(tensor.shape) + len(new))]))
+    first, second, third = factors
+    product = operator(relax.op.multiply, operator(relax.op.multiply, first, second), third)
+    return reduced("sum", product, sumdim, keepdims=False)
 
 
 @aten_rule("convolution.default")

@@ -245,32 +245,6 @@ def index_put(
     return transpose(front, [axes.index(axis) for axis in range(len(axes))])
 
 
-_REDUCTIONS = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min", "add": "add", "multiply": "mul"}
-
-
-@aten_rule("scatter.src", "scatter.value", "scatter_add.default", "scatter_reduce.two", "scatter.reduce")
-def scatter(
-    node: TorchNode,
-    self: Node,
-    dim: int,
-    index: Node,
-    src: Node | None = None,
-    value: float = 0,
-    reduce: str = "",
-    include_self: bool = True,
-) -> Node:
-    reduction = "add" if node.op == "scatter_add" else _REDUCTIONS.get(reduce, "none" if not reduce else "")
-    if not reduction or not include_self:
-        raise node.refused(f"reduce {reduce!r} with include_self={include_self} is not supported")
-    base, places = (reshape(part, part.shape or (1,)) for part in (self, index))
-    source = (
-        constant(np.full(places.shape, value).astype(self.dtype)) if src is None else reshape(src, src.shape or (1,))
-    )
-    source = movement.sliced(source, {axis: slice(0, size) for axis, size in enumerate(places.shape)})
-    base_dim = dim % len(base.shape)
-    return reshape(picking.scattered_elements(base, places, source, base_dim, reduction), self.shape)
-
-
 @aten_rule("tril.default", "triu.default")
 def triangle(node: TorchNode, self: Node, diagonal: int = 0) -> Node:
     return movement.triangle(self, scalar(diagonal, "int64"), upper=node.op == "triu")

@@ -12,6 +12,7 @@ from calumma.frontend.torch.aten_registry import aten_rule
 from calumma.frontend.torch.torch_node import TorchNode
 from calumma.graph.build import cast, operator, reshape, scalar
 from calumma.graph.nodes import Node
+from calumma.semantics.reductions import reduced
 
 
 def _reduced(function: Callable[..., Any], x: Node, dims: Sequence[int] | None, keepdim: bool) -> Node:
@@ -39,6 +40,11 @@ def extreme(node: TorchNode, self: Node, dim: Sequence[int] = (), keepdim: bool 
     if self.dtype == "bool":
         return cast(extreme(node, cast(self, "uint8"), dim, keepdim), "bool")
     return _reduced(relax.op.max if node.op == "amax" else relax.op.min, self, dim, keepdim)
+
+
+@aten_rule("max.default", "min.default")
+def extreme_of_all(node: TorchNode, self: Node) -> Node:
+    return reduced(node.op, self, None, False)
 
 
 @aten_rule("max.dim", "min.dim")
@@ -113,30 +119,3 @@ def safe_softmax(node: TorchNode, self: Node, dim: int, dtype: Any = None) -> No
     largest = operator(relax.op.max, self, [dim % len(self.shape)], True)
     empty = operator(relax.op.equal, largest, scalar(-math.inf, self.dtype))
     return operator(relax.op.where, empty, scalar(0, node.dtype), result)
-
-
-@aten_rule("sort.default")
-def sort(node: TorchNode, self: Node, dim: int = -1, descending: bool = False) -> tuple[Node, Node]:
-    if not self.shape:
-        return self, scalar(0, "int64")
-    from calumma.extents.selection import top_k
-
-    values, indices = top_k(self, self.shape[dim], dim % len(self.shape), largest=descending)
-    return values, indices
-
-
-@aten_rule("topk.default")
-def topk(
-    node: TorchNode,
-    self: Node,
-    k: int,
-    dim: int = -1,
-    largest: bool = True,
-    sorted: bool = True,
-) -> tuple[Node, Node]:
-    if not self.shape:
-        return self, scalar(0, "int64")
-    from calumma.extents.selection import top_k
-
-    values, indices = top_k(self, k, dim % len(self.shape), largest=largest)
-    return values, indices

@@ -1,0 +1,1 @@
+"""Numerical methods as functions of graph nodes: special functions, linear algebra, ranks, distances."""
