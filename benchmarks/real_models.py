@@ -225,7 +225,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Ratios of latencies, ours over ONNX Runtime's: below 1 we are faster."""
     ratios = [row["ratio"] for row in rows if row["ratio"]]
-    found = {"models": len(rows), "models_failed": sum(bool(row["error"]) for row in rows)}
+    found: dict[str, float] = {"models": len(rows), "models_failed": sum(bool(row["error"]) for row in rows)}
     if not ratios:
         return found
     return found | {

@@ -55,8 +55,10 @@ REFUSED = {
         "Pad",
         "Range",
         "ReduceSum",
+        "Resize",
     },
     "of which there is no limit that is known": {"Loop"},
+    "drops random elements": {"Dropout"},
     "of floats it wants fmod=1": {"Mod"},  # as ONNX Runtime says
 }
 """What a refusal says -> the operators that may be refused for that."""

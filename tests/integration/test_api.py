@@ -329,9 +329,11 @@ def test_tuned_model_computes_the_same_and_its_records_serve_the_next_compile(tm
     model, data = _small_network()
     database = tmp_path / "records.sqlite"
     seen: list[Any] = []
-    tuned = api.tune(
-        data, output=tmp_path / "tuned.so", database=database, budget=Budget(trials=5), threads=2, on_event=seen.append
-    )
+    budget, output = Budget(trials=5), tmp_path / "tuned.so"
+    with ThreadPoolExecutor(1) as thread:  # a session may race whole models, in a pool of two
+        tuned = thread.submit(
+            api.tune, data, output=output, database=database, budget=budget, threads=2, on_event=seen.append
+        ).result()
     assert tuned.path.exists() and not tuned.interrupted
     assert sum(task.trials for task in tuned.tasks) == 5
     assert sum(_proposed(database).values()) == 5

@@ -97,13 +97,19 @@ def test_nan_wins_in_scatters_and_foreign_indices_are_clamped() -> None:
     x = zoo.feed(np.array([1, np.nan, 3], np.float32))
     far = zoo.feed(np.array([-(1 << 60), 1, 1 << 60]))
     for reduction in ("max", "min"):
-        zoo.add("ScatterElements", x, zoo.feed(np.arange(3)), zoo.feed(np.float32([np.nan, 5, 9])), reduction=reduction)
-    zoo.add("ScatterElements", x, far, zoo.feed(np.float32([7, 8, 9])))
+        zoo.add(
+            "ScatterElements",
+            x,
+            zoo.feed(np.arange(3)),
+            zoo.feed(np.array([np.nan, 5, 9], np.float32)),
+            reduction=reduction,
+        )
+    zoo.add("ScatterElements", x, far, zoo.feed(np.array([7, 8, 9], np.float32)))
     zoo.add("Gather", x, far)
     zoo.add("GatherElements", x, far)
     column = zoo.add("Reshape", far, np.array([3, 1]))
     zoo.add("GatherND", x, column)
-    zoo.add("ScatterND", x, column, zoo.feed(np.float32([7, 8, 9])))
+    zoo.add("ScatterND", x, column, zoo.feed(np.array([7, 8, 9], np.float32)))
     nan = np.nan
     largest, smallest, placed, taken, elements, _, tuples, slices = compiled(
         import_model(zoo.proto().SerializeToString())

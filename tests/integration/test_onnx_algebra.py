@@ -32,7 +32,7 @@ def test_reductions(opset: int) -> None:
     for operator in REDUCTIONS:
         for axes, keepdims in (([1], 1), ([-1, 0], 0), (None, 1), (None, 0)):
             given = [] if axes is None or opset < 18 else [np.array(axes)]
-            attributes = {} if axes is None or given else {"axes": axes}
+            attributes: dict[str, Any] = {} if axes is None or given else {"axes": axes}
             zoo.add(operator, x, *given, keepdims=keepdims, **attributes)
         if opset >= 18:
             for noop in (0, 1):
@@ -76,8 +76,8 @@ def test_indices_of_extrema_and_running_sums() -> None:
             zoo.add(operator, x, axis=-1, keepdims=0, select_last_index=last)
     for dtype in ("float32", "int32", "int64"):
         name = zoo.feed((zoo.random(3, 4, 5) * 9).astype(dtype))
-        for attributes in ({}, {"exclusive": 1}, {"reverse": 1}, {"exclusive": 1, "reverse": 1}):
-            zoo.add("CumSum", name, np.array(1), **attributes)
+        for exclusive, reverse in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            zoo.add("CumSum", name, np.array(1), exclusive=exclusive, reverse=reverse)
     zoo.check(isas.NATIVE)
 
 
@@ -85,10 +85,11 @@ def test_indices_of_extrema_and_running_sums() -> None:
 def test_softmax_of_a_matrix_and_along_an_axis(opset: int) -> None:
     zoo = Zoo(opset)
     x = zoo.feed(zoo.random(2, 3, 4, 5))
-    odd = zoo.feed(np.float32([[-np.inf, 0, 1], [np.nan, 1, 2], [1e4, 1, 2], [-np.inf] * 3]))
+    odd = zoo.feed(np.array([[-np.inf, 0, 1], [np.nan, 1, 2], [1e4, 1, 2], [-np.inf] * 3], np.float32))
     for operator in ("Softmax", "LogSoftmax", "Hardmax"):
-        for axis in ({}, {"axis": 0}, {"axis": 2}, {"axis": -1}):
-            zoo.add(operator, x, **axis)
+        zoo.add(operator, x)
+        for axis in (0, 2, -1):
+            zoo.add(operator, x, axis=axis)
         if operator != "Hardmax":
             zoo.add(operator, odd, axis=-1)
     zoo.check(isas.NATIVE)
@@ -109,7 +110,7 @@ def test_matrix_products(isa: str) -> None:
         zoo.add("Gemm", square, zoo.random(3, 4), *addend, transA=1, transB=1, alpha=0.5, beta=0.3)
     zoo.add("FusedMatMul", batch, zoo.feed(zoo.random(2, 6, 4)), transB=1, alpha=0.5, **CONTRIB)
     zoo.add("Det", zoo.feed(zoo.random(3, 4, 4)))
-    zoo.add("Det", zoo.feed(np.float32([[0, 1], [1, 0]])))
+    zoo.add("Det", zoo.feed(np.array([[0, 1], [1, 0]], np.float32)))
     zoo.add("Det", zoo.feed(np.zeros((2, 2), np.float32)))
     zoo.check(isa)
 
@@ -141,13 +142,14 @@ def test_einstein_sums() -> None:
 def test_fourier_transforms(opset: int) -> None:
     zoo = Zoo(opset)
     real, parts = zoo.feed(zoo.random(2, 9, 1)), zoo.feed(zoo.random(2, 9, 2))
-    for x, length, attributes in (
+    forms: tuple[tuple[str, Any, dict[str, Any]], ...] = (
         (real, None, {"onesided": 1}),
         (parts, None, {}),
         (parts, None, {"inverse": 1}),
         (parts, np.array(6), {}),
         (real, np.array(12), {}),
-    ):
+    )
+    for x, length, attributes in forms:
         axis: tuple[list[Any], dict[str, Any]] = ([], {"axis": 1}) if opset == 17 else ([np.array(1)], {})
         zoo.add("DFT", x, length, *axis[0], **axis[1], **attributes)
     signal, window = zoo.feed(zoo.random(2, 64, 1)), np.hanning(16).astype(np.float32)
@@ -182,11 +184,14 @@ def test_transformers_of_onnx_runtime() -> None:
     )
     zoo.add("SkipLayerNormalization", x, skip, scale, **CONTRIB)
     words = zoo.feed(np.array([[1, 2, 3, 0], [4, 5, 6, 2]], np.int32))
-    segments, mask = zoo.feed(np.int32([[0, 0, 1, 1], [0, 1, 1, 0]])), zoo.feed(np.int32([[1, 1, 1, 0], [1, 1, 0, 0]]))
+    segments, mask = (
+        zoo.feed(np.array([[0, 0, 1, 1], [0, 1, 1, 0]], np.int32)),
+        zoo.feed(np.array([[1, 1, 1, 0], [1, 1, 0, 0]], np.int32)),
+    )
     tables = [zoo.random(rows, 8) for rows in (9, 6, 2)]
     zoo.add("EmbedLayerNormalization", words, segments, *tables, scale, shift, mask, outputs=2, **CONTRIB)
     weight, projected = zoo.random(8, 24), zoo.random(24)
-    hidden = zoo.feed(np.int32([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]))
+    hidden = zoo.feed(np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]], np.int32))
     zoo.add("Attention", x, weight, projected, num_heads=2, unidirectional=1, **CONTRIB)
     zoo.add("Attention", x, weight, projected, hidden, num_heads=4, scale=0.3, mask_filter_value=-5.0, **CONTRIB)
     for operator, others in (("Gelu", ()), ("BiasGelu", (bias,)), ("FastGelu", (bias,)), ("QuickGelu", ())):

@@ -60,8 +60,8 @@ def test_what_is_no_number_goes_through(isa: str) -> None:
     for low, high in ((-1.5, None), (None, 0.7), (0.7, -1.5), (np.nan, 0.7)):
         zoo.add("Clip", x, *(bound if bound is None else np.float32(bound) for bound in (low, high)))
     zoo.add("IsNaN", x)
-    for signs in ({}, {"detect_negative": 0}, {"detect_positive": 0}, {"detect_positive": 0, "detect_negative": 0}):
-        zoo.add("IsInf", x, **signs)
+    for negative, positive in ((1, 1), (0, 1), (1, 0), (0, 0)):
+        zoo.add("IsInf", x, detect_negative=negative, detect_positive=positive)
     zoo.add("Cast", x, to=TensorProto.BOOL)
     zoo.check(isa)
 
@@ -154,13 +154,14 @@ def test_floats_are_rounded_to_the_nearest_of_few_bits() -> None:
     """Values of float16, what lies between them, and what is beyond, against NumPy."""
     exact = np.arange(0, 1 << 16, 7, dtype=np.uint16).view(np.float16).astype(np.float32)
     between = exact[np.isfinite(exact)] * np.float32(1.0009)
-    x = np.concatenate([exact, between, SPECIAL, np.float32([65519, 65520, 3.4e38, 1e-40])])
+    x = np.concatenate([exact, between, SPECIAL, np.array([65519, 65520, 3.4e38, 1e-40], np.float32)])
     zoo = Zoo(21)
     name = zoo.feed(x.astype(np.float32))
     expected = []
     for kind, dtype in SMALL_FLOATS.items():
         for saturate in (1, 0) if "8" in kind else (1,):
-            narrow = zoo.add("Cast", name, to=getattr(TensorProto, kind), **({} if saturate else {"saturate": 0}))
+            attributes: dict[str, Any] = {} if saturate else {"saturate": 0}
+            narrow = zoo.add("Cast", name, to=getattr(TensorProto, kind), **attributes)
             zoo.add("Cast", narrow, to=TensorProto.FLOAT)
             with np.errstate(all="ignore"):
                 most = float(ml_dtypes.finfo(dtype).max)
@@ -178,7 +179,7 @@ def test_floats_are_rounded_to_the_nearest_of_few_bits() -> None:
 def test_quantised_numbers() -> None:
     zoo = Zoo(21)
     x = zoo.feed(np.concatenate([zoo.random(2, 3, 8) * 3, np.tile(SPECIAL[:8] * 0.02, (1, 3, 1))]))
-    scales, points = np.float32([0.02, 0.1, 0.3]), np.array([3, 1, 2])
+    scales, points = np.array([0.02, 0.1, 0.3], np.float32), np.array([3, 1, 2])
     for dtype in ("int8", "uint8", "int16", "uint16"):
         q = zoo.add("QuantizeLinear", x, np.float32(0.05), np.array(3, dtype))
         zoo.add("DequantizeLinear", q, np.float32(0.05), np.array(3, dtype))
@@ -210,11 +211,10 @@ def test_contractions_of_quantised_numbers_are_exact() -> None:
     zoo.add("ConvInteger", image, weight.view(np.uint8), az, np.uint8(9), strides=[2, 2], pads=[1, 0, 1, 2])
     zoo.add("ConvInteger", image, weight.view(np.uint8)[:, :2], az, np.uint8(9), group=2)
     zoo.add("QLinearConv", image, scales[0], az, weight, own, np.zeros(6, np.int8), *y, bias, strides=[2, 1])
-    domain = {"domain": "com.microsoft"}
     without_ties = (0.0213, 0.0317)
     left, right = ((zoo.feed(zoo.rng.integers(0, 255, 9, np.uint8)), np.float32(s), az) for s in without_ties)
-    zoo.add("QLinearAdd", *left, *right, *y, **domain)
-    zoo.add("QLinearMul", *left, *right, *y, **domain)
+    zoo.add("QLinearAdd", *left, *right, *y, domain="com.microsoft")
+    zoo.add("QLinearMul", *left, *right, *y, domain="com.microsoft")
     zoo.check(isas.NATIVE)
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calumma.frontend.relax_graph import from_relax
 from onnx import TensorProto
 from tvm import relax
 
 from calumma import tvm_compat
 from calumma.core.errors import ModelError
 from calumma.frontend.importer import import_model
+from calumma.graph.build import operator
+from calumma.graph.nodes import INPUT, Graph, Node
 from calumma.lowering.lowering import lower
 from tests import isas
 from tests.compiled_model import compiled
@@ -114,20 +115,16 @@ def test_casts(isa: str) -> None:
     zoo.check(isa)
 
 
-@pytest.mark.parametrize("operator", ["Flatten", "Reshape", "Squeeze", "Unsqueeze"])
-def test_a_model_that_computes_nothing(operator: str) -> None:
+@pytest.mark.parametrize("kind", ["Flatten", "Reshape", "Squeeze", "Unsqueeze"])
+def test_a_model_that_computes_nothing(kind: str) -> None:
     zoo = Zoo(17)
     x = zoo.feed(zoo.random(1, 3, 4))
-    zoo.add(operator, x, *{"Reshape": [np.array([3, -1])], "Unsqueeze": [np.array([0])]}.get(operator, []))
+    zoo.add(kind, x, *{"Reshape": [np.array([3, -1])], "Unsqueeze": [np.array([0])]}.get(kind, []))
     zoo.check(isas.NATIVE)
 
 
 def test_an_operator_without_lowering_is_named() -> None:
-    x = relax.Var("x", relax.TensorType((2, 3), "float32"))
-    builder = relax.BlockBuilder()
-    with builder.function("main", [x]):
-        with builder.dataflow():
-            y = builder.emit_output(relax.op.ewise_fma(x, x, x))
-        builder.emit_func_output(y)
+    x = Node(INPUT, shape=(2, 3), dtype="float32", name="x")
+    y = operator(relax.op.ewise_fma, x, x, x)
     with pytest.raises(ModelError, match="operator ewise_fma is not supported; export the model without it"):
-        lower(from_relax(builder.finalize(), ["y"]), tvm_compat.target_for("x86-64-v4"))
+        lower(Graph([x], [y], ["y"]), tvm_compat.target_for("x86-64-v4"))

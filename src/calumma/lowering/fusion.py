@@ -11,7 +11,8 @@ What is fused becomes one expression, in which a value that is read twice stands
 - The work that is done again: what is read more than once per element (a vector that is added to every row, the source
   of a resize) would be computed for each of its readers.
 
-Where a limit would be passed, the chain is cut between two kernels: a value is stored, and read.
+Where a limit would be passed, the chain is cut between two kernels: a value is stored, and read. So is one that is
+widened again after it was narrowed to be stored.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _MOST_REPEATED = 8
 """Operations that each reader of an element may do again, because that costs less than a value that is stored."""
 _CALL_WORK = 8
 """Operations that a call counts as: a power, a square root, a function of the C library."""
+_NARROW = ("bfloat16", "float16")
 _FREE_CALLS = ("if_then_else", "reinterpret", "shift_left", "shift_right", "bitwise_and", "bitwise_or", "bitwise_not")
 _BROADCAST, _REDUCTION = 1, 3
 """TVM's fusion kinds of functions that take their producers in, beside 0 for elementwise ones and `INJECTIVE`. What is
@@ -164,6 +166,7 @@ class _Chains:
         chains = [self._taken_in(self._chain(argument), kernel.kind) for argument in arguments]
         moves = [kernel.kind == INJECTIVE and self._readers[argument] > 1 for argument in arguments]
         cut = {i for i, chain in enumerate(chains) if _is_repeated(chain, kernel.times[i] > 1 or moves[i])}
+        cut |= {i for i, chain in enumerate(chains) if not chain.is_stored and _is_widened(arguments[i], result)}
         chains = [_STORED if i in cut else chain for i, chain in enumerate(chains)]
         size = kernel.size([chain.size for chain in chains])
         has_template = any(chain.has_template for chain in chains)
@@ -181,6 +184,12 @@ class _Chains:
     def _taken_in(chain: _Chain, kind: int) -> _Chain:
         """What a kernel has of a chain in its own function."""
         return _STORED if chain.is_anchored and kind > _BROADCAST else chain
+
+
+def _is_widened(argument: Any, result: relax.Var) -> bool:
+    """Whether a kernel widens what was narrowed to be stored: in one kernel with that, it would store the wide type."""
+    types = [str(getattr(value.ty, "dtype", "")) for value in (argument, result)]
+    return types[0] in _NARROW and types[1] == "float32"
 
 
 def _is_repeated(chain: _Chain, is_read_again: bool) -> bool:

@@ -166,7 +166,7 @@ class _Lowering:
     def _relax_call(self, node: Node) -> Any:
         """Hand an operator to Relax on plain tensors; TVM's legalisation lowers it later."""
         if node.call is None:
-            raise ModelError(f"node {node.name}: operator {node.op} has no lowering")
+            raise ModelError(f"node {node.name}: operator {node.op} has no lowering; export the model without it")
 
         def argument(arg: Any) -> Any:
             if isinstance(arg, tuple):

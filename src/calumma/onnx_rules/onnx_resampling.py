@@ -11,7 +11,7 @@ from calumma.graph.build import cast
 from calumma.graph.nodes import Node
 from calumma.onnx_import.onnx_node import OnnxNode
 from calumma.onnx_import.onnx_registry import onnx_rule
-from calumma.semantics.grid_sampling import MODES, PADDINGS, grid_sample
+from calumma.semantics.grid_sampling import MODES, PADDINGS, affine_grid, grid_sample
 from calumma.semantics.resampling import COORDINATES, ROUNDINGS, Axis, Interpolation, Taps, resize
 
 _MODES = ("nearest", "linear", "cubic")
@@ -170,3 +170,17 @@ def sample_grid(node: OnnxNode) -> Node:
         raise node.refused(f"a grid {list(grid.shape)} is none of points in {list(x.shape)}")
     padding = node.choice("padding_mode", PADDINGS)
     return grid_sample(x, grid, mode, padding, align_corners=node.flag("align_corners"))
+
+
+@onnx_rule("AffineGrid", since=20)
+def grid_of_maps(node: OnnxNode) -> Node:
+    """Its size, where it is computed at run time, is what the model declares."""
+    theta = node.input(0)
+    if node.is_known(1):
+        sizes = (node.integers(1, "the size") or ())[2:]
+    else:
+        node.input(1)
+        sizes = node.promised_shape("the size")[1:-1]
+    if len(sizes) not in (2, 3) or theta.shape[1:] != (len(sizes), len(sizes) + 1):
+        raise node.refused(f"maps {list(theta.shape)} of a grid {list(sizes)}", "export the model again")
+    return affine_grid(theta, sizes, align_corners=node.flag("align_corners"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from calumma.graph.build import reshape
 from calumma.graph.nodes import Node, constant
 from calumma.onnx_import.element_types import computed_dtype
 from calumma.onnx_import.onnx_node import OnnxNode
@@ -35,6 +36,8 @@ def dft(node: OnnxNode) -> Node:
 @onnx_rule("STFT", since=17)
 def stft(node: OnnxNode) -> Node:
     x, window = node.input(0), node.optional(2)
+    if len(x.shape) == 2:  # real samples; ONNX Runtime takes them so
+        x = reshape(x, (*x.shape, 1))
     (step,) = node.integers(1, "frame_step") or (0,)
     (length,) = node.integers(3, "frame_length") or ((0,) if window is None else window.shape)
     if step < 1 or not 1 <= length <= x.shape[1] or (window is not None and window.shape != (length,)):

@@ -11,10 +11,11 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from tvm import te, tirx
+import numpy as np
+from tvm import relax, te, tirx
 
-from calumma.graph.build import cast, expression, reshape
-from calumma.graph.nodes import Node
+from calumma.graph.build import cast, expression, operator, reshape, transpose
+from calumma.graph.nodes import Node, constant
 from calumma.operators.pooling.expression import AxisWindow
 from calumma.semantics.convolution import convolution
 
@@ -25,6 +26,27 @@ _OUTSIDE = -1
 """Stands for a pixel outside the image, which is zero."""
 _FAR = 3
 """Pixels beyond the image where no tap is inside any more."""
+
+
+def affine_grid(theta: Node, sizes: Sequence[int], *, align_corners: bool) -> Node:
+    """Where an affine map takes the points of a regular grid between -1 and 1.
+
+    Args:
+        theta: (N, d, d + 1), the maps; d is 2 or 3.
+        sizes: of the d spatial axes.
+        align_corners: whether -1 and 1 are the centres of the outer pixels, or their outer borders.
+
+    Returns:
+        (N, *sizes, d), the coordinate of the last axis first.
+    """
+    axes = []
+    for size in sizes:
+        points = np.arange(size, dtype=np.float64)
+        axes.append(points * 2 / max(size - 1, 1) - 1 if align_corners else (2 * points + 1) / size - 1)
+    mesh = np.stack([*np.meshgrid(*axes, indexing="ij")[::-1], np.ones(tuple(sizes))], axis=-1)
+    base = constant(mesh.reshape(-1, len(sizes) + 1).astype(theta.dtype))
+    grid = operator(relax.op.matmul, base, transpose(theta, (0, 2, 1)))
+    return reshape(grid, (theta.shape[0], *sizes, len(sizes)))
 
 
 def grid_sample(x: Node, grid: Node, mode: str, padding: str, *, align_corners: bool) -> Node:

@@ -339,7 +339,9 @@ def prelu(node: TorchNode, self: Node, weight: Node) -> Node:
 
 @aten_rule("hardswish.default")
 def hard_swish(node: TorchNode, self: Node) -> Node:
-    return activations.hard_swish(self)
+    """x * min(max(x + 3, 0), 6) / 6 in this order: what overflows in torch does so here."""
+    gate = operator(relax.op.clip, operator(relax.op.add, self, scalar(3, self.dtype)), min=0, max=6)
+    return operator(relax.op.divide, operator(relax.op.multiply, self, gate), scalar(6, self.dtype))
 
 
 @aten_rule("hardsigmoid.default")
