@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,8 @@ def outcomes(chosen: Sequence[Any], samples: int, jobs: int) -> Iterator[list[Ou
 
     tvm_compat.load()
     torch.set_num_threads(1)  # threads of a pool do not survive a fork
-    with ThreadPoolExecutor(jobs) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
+        os.environ["CALUMMA_CACHE"] = folder  # everything is compiled
         yield from pool.map(lambda op: _isolated(op, samples), chosen)
 
 

@@ -35,20 +35,45 @@ def nonzero(x: Node) -> Node:
     if 0 in x.shape:
         return constant(np.zeros((len(x.shape), 0), np.int64))
     found, count = _positions(x)
-    strides = np.cumprod([1, *x.shape[:0:-1]])[::-1]
 
     def unravelled(flat: te.Tensor) -> te.Tensor:
-        def element(axis: tirx.Var, i: tirx.Var) -> tirx.Expr:
-            value = flat(i)
-            for number, (stride, size) in enumerate(zip(strides, x.shape, strict=True)):
-                index = tirx.indexdiv(flat(i), tirx.const(int(stride), "int64"))
-                index = index if number == 0 else tirx.indexmod(index, tirx.const(size, "int64"))
-                value = tirx.Select(axis == number, index, value)
-            return value
-
-        return te.compute((len(x.shape), flat.shape[0]), element, name="unravelled")
+        shape = (len(x.shape), flat.shape[0])
+        return te.compute(shape, lambda axis, i: _coordinate(flat(i), axis, x.shape), name="unravelled")
 
     return bounded(expression(unravelled, found, name="unravelled"), {1: count})
+
+
+def first_nonzero(x: Node, count: int, fill: int) -> Node:
+    """Where the first elements of a tensor are that are not zero, in row-major order, one per row: int64 (count, rank).
+
+    Args:
+        fill: what stands in the rows behind the last of them.
+    """
+    rank = len(x.shape)
+    if 0 in (count, rank, *x.shape):
+        return constant(np.full((count, rank), fill, np.int64))
+    found, held = _positions(x)
+    last = found.shape[0] - 1
+
+    def rows(flat: te.Tensor, number: te.Tensor) -> te.Tensor:
+        def element(i: tirx.Var, axis: tirx.Var) -> tirx.Expr:
+            value = _coordinate(flat(tirx.min(i, last)), axis, x.shape)
+            return tirx.Select(i.astype("int64") < number(), value, tirx.const(fill, "int64"))
+
+        return te.compute((count, rank), element, name="first_nonzero")
+
+    return expression(rows, found, held, name="first_nonzero")
+
+
+def _coordinate(place: tirx.Expr, axis: tirx.Var, shape: Sequence[int]) -> tirx.Expr:
+    """The index along an axis of the element of a shape that has a number in order."""
+    strides = np.cumprod([1, *shape[:0:-1]])[::-1]
+    value = place
+    for number, (stride, size) in enumerate(zip(strides, shape, strict=True)):
+        index = tirx.indexdiv(place, tirx.const(int(stride), "int64"))
+        index = index if number == 0 else tirx.indexmod(index, tirx.const(size, "int64"))
+        value = tirx.Select(axis == number, index, value)
+    return value
 
 
 def _positions(x: Node) -> tuple[Node, Node]:

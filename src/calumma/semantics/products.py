@@ -6,26 +6,33 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from calumma.core.errors import ModelError
 from calumma.expressions import statements
 from calumma.graph.build import expression, operator, reshape, scalar, transpose
-from calumma.graph.nodes import Node
+from calumma.graph.nodes import Node, constant
 from calumma.semantics.reductions import reduced
 
 
 def matmul(left: Node, right: Node) -> Node:
-    """A matrix product as NumPy's matmul has it: leading axes are broadcast, vectors are rows or columns."""
+    """A matrix product as NumPy's matmul has it: leading axes are broadcast, vectors are rows or columns.
+
+    A sum over no elements is 0.
+    """
     if len(left.shape) > 1 and len(right.shape) > 1:
+        if left.shape[-1] == 0:
+            batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+            return constant(np.zeros((*batch, left.shape[-2], right.shape[-1]), left.dtype))
         return operator(relax.op.matmul, left, right)
     rows = left.shape[:-1] if len(left.shape) > 1 else ()
     columns = right.shape[-1:] if len(right.shape) > 1 else ()
     batch = right.shape[:-2] if len(left.shape) == 1 else ()
     a = reshape(left, (1, *left.shape)) if len(left.shape) == 1 else left
     b = reshape(right, (*right.shape, 1)) if len(right.shape) == 1 else right
-    return reshape(operator(relax.op.matmul, a, b), (*batch, *rows, *columns))
+    return reshape(matmul(a, b), (*batch, *rows, *columns))
 
 
 def scaled(node: Node, factor: float) -> Node:

@@ -298,6 +298,16 @@ def leaky_relu(node: TorchNode, self: Node, negative_slope: float = 0.01) -> Nod
     return operator(relax.op.nn.leakyrelu, self, negative_slope)
 
 
+@aten_rule("rrelu_with_noise_functional.default")
+def randomised_relu(
+    node: TorchNode, self: Node, noise: Node, lower: float = 0.125, upper: float = 1 / 3, training: bool = False
+) -> tuple[Node, None]:
+    """A leaky ReLU of the mean slope, in inference."""
+    if training:
+        raise node.refused("slopes of training are random; call .eval() on the module before exporting it")
+    return operator(relax.op.nn.leakyrelu, self, (lower + upper) / 2), None
+
+
 @aten_rule("elu.default")
 def elu(node: TorchNode, self: Node, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Node:
     if input_scale != 1:

@@ -13,7 +13,7 @@ from calumma.frontend.torch.torch_node import TorchNode
 from calumma.graph.build import cast, combined, operator, reshape, scalar, transpose
 from calumma.graph.nodes import Node, constant
 from calumma.operators.pooling.expression import AxisWindow
-from calumma.semantics import activations, normalisation, pooling, resampling
+from calumma.semantics import activations, normalisation, pooling, products, resampling
 from calumma.semantics import convolution as convolutions
 from calumma.semantics.reductions import reduced
 from calumma.semantics.resampling import Axis, Interpolation, Taps
@@ -21,7 +21,7 @@ from calumma.semantics.resampling import Axis, Interpolation, Taps
 
 @aten_rule("mm.default", "bmm.default")
 def matmul(node: TorchNode, self: Node, mat2: Node) -> Node:
-    return operator(relax.op.matmul, cast(self, node.dtype), cast(mat2, node.dtype))
+    return products.matmul(cast(self, node.dtype), cast(mat2, node.dtype))
 
 
 @aten_rule("addmm.default", "baddbmm.default")
@@ -36,7 +36,9 @@ def addmm(
     alpha: float = 1,
 ) -> Node:
     left, right = (batch1, batch2) if mat1 is None else (mat1, mat2)
-    result = operator(relax.op.matmul, left, right)
+    if left is None or right is None:
+        raise node.refused("a factor is missing")
+    result = products.matmul(left, right)
     if alpha != 1:
         result = operator(relax.op.multiply, result, scalar(alpha, node.dtype))
     if beta == 0:

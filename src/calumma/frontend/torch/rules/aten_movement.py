@@ -87,6 +87,13 @@ def flip(node: TorchNode, self: Node, dims: Sequence[int]) -> Node:
     return movement.sliced(self, {dim % len(self.shape): slice(None, None, -1) for dim in dims}) if self.shape else self
 
 
+@aten_rule("native_channel_shuffle.default")
+def channel_shuffle(node: TorchNode, self: Node, groups: int) -> Node:
+    batch, channels, *sizes = self.shape
+    parted = reshape(self, (batch, groups, channels // groups, *sizes))
+    return reshape(transpose(parted, [0, 2, 1, *range(3, len(sizes) + 3)]), self.shape)
+
+
 @aten_rule("constant_pad_nd.default")
 def constant_pad(node: TorchNode, self: Node, pad: Sequence[int], value: float = 0) -> Node:
     return _padded(self, pad, "constant", scalar(value, self.dtype))

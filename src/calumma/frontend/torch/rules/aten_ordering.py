@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from calumma.extents import selection
 from calumma.extents.selection import top_k
 from calumma.frontend.torch.aten_registry import aten_rule
 from calumma.frontend.torch.torch_node import TorchNode
@@ -127,3 +128,8 @@ def extremes(node: TorchNode, self: Node, dim: int | None = None, keepdim: bool 
     axes = None if dim is None else [dim % len(self.shape)]
     low, high = (reduced(kind, self, axes, keepdim) for kind in ("min", "max"))
     return low, high
+
+
+@aten_rule("nonzero_static.default")
+def first_nonzero(node: TorchNode, self: Node, size: int, fill_value: int = -1) -> Node:
+    return selection.first_nonzero(self, size, fill_value)

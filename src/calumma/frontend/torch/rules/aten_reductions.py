@@ -105,9 +105,13 @@ def cumulative(node: TorchNode, self: Node, dim: int, dtype: Any = None) -> Node
 
 @aten_rule("_softmax.default", "_log_softmax.default")
 def softmax(node: TorchNode, self: Node, dim: int) -> Node:
-    x = reshape(cast(self, node.dtype), self.shape or (1,))
-    function = relax.op.nn.log_softmax if node.op == "_log_softmax" else relax.op.nn.softmax
-    return reshape(operator(function, x, dim % len(x.shape)), self.shape)
+    x, is_log = cast(self, node.dtype), node.op == "_log_softmax"
+    if not x.shape:
+        zero = operator(relax.op.subtract, x, x)
+        return zero if is_log else operator(relax.op.exp, zero)
+    rows = reshape(x, (1, *x.shape)) if len(x.shape) == 1 else x  # of a lone vector there is no design space
+    function = relax.op.nn.log_softmax if is_log else relax.op.nn.softmax
+    return reshape(operator(function, rows, dim % len(x.shape) + len(rows.shape) - len(x.shape)), x.shape)
 
 
 @aten_rule("_safe_softmax.default")
