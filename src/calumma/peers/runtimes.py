@@ -85,13 +85,13 @@ class OnnxRuntime(Runtime):
         return self._session.run(None, self._inputs)
 
     def _symbols(self, shapes: Shapes) -> dict[str, int]:
-        """Sizes of the named dimensions that the model leaves open."""
-        return {
-            dim: int(size)
-            for tensor in self._session.get_inputs()
-            for dim, size in zip(tensor.shape, shapes[tensor.name], strict=True)
-            if isinstance(dim, str)
-        }
+        """Sizes of the named dimensions that the model leaves open; not of a name that stands for several ("?")."""
+        sizes: dict[str, set[int]] = {}
+        for tensor in self._session.get_inputs():
+            for dim, size in zip(tensor.shape, shapes[tensor.name], strict=True):
+                if isinstance(dim, str):
+                    sizes.setdefault(dim, set()).add(int(size))
+        return {dim: found.pop() for dim, found in sizes.items() if len(found) == 1}
 
 
 class OpenVino(Runtime):
