@@ -17,9 +17,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks import onnx_cases, output, torch_cases
-from benchmarks.onnx_cases import Case, Verdict
+from benchmarks.onnx_cases import Verdict
 from calumma.core.errors import InputError
 
 _FAULTS = ("wrong", "traceback", "crash", "hang")
@@ -30,7 +31,7 @@ def main() -> int:
     options = output.parser(__doc__ or "")
     options.add_argument("--only", metavar="REGEX", help="cases whose name contains a match")
     options.add_argument("--every", type=int, default=1, metavar="N", help="one case of N")
-    options.add_argument("--part", metavar="I/N", help="of those the part I of N, from 0; for ONNX's cases")
+    options.add_argument("--part", metavar="I/N", help="of those the part I of N, from 0")
     options.add_argument("--jobs", type=int, default=2, help="cases at a time")
     options.add_argument("--suite", choices=("onnx", "torch", "core-aten"), default="onnx", help="whose cases")
     options.add_argument("--samples", type=int, default=3, help="of each of torch's operators")
@@ -64,7 +65,7 @@ def _onnx(args: argparse.Namespace) -> int:
 
 def _torch(args: argparse.Namespace) -> int:
     chosen = [op for op in torch_cases.operators() if re.search(args.only or "", op.name)]
-    chosen = chosen[:: 40 if args.quick else args.every]
+    chosen = _part(chosen[:: 40 if args.quick else args.every], args.part)
     if not chosen:
         raise InputError(f"--only {args.only}: no operator has such a name")
     start = time.perf_counter()
@@ -116,7 +117,7 @@ def _core_aten(args: argparse.Namespace) -> int:
     return 0
 
 
-def _part(cases: list[Case], part: str | None) -> list[Case]:
+def _part(cases: list[Any], part: str | None) -> list[Any]:
     if part is None:
         return cases
     found = re.fullmatch(r"(\d+)/(\d+)", part)
