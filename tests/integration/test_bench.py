@@ -131,7 +131,7 @@ def _product(folder: Path, error: float = 0.0) -> tuple[Path, Path]:
     model = g.model(("x", onnx.TensorProto.FLOAT, [8, 16]), ("y", [8, 32]))
     onnx.save(model, folder / "product.onnx")
     weights = onnx.numpy_helper.to_array(model.graph.initializer[0])
-    tvm_compat.set_threads(1)
+    tvm_compat.set_threads()
     tvm_compat.load()
     from tvm import relax, te
 

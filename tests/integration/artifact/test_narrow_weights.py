@@ -31,12 +31,12 @@ def dense(element_type: int, dtype: str) -> bytes:
     [(TensorProto.FLOAT16, "float16", 2), (TensorProto.BFLOAT16, "bfloat16", 2), (TensorProto.FLOAT, "float32", 4)],
 )
 def test_a_file_holds_weights_in_their_own_width(tmp_path: Path, element_type: int, dtype: str, width: int) -> None:
-    result = calumma.compile(dense(element_type, dtype), threads=1)
+    result = calumma.compile(dense(element_type, dtype))
     result.save(tmp_path / "dense.so")
     size = (tmp_path / "dense.so").stat().st_size
     assert size < width * SIZE * SIZE + 64 * 1024
     x = np.random.default_rng(1).standard_normal((4, SIZE)).astype(np.dtype(dtype))
-    (loaded,) = calumma.load(tmp_path / "dense.so", threads=1).run({"x": x})
+    (loaded,) = calumma.load(tmp_path / "dense.so").run({"x": x})
     (built,) = result.artifact.run({"x": x})
     assert loaded.dtype == np.dtype(dtype)
     assert loaded.tobytes() == built.tobytes()
