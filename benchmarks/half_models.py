@@ -1,7 +1,7 @@
 """float16 models beside their float32 twins and beside ONNX Runtime on the same file.
 
 The suite's ResNet-50 and BERT are converted by ONNX Runtime's own converter, inputs and outputs included. Both are
-compiled without tuning and raced in alternation. Outputs are compared with those of the float32 model in ONNX Runtime:
+compiled, or tuned, and raced in alternation. Outputs are compared with those of the float32 model in ONNX Runtime:
 what is left are the rounded weights, and the rounded results of whoever rounds them.
 """
 
@@ -30,6 +30,7 @@ def main() -> int:
     """Command line."""
     options = output.parser(__doc__ or "")
     options.add_argument("--models", type=output.names, default=MODELS, metavar="A,B", help="models of the suite")
+    options.add_argument("--budget", default="0", help="of tuning each; 0 compiles only")
     options.add_argument("--rounds", type=int, default=10, help="turns of each runtime in a race")
     args = options.parse_args()
     if args.quick:
@@ -58,9 +59,9 @@ def _measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
         folder = Path(scratch)
         half, ours, twin = folder / "half.onnx", folder / "half.so", folder / "float.so"
         half_model(name, half)
-        common = ["--threads", args.threads, "--db", folder / "empty.db"]
-        calumma("compile", half, "-o", ours, *common)
-        calumma("compile", suite.path(name), "-o", twin, *common)
+        for model, file in ((half, ours), (suite.path(name), twin)):
+            common = [model, "-o", file, "--threads", args.threads, "--db", folder / f"{file.stem}.db"]
+            calumma("compile", *common) if args.budget == "0" else calumma("tune", *common, "--budget", args.budget)
         inputs = suite.inputs(name)
         halves = [{key: _halved(value) for key, value in feeds.items()} for feeds in inputs]
         entries = [Contestant(_OURS, "calumma", str(ours)), *peers(("onnxruntime",), half)]
