@@ -20,7 +20,7 @@ import onnx
 
 from benchmarks import output, suite
 from benchmarks.commands import calumma
-from calumma.peers import Contestant, peers, race
+from calumma.peers import Contestant, max_relative_difference, peers, race
 
 MODELS = ("resnet50", "bert")
 _OURS, _TWIN, _PEER = "float16", "float32", "onnxruntime"
@@ -74,8 +74,8 @@ def _measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
             "latency_s": latency_s[_OURS],
             "half_vs_onnxruntime": latency_s[_OURS] / latency_s[_PEER],
             "half_vs_float32": twins,
-            "difference": _difference(_outputs(ours, halves[0], args), exact),
-            "onnxruntime_difference": _difference(_outputs(half, halves[0], args), exact),
+            "difference": max_relative_difference(_outputs(ours, halves[0], args), exact),
+            "onnxruntime_difference": max_relative_difference(_outputs(half, halves[0], args), exact),
             "file_mb": ours.stat().st_size / 1e6,
             "twin_mb": twin.stat().st_size / 1e6,
         }
@@ -109,12 +109,6 @@ def _outputs(source: Path, feeds: Mapping[str, np.ndarray], args: argparse.Names
     session = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"])
     found: Sequence[np.ndarray] = session.run(None, dict(feeds))
     return found
-
-
-def _difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """The largest difference of any output, relative to that output's largest value."""
-    pairs = zip(found, expected, strict=True)
-    return max(float(np.abs(a.astype("f8") - b.astype("f8")).max() / np.abs(b).max()) for a, b in pairs)
 
 
 def _halved(value: np.ndarray) -> np.ndarray:
