@@ -10,7 +10,7 @@ import onnx
 from calumma.core.errors import ModelError
 from calumma.extents.run_time_extents import bounded
 from calumma.graph.build import check_size
-from calumma.graph.nodes import INPUT, Graph, Node, constant
+from calumma.graph.nodes import INPUT, Graph, Node
 from calumma.onnx_import.element_types import AT_THE_DOOR, door_dtype
 from calumma.onnx_import.initializers import Weight
 from calumma.onnx_import.onnx_node import Typed
@@ -69,6 +69,4 @@ def _output(name: str, tensor: Typed) -> Node:
         raise ModelError(f"output {name}: {error}") from error
     if tensor.element_type not in AT_THE_DOOR:
         return tensor.node
-    if 0 in tensor.node.shape:
-        return constant(np.zeros(tensor.node.shape, np.float32).astype(np.dtype(dtype)), name)
     return bounded(narrowed(tensor.node, dtype), tensor.node.extents)

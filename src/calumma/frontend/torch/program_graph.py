@@ -139,6 +139,4 @@ def _at_the_door(fx: torch.fx.Node, node: Node) -> Node:
     dtype = fx.meta["val"].dtype
     if dtype not in NARROW:
         return node
-    if 0 in node.shape:
-        return constant(np.zeros(node.shape, np.float32).astype(np.dtype(NARROW[dtype])), node.name)
     return narrowed(node, NARROW[dtype])
