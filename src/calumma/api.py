@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,9 +111,9 @@ def compile(
         precision=precision,
     )
     on_phase = _phase_listener(on_event)
-    on_phase("load")
+    start = _loading(on_phase)
     with _store(database) as store:
-        prepared = _prepare(model, options, on_phase)
+        prepared = _prepare(model, options, on_phase, start)
         from calumma.prior import zero_shot
 
         with prepared.phase("records"):
@@ -188,6 +189,8 @@ def tune(
         tolerance=tolerance,
         precision=precision,
     )
+    on_phase = _phase_listener(on_event)
+    start = _loading(on_phase)
     count = options.set_threads()  # before TVM is imported
     from calumma.measure import LocalRunner
     from calumma.prior import zero_shot
@@ -196,11 +199,9 @@ def tune(
     from calumma.tuner.tuning_session import TuningSession
 
     check_strategy(strategy)
-    on_phase = _phase_listener(on_event)
-    on_phase("load")
     target = options.measurable_target()
     with _store(database) as store, closing(LocalRunner(target, count)) as runner:
-        prepared = _prepare(model, options, on_phase)
+        prepared = _prepare(model, options, on_phase, start)
         runner.cache_state = prepared.cache_state
         contest = Contest(prepared)
         with prepared.phase("prior"):
@@ -424,11 +425,23 @@ def learn(
     )
 
 
-def _prepare(model: Any, options: CompileOptions, on_phase: Callable[[str], None] = lambda name: None) -> PreparedModel:
+def _loading(on_phase: Callable[[str], None]) -> float:
+    """Begin the phase "load": imports, and whatever else comes before the model; returns the clock's seconds."""
+    on_phase("load")
+    return time.perf_counter()
+
+
+def _prepare(
+    model: Any, options: CompileOptions, on_phase: Callable[[str], None] = lambda name: None, since: float | None = None
+) -> PreparedModel:
+    """Prepare a model; the phase "load" began `since` then, by default now, and ends when TVM is imported."""
+    start = time.perf_counter() if since is None else since
     options.set_threads()  # before TVM is imported
     from calumma.pipeline.preparation import prepare
 
-    return prepare(model, options, on_phase=on_phase)
+    load_s = time.perf_counter() - start
+    prepared = prepare(model, options, on_phase=on_phase)
+    return replace(prepared, phases_s={"load": load_s, **prepared.phases_s})
 
 
 def _phase_listener(on_event: Listener | None) -> Callable[[str], None]:

@@ -49,7 +49,9 @@ def compile_model(
     good default.
     """
     from calumma import api
+    from calumma.core import process
 
+    start_s = process.age_s()
     with show_progress(out) as on_event:
         result = api.compile(
             model,
@@ -64,7 +66,9 @@ def compile_model(
             precision=precision,
             on_event=on_event,
         )
-    out.table(["phase", "seconds"], [(name, round(seconds, 2)) for name, seconds in result.phases_s.items()])
+    phases_s = {"start": start_s, **result.phases_s}
+    peak_bytes = process.peak_memory_bytes()
+    out.table(["phase", "seconds"], [(name, round(seconds, 2)) for name, seconds in phases_s.items()])
     if result.note:
         out.status(result.note)
     sources = [f"{result.recorded} from the database"] if result.recorded else []
@@ -72,13 +76,17 @@ def compile_model(
         sources.append(f"{result.predicted} by prior {result.prior}")
     rest = len(result.tasks) - result.recorded - result.predicted
     sources.append(f"{rest} by default")
-    out.line(f"\n{len(result.tasks)} kernels in {result.path}: {', '.join(sources)}")
+    out.line(
+        f"\n{len(result.tasks)} kernels in {result.path}: {', '.join(sources)}; {sum(phases_s.values()):.1f} s, "
+        f"peak memory {peak_bytes / 1e6:,.0f} MB"
+    )
     out.document(
         {
             "model": model,
             "artifact": result.path,
             "import_s": result.import_s,
-            "phases_s": result.phases_s,
+            "phases_s": phases_s,
+            "peak_memory_bytes": peak_bytes,
             "tasks": result.tasks,
             "recorded": result.recorded,
             "prior": result.prior,

@@ -263,7 +263,7 @@ def _machine() -> str:
 
 
 def _probe_in_child(target: Target, threads: int) -> dict[str, float]:
-    code = "from calumma.tasks.roofline import main; main()"
+    code = "from calumma import tvm_compat; tvm_compat.load(); from calumma.tasks.roofline import main; main()"
     command = [sys.executable, "-c", code, target.to_text(), str(threads)]
     environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
     try:
