@@ -163,8 +163,11 @@ class ContentCache:
         return self._use(key, copied)
 
     def put(self, key: str, contents: bytes | Path, about: Mapping[str, Any] | None = None) -> None:
-        """Keep contents, or those of a file, under a key, with a JSON object about them; replaces an older entry."""
-        if not self._most_bytes:
+        """Keep contents, or those of a file, under a key, with a JSON object about them; replaces an older entry.
+
+        `trim` has to follow.
+        """
+        if not self.in_use:
             return
         try:
             make_private(self.folder)
@@ -176,14 +179,27 @@ class ContentCache:
                     out.write(chunk)
                 out.write(text)
                 out.write(_FOOTER.pack(digest.digest(), _seal(key, text, digest.digest()), len(text), _MAGIC))
-            evict(self.folder, self._most_bytes)
         except OSError as error:
             self._warn(f"is not kept: {error.strerror or error}")
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is kept at all."""
+        return self._most_bytes > 0
+
+    def trim(self) -> None:
+        """Keep the folder within its limit; to be called when all entries of a piece of work are there."""
+        if not self.in_use:
+            return
+        try:
+            evict(self.folder, self._most_bytes)
+        except OSError as error:
+            self._warn(f"is not removed: {error}")
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[_Entry]:
         """The entry of a key. Raises OSError, FileNotFoundError where there is none; _DamagedEntry."""
-        if not self._most_bytes:
+        if not self.in_use:
             raise FileNotFoundError
         path = self.folder / key
         with path.open("rb") as file:

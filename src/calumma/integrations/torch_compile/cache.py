@@ -27,6 +27,11 @@ def folder() -> Path:
     return content_cache.root() / "torch_compile"
 
 
+def in_use() -> bool:
+    """Whether regions are kept at all."""
+    return content_cache.limit_bytes() > 0
+
+
 def path(key: str) -> Path:
     """Where the region of a key lies, or would."""
     return folder() / f"{key}.so"
@@ -56,7 +61,7 @@ def read(key: str, threads: int) -> Artifact | None:
         EnvironmentFault: TVM is missing or not the pinned version.
     """
     file = path(key)
-    if not content_cache.limit_bytes():
+    if not in_use():
         return None
     try:
         content_cache.check_private(file.parent)
