@@ -83,11 +83,21 @@ class ConvolutionCosts:
 class MatmulCosts:
     """Matrix products."""
 
+    accumulators: int = 8
+    """Accumulators that hide the latency of a multiply-add: 4 cycles on two units. With 256 bits 8 reach 0.93 of the
+    peak and 12 all of it, with 512 bits and one unit 6 reach 0.98 (AMD Zen 4)."""
     free_loads: float = 0.3
     load_penalty: float = 0.5
     """As of register tiles, for loops over rows inside columns."""
-    full_registers_rate: float = 0.85
-    """Rate of a tile that leaves no register free."""
+    spill_rate: float = 0.55
+    """Rate of a tile that needs more registers than there are: 0.62 to 0.66 of 4 x 3 with 16 registers and of 8 x 3 and
+    12 x 2 with 32 (AMD Zen 4); less where weights come from beyond L2."""
+    row_reload_penalty: float = 0.04
+    """Elements of the rows loaded for every tile instead of kept: 11 x 2 and 14 x 2 run at 0.94 to 0.98 of the peak
+    where 8 x 2 runs at 0.99 (AMD Zen 4)."""
+    weight_uses: float = 2.0
+    """Rows that have to use a weight vector for L2 to bring the next one in time: half a vector comes per
+    multiply-add."""
     group_l2_share: float = 0.6
     """Share of L2 that the weights of a column group may fill and be read from there for all rows."""
     matrix_l2_share: float = 0.5
@@ -101,11 +111,6 @@ class MatmulCosts:
     """Lines of a set of L1 that are left to weights, outputs and what is prefetched."""
     conflict_factor: float = 1.3
     """Rows of a tile that displace one another from a set of L1."""
-    row_streams: int = 9
-    """Rows up to which the compiler keeps all addresses in registers: with eleven, a tile takes 1.1 to 2 times as
-    long."""
-    row_streams_factor: float = 1.15
-    """More rows than that."""
     unroll_log2: int = 2
     """log2 of the steps of k that are best unrolled with one row, or where weights are prefetched; else 0."""
     unroll_penalty: float = 0.01
