@@ -75,8 +75,10 @@ class MatmulSpace(blocks.AnchorSpace):
         return fits & grouped & packable & fewer_live & (accumulators >= self._least_accumulators)
 
     def _live(self, k: dict[str, NDArray]) -> NDArray[np.int64]:
-        """Vector registers of a tile: accumulators, all of the inner loop's operand, and one of the other."""
-        return k["m_tile"] * k["n_tile"] + np.where(k["inner"] == "n", k["n_tile"], k["m_tile"]) + 1
+        """Vector registers that a tile needs."""
+        by_columns = k["inner"] == "n"
+        kept, others = (np.where(by_columns, k[a], k[b]) for a, b in (("n_tile", "m_tile"), ("m_tile", "n_tile")))
+        return blocks.live_registers(kept, others)
 
     def _quantities(self, k: dict[str, NDArray]) -> dict[str, Any]:
         chunks = self._chunks(k)
