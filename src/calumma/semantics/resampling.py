@@ -187,6 +187,37 @@ def weighted(x: Node, steps: Mapping[int, Taps]) -> Node:
     return x
 
 
+def even_windows(size: int, outputs: int) -> Taps:
+    """Means of windows that cover an axis evenly, all elements of one weighing alike.
+
+    Window j goes from floor(j * size / outputs) to before ceil((j + 1) * size / outputs); they may overlap.
+    """
+    starts, ends = _even_bounds(size, outputs)
+    return _between(starts, ends, size, np.repeat((1 / (ends - starts))[:, None], size, 1))
+
+
+def even_windows_transposed(size: int, outputs: int) -> Taps:
+    """The transpose of `even_windows`, which takes values of windows to the elements that they cover."""
+    starts, ends = _even_bounds(size, outputs)
+    places = np.arange(size)
+    first, last = np.searchsorted(ends, places, side="right"), np.searchsorted(starts, places, side="right")
+    return _between(first, last, outputs, np.repeat((1 / (ends - starts))[None], size, 0))
+
+
+def _even_bounds(size: int, outputs: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    windows = np.arange(outputs)
+    return windows * size // outputs, -(-(windows + 1) * size // outputs)
+
+
+def _between(starts: NDArray[np.int64], ends: NDArray[np.int64], size: int, shares: NDArray[np.float64]) -> Taps:
+    """Results that read positions from `starts` to before `ends` of an axis, with weights (outputs, size)."""
+    positions = starts[:, None] + np.arange(int((ends - starts).max()))
+    inside = positions < ends[:, None]
+    positions = np.minimum(positions, size - 1)
+    weights = np.where(inside, np.take_along_axis(shares, positions, 1), 0)
+    return Taps(positions.astype(np.int64), weights.astype(np.float32))
+
+
 def _whole(x: Node, dtype: str, rounds: bool) -> Node:
     """Floats rounded, and brought into the range of an integer type."""
     narrow = {"int8": (-128, 127), "uint8": (0, 255)}.get(dtype)
