@@ -12,7 +12,7 @@ from calumma.graph.nodes import Node
 from calumma.onnx_import.onnx_node import OnnxNode
 from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics.grid_sampling import MODES, PADDINGS, affine_grid, grid_sample
-from calumma.semantics.resampling import COORDINATES, ROUNDINGS, Axis, Interpolation, Taps, resize
+from calumma.semantics.resampling import COORDINATES, ROUNDINGS, WHOLE, Axis, Interpolation, Taps, resize
 
 _MODES = ("nearest", "linear", "cubic")
 _POLICIES = ("stretch", "not_larger", "not_smaller")
@@ -154,8 +154,9 @@ def _axes(
         size = x.shape[index]
         scale = float(np.float32(scales[i])) if scales is not None else 0.0
         outputs = int(sizes[i]) if sizes is not None else int(np.floor(np.float32(size) * np.float32(scale)))
+        length = size * scale if size * scale - outputs > WHOLE * outputs else 0.0
         ends = (0.0, 1.0) if roi is None else (float(roi.reshape(-1)[i]), float(roi.reshape(-1)[i + len(indices)]))
-        axes[index] = Axis(size, outputs, scale or float(np.float32(outputs) / np.float32(size)), ends)
+        axes[index] = Axis(size, outputs, scale or float(np.float32(outputs) / np.float32(size)), ends, length)
     return axes
 
 

@@ -33,6 +33,8 @@ class Axis:
     """Outputs per element, as given: it need not be outputs / size."""
     roi: tuple[float, float] = (0.0, 1.0)
     """The part of the axis to be read, for `tf_crop_and_resize`."""
+    length: float = 0.0
+    """The length before it was cut down to `outputs`, which `align_corners` counts by; 0 where it was not cut."""
 
     @property
     def stays(self) -> bool:
@@ -55,7 +57,8 @@ def _half_pixel(j: Floats, axis: Axis) -> Floats:
 
 
 def _align_corners(j: Floats, axis: Axis) -> Floats:
-    return j * _F32(axis.size - 1) / _F32(axis.outputs - 1) if axis.outputs > 1 else j * _F32(0)
+    length = axis.length or axis.outputs
+    return j * _F32(axis.size - 1) / _F32(length - 1) if axis.outputs > 1 else j * _F32(0)
 
 
 def _crop(j: Floats, axis: Axis) -> Floats:
@@ -71,6 +74,9 @@ def _symmetric(j: Floats, axis: Axis) -> Floats:
     start = _F32(axis.size) / _F32(2) * (_F32(1) - adjustment)
     return start + (j + _F32(0.5)) / _F32(axis.scale) - _F32(0.5)
 
+
+WHOLE = 1e-5
+"""Up to this share of it a length is a whole number: what the rounding of a scale to float32 leaves in doubt."""
 
 COORDINATES: Mapping[str, Callable[[Floats, Axis], Floats]] = {
     "half_pixel": _half_pixel,
