@@ -140,6 +140,11 @@ def test_aligned_corners_of_a_length_that_is_no_whole_number() -> None:
             zoo.add("Resize", x, None, scales, **form)
             shape = tuple(int(s * n) for s, n in zip(scales, (1, 2, 5, 7), strict=True))
             zoo.shapes[zoo.add("Resize", x, None, zoo.feed(scales), **form)] = shape
+    for policy, shape in (("not_larger", (1, 2, 6, 8)), ("not_smaller", (1, 2, 11, 15))):
+        for form in ({"mode": "nearest"}, {"mode": "linear", "coordinate_transformation_mode": "align_corners"}):
+            kept: dict[str, Any] = {"axes": [3, 2], "keep_aspect_ratio_policy": policy, **form}
+            zoo.add("Resize", x, None, None, np.array([8, 11]), **kept)
+            zoo.shapes[zoo.add("Resize", x, None, None, zoo.feed(np.array([8, 11])), **kept)] = shape
     zoo.check(isas.NATIVE, by_standard=True)
 
 

@@ -87,7 +87,7 @@ def _tables(how: Interpolation, axis: OpenAxis, scales: Node | None, roi: Node |
     def tables(*tensors: te.Tensor) -> list[te.Tensor]:
         scale = _f32(axis.outputs / axis.size) if scales is None else tensors[0](axis.place)
         whole, length = _f32(axis.outputs), scale * _f32(axis.size)
-        length = whole if scales is None else tirx.Select(length - whole > whole * _f32(WHOLE), length, whole)
+        length = whole if scales is None else tirx.Select(tirx.abs(length - whole) > whole * _f32(WHOLE), length, whole)
         ends = [tensors[-1](axis.place), tensors[-1](axis.place + axis.count)] if is_crop else []
 
         def coordinate(j: tirx.Var) -> tirx.Expr:

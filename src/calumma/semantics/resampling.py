@@ -34,7 +34,7 @@ class Axis:
     roi: tuple[float, float] = (0.0, 1.0)
     """The part of the axis to be read, for `tf_crop_and_resize`."""
     length: float = 0.0
-    """The length before it was cut down to `outputs`, which `align_corners` counts by; 0 where it was not cut."""
+    """The length before it was rounded to `outputs`, which `align_corners` counts by; 0 where it was not."""
 
     @property
     def stays(self) -> bool:
