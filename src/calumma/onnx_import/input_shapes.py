@@ -12,6 +12,9 @@ from calumma.onnx_import.graph_fields import subgraphs
 _NAMELESS = frozenset({"?", "-1", "None"})
 """What exporters write for any open dimension: no name that ties dimensions together."""
 
+_OF_ONE = frozenset({"Abs", "Cast", "CastLike", "Cos", "Exp", "Identity", "Log", "Neg", "Reciprocal", "Sin", "Sqrt"})
+"""Operators whose result has the shape of their first input."""
+
 
 def fix_shapes(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Write fixed dimensions into the model's inputs; a symbol that one input fixes is fixed in all."""
@@ -58,12 +61,20 @@ def take_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     graph = proto.graph
     declared = [value for value in (*graph.value_info, *graph.output) if _is_fixed(value)]
     shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in declared}
+    _carry_back(graph, shapes)
     for each in (graph, *subgraphs(graph)):
         del each.value_info[:]
         for value in (*(each.input if each is not graph else ()), *each.output):
             for dim in value.type.tensor_type.shape.dim:
                 dim.Clear()
     return shapes
+
+
+def _carry_back(graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Add the shapes of what results with a declared shape are computed from element by element."""
+    for node in reversed(graph.node):
+        if node.op_type in _OF_ONE and node.domain in ("", "ai.onnx") and node.output[0] in shapes:
+            shapes.setdefault(node.input[0], shapes[node.output[0]])
 
 
 def _bind(value: onnx.ValueInfoProto, shape: tuple[int, ...], symbols: dict[str, tuple[int, str]]) -> None:

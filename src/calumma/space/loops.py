@@ -250,9 +250,9 @@ def accumulate(sch: s_tir.Schedule, block: Any, lanes: int, unroll: int) -> None
     spatial = {
         iv.var: loop for loop, iv in zip(own, node.iter_vars, strict=True) if iv.iter_type == tirx.IterVar.DataPar
     }
-    last = node.writes[0].region[-1].min
-    along = [loop for var, loop in spatial.items() if var.same_as(last) and int(sch.get(loop).extent) > 1]
-    others = [loop for var, loop in spatial.items() if not var.same_as(last)]
+    written = [part.min for part in node.writes[0].region][-1:]  # none where the result is a scalar
+    along = [loop for var, loop in spatial.items() if var.same_as(written[0]) and int(sch.get(loop).extent) > 1]
+    others = [loop for var, loop in spatial.items() if not var.same_as(written[0])]
     sch.reorder(*reduced, *others, *along)
     accumulators = math.prod(extents(sch, others))
     for loop in along:
