@@ -88,6 +88,11 @@ def make_private(folder: Path) -> None:
     check_private(folder)
 
 
+def mark_used(path: Path) -> None:
+    """Note that a file of a cache was used now: `evict` keeps it longest. Raises OSError."""
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
 def evict(folder: Path, most_bytes: int) -> None:
     """Remove the files that were used longest ago until those of a folder take `most_bytes`, and abandoned ones."""
     found = []
@@ -95,7 +100,7 @@ def evict(folder: Path, most_bytes: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             found.append((path.stat(), path))
     kept = 0
-    for status, path in sorted(found, key=lambda entry: entry[0].st_mtime, reverse=True):
+    for status, path in sorted(found, key=lambda entry: entry[0].st_atime, reverse=True):
         half_written = path.name.startswith(".")
         kept += status.st_size
         old = time.time() - status.st_mtime > _ABANDONED_S
@@ -220,7 +225,7 @@ class ContentCache:
                 raise _DamagedEntry("its key or what is said about it is not what was written")
             yield _Entry(file, json.loads(text), start, digest)
         with contextlib.suppress(OSError):
-            os.utime(path)  # entries that are used stay longest
+            mark_used(path)
 
     def _use(self, key: str, use: Callable[[_Entry], _Result]) -> _Result | None:
         """What `use` makes of the entry of a key; None where there is none, or where that fails, after a warning."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +65,7 @@ def read(key: str, threads: int) -> Artifact | None:
     try:
         content_cache.check_private(file.parent)
         content_cache.check_private(file)
-        os.utime(file)  # regions that are used stay longest
+        content_cache.mark_used(file)
         return load(file, threads)
     except (FileNotFoundError, NotADirectoryError):
         return None
