@@ -69,6 +69,21 @@ def test_race(tmp_path):
     assert rows["untimed"].latency_s is None and not rows["untimed"].reason and rows["untimed"].difference == 0
 
 
+def test_runtimes_of_the_extra_peers(tmp_path):
+    """Each is right where its package is installed, and says what is missing where it is not."""
+    model = _small_model(tmp_path / "a.onnx")
+    packages = {"ncnn": "ncnn", "mnn": "MNN", "iree": "iree", "litert": "ai_edge_litert"}
+    result = race(peers(list(packages), model), _inputs(model), threads=1, rounds=1, turn_s=0.01)
+    for label, package in packages.items():
+        row = result.row(label)
+        if importlib.util.find_spec(package) is None:
+            assert row.reason == f'{package} is not installed (pip install "calumma[peers]")'
+        elif label == "litert":
+            assert row.reason.startswith("no a.tflite beside the ONNX file")
+        else:
+            assert row.difference < 1e-5 and row.latency_s.median > 0
+
+
 def test_a_process_that_dies_leaves_the_race(tmp_path):
     model = _small_model(tmp_path / "a.onnx")
 
@@ -228,7 +243,7 @@ def test_torch_modules_compute_the_same(cache, monkeypatch):
     entries = peers(["torch-eager"], suite.path("mobilenet_v2"), suite.torch_source("mobilenet_v2"))
     row = race(entries, suite.inputs("mobilenet_v2"), threads=1, rounds=1, turn_s=0.01).row("torch-eager")
     if importlib.util.find_spec("torch") is None:
-        assert row.reason == "torch is not installed"
+        assert row.reason.startswith("torch is not installed")
     else:
         assert row.difference < 1e-4
 

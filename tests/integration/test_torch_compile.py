@@ -67,6 +67,7 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _apart(cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Records and cached regions of this test run alone, nothing left in Dynamo, warnings not given before."""
     monkeypatch.setenv("CALUMMA_CACHE", str(cache_root))
+    monkeypatch.setenv("CALUMMA_CACHE_MB", "1000")
     monkeypatch.setenv("CALUMMA_DB", str(tmp_path / "records.sqlite"))
     monkeypatch.setattr("calumma.integrations.torch_compile.regions._warned", set())
     torch._dynamo.reset()

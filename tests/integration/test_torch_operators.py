@@ -55,6 +55,7 @@ LEFT = {
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CALUMMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CALUMMA_CACHE_MB", "1000")
     monkeypatch.setenv("CALUMMA_DB", str(tmp_path / "records.sqlite"))
     monkeypatch.setattr("calumma.integrations.torch_compile.regions._warned", set())
     torch._dynamo.reset()

@@ -125,6 +125,7 @@ def test_other_memory_at_the_same_address_is_noticed() -> None:
 
 def test_regions_of_another_user_are_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALUMMA_CACHE", str(tmp_path))
+    monkeypatch.setenv("CALUMMA_CACHE_MB", "1000")
     assert cache.read("key", 1) is None
     cache.folder().mkdir(0o700)
     assert cache.read("key", 1) is None

@@ -7,23 +7,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from calumma.core.errors import InputError
 from calumma.core.values import Hardware
 from calumma.prior import dataset, weights
 from calumma.prior.dataset import Dataset
+from calumma.prior.places import NONE, SHIPPED, user_folder
 from calumma.prior.weights import SUFFIX, Prior
 
-SHIPPED = Path(__file__).resolve().parent / "shipped"
 AUTO = "auto"
-NONE = "none"
-"""What stands for "the newest that fits" and for "no prior" where a name is expected."""
-
-
-def user_folder() -> Path:
-    """Where the user's own priors lie."""
-    return platformdirs.user_data_path("calumma", appauthor=False) / "priors"
+"""What stands for "the newest that fits" where a name is expected."""
 
 
 @dataclass(frozen=True)

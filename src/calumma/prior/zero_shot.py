@@ -7,7 +7,7 @@ from typing import Any
 
 from calumma.core.values import KnobValue
 from calumma.pipeline.preparation import Configs, PreparedModel
-from calumma.prior import library
+from calumma.prior import library, places
 from calumma.prior.dataset import NARROW
 from calumma.prior.predictor import Predictor, TaskPredictor
 
@@ -25,7 +25,7 @@ def predictor_for(model: PreparedModel, name: str) -> tuple[Predictor | None, st
     Raises:
         InputError: there is no such prior, its file cannot be used, or the one that was named does not fit.
     """
-    if name == library.NONE:
+    if name == places.NONE:
         return None, ""
     found = library.choose(model.hardware, model.threads) if name == library.AUTO else (library.find(name), "")
     prior, reason = found

@@ -276,7 +276,9 @@ def _build(
             precision=options.precision,
         )
     try:
-        return load(cache.write(key, result), threads)
+        artifact = load(cache.write(key, result), threads)
+        cache.trim()
+        return artifact
     except (ArtifactError, EnvironmentFault, OSError) as error:
         message = f"a compiled region is not kept: {error}; the next process compiles it again"
         warnings.warn(message, cache.CacheWarning, stacklevel=2)
