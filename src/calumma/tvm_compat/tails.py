@@ -1,9 +1,9 @@
 """Loops that a vector does not divide: whole vectors without a condition, and one shorter vector for the rest.
 
 A split that does not divide leaves a predicate on its block, which TVM lowers to a condition around every element. LLVM
-makes a masked vector of each: with AVX2 on AMD Zen 3 and 4 a masked store takes dozens of operations, and softmax over
-rows of 197 took twice as long as over rows of 200. TVM's loop partitioning cuts a loop where such a condition begins to
-matter, but looks at conditions marked as likely alone, which schedules do not do.
+makes a masked vector of each, and some CPUs take dozens of operations for a masked store: softmax over rows of 197 took
+twice as long as over rows of 200 (docs/results/speed.md). TVM's loop partitioning cuts a loop where such a condition
+begins to matter, but looks at conditions marked as likely alone, which schedules do not do.
 """
 
 from __future__ import annotations
