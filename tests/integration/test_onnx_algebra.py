@@ -67,6 +67,9 @@ def test_axes_that_are_known_at_run_time() -> None:
     zoo.shapes[zoo.add("Sqrt", zoo.add("Identity", total))] = (3, 1, 4)  # which says all there is to know of the total
     for axis in (0, -1):
         zoo.add("CumSum", x, zoo.feed(np.array(axis)), exclusive=1)
+    limit = zoo.feed(np.array(10, np.float32))
+    turns = zoo.add("Div", zoo.add("Range", np.float32(0), limit, np.float32(1)), limit)
+    zoo.shapes[zoo.add("Sub", zoo.add("Cos", turns), zoo.add("Mul", turns, np.float32(0.5)))] = (10,)
     zoo.check(isas.NATIVE)
 
 

@@ -196,10 +196,6 @@ class LoopCosts:
     """Vectors per step of one contiguous loop."""
     transpose_tile: int = 16
     """Elements of the other axis per tile of a transpose."""
-    long_row: int = 16
-    """Vectors. Rows this long that single vectors do not divide are faster by two at a time: 2.8 to 9 times over 722,
-    778, 1242 and 1560 elements, since TVM guards the elements of single vectors one by one; over 67 to 197 they were
-    not."""
     reduction_tile: int = 4
     """Neighbouring outputs as independent accumulators."""
     unrolled_taps: int = 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -153,7 +154,7 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
 def _open_shape(node: torch.fx.Node, tensor: torch.Tensor) -> ModelError:
     """The error of a size that an exported program leaves open: of an input, or what values decide."""
     flaw = f"node {node.name}: shape {list(tensor.shape)} is not fixed"
-    if any(str(size).startswith("u") for size in tensor.shape if not isinstance(size, int)):
+    if any(re.search(r"\bu\d", str(size)) for size in tensor.shape):  # torch's names of what values decide
         return ModelError(
             f"{flaw}, it depends on values; give the result a size (torch.nonzero_static, torch.where), "
             "or export the module to ONNX"

@@ -64,11 +64,9 @@ class RowsSpace(loops.LoopSpace):
 
     def default_config(self) -> dict[str, KnobValue]:
         rows = math.prod(self.outputs[: self.row])
-        long_row = self.target.costs.loops.long_row * self.lanes
-        ragged_and_long = self.outputs[-1] % self.lanes > 0 and self.outputs[-1] >= long_row
         return {
             "parallel": int(self.worth_threads and (rows > 1 or not self.row)),
-            "vector": 2 * self.lanes if ragged_and_long else self.lanes,
+            "vector": self.lanes,
             "unroll": 0,
         }
 

@@ -1,4 +1,4 @@
-"""Operators of gradients beside eager torch, and how much of core ATen is computed."""
+"""Operators of core ATen of which the operator database has no samples, beside eager torch; how many are computed."""
 
 from __future__ import annotations
 
@@ -73,14 +73,41 @@ class Gradients(nn.Module):
         return [*tables, *aten.native_dropout(image, 0.5, False)]
 
 
+class Sizes(nn.Module):
+    """Sizes and places in memory, which are numbers when a module is exported, and forms with lists or a target."""
+
+    def forward(self, image: Any) -> Any:
+        rows = image[0, 0].t()
+        counts = aten.sym_size.int(rows, 0), aten.sym_stride.int(rows, 1), aten.sym_numel(rows)
+        columns = torch.nn.functional.unfold(image, 3)
+        angles = torch.empty_like(image)
+        torch.ops.aten.atan2.out(image, image + 1, out=angles)
+        return (
+            rows * counts[0] + counts[1] - counts[2],
+            aten.col2im(columns, [6, 7], [3, 3], [1, 1], [0, 0], [1, 1]),
+            angles,
+            aten.upsample_nearest2d.vec(image, None, [1.5, 2.0]),
+            aten.upsample_bilinear2d.vec(image, [9, 4], True, None),
+        )
+
+
 def numbers(*shape: int) -> Any:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def test_gradients_are_right() -> None:
-    whole = torch.tensor([[1, 2, 5], [5, 5, 0]])
-    inputs = (numbers(2, 4, 6, 7), numbers(84), whole, numbers(1, 1, 3, 5, 4), numbers(2, 3, 4))
-    model = Gradients()
+IMAGE = numbers(2, 4, 6, 7)
+WHOLE = torch.tensor([[1, 2, 5], [5, 5, 0]])
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (Gradients(), (IMAGE, numbers(84), WHOLE, numbers(1, 1, 3, 5, 4), numbers(2, 3, 4))),
+        (Sizes(), (IMAGE,)),
+    ],
+    ids=["gradients", "sizes"],
+)
+def test_modules_are_right(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     artifact = compiled(import_model(model, example_inputs=inputs))
     found = artifact.run({f.name: x.numpy() for f, x in zip(artifact.inputs, inputs, strict=True)})
     for index, (value, expected) in enumerate(zip(found, model(*inputs), strict=True)):
