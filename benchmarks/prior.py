@@ -44,7 +44,7 @@ from benchmarks import corpora, held_out, output, sessions, suite
 from benchmarks.commands import calumma
 from calumma.core.errors import InputError
 from calumma.peers import Contestant, race
-from calumma.prior import library, weights
+from calumma.prior import library, places, weights
 from calumma.prior.weights import Prior
 
 PARTS = ("zero-shot", "compile", "few-shot", "learned")
@@ -137,7 +137,7 @@ def _prior(name: str) -> tuple[Prior, Path]:
     from calumma import tvm_compat
 
     fingerprint = tvm_compat.target_for().hardware.fingerprint
-    for path in sorted(library.SHIPPED.glob(f"*{weights.SUFFIX}")):
+    for path in sorted(places.SHIPPED.glob(f"*{weights.SUFFIX}")):
         prior = weights.load(path)
         if prior.hardware.fingerprint == fingerprint:
             return prior, path

@@ -45,7 +45,7 @@ def compile_untuned(
         options: what the model is compiled for.
         open_store: gives the records.
         destination: file to write, if any.
-        cache: whether earlier calls' artifacts may be used, and this one's is kept.
+        cache: whether earlier calls' artifacts and kernels may be used, and this one's are kept.
         on_phase: called with the name of every phase that begins.
 
     Raises:
@@ -74,14 +74,14 @@ def compile_untuned(
         asked = known.question(prepared)
         with prepared.phase("records"):
             told = known.look_up(store, asked)
-    result = _compiled(prepared, told, prior, destination)
+    result = _compiled(prepared, told, prior, destination, cache)
     if request is not None and destination is not None:
         with prepared.phase("keep"):
             request.keep(destination, asked, told.digest, result.to_json())
     return result
 
 
-def _compiled(prepared: PreparedModel, told: Known, prior: str, destination: Path | None) -> CompileResult:
+def _compiled(prepared: PreparedModel, told: Known, prior: str, destination: Path | None, cache: bool) -> CompileResult:
     """Choose schedules for a prepared model, build it, and write it to a file, if any."""
     from calumma.pipeline.recorded import recorded_configs
     from calumma.prior import zero_shot
@@ -91,7 +91,7 @@ def _compiled(prepared: PreparedModel, told: Known, prior: str, destination: Pat
         predictor, note = zero_shot.predictor_for(prepared, prior)
         asked = None if told.defaults_won else predictor
         predicted = {} if asked is None else zero_shot.choices(prepared, asked, told.measured)
-    compiled = compile_model(prepared, {**predicted, **recorded})
+    compiled = compile_model(prepared, {**predicted, **recorded}, cache=cache)
     save(compiled, prepared, destination)
     return CompileResult(
         path=destination,

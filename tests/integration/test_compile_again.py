@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from calumma import api, tvm_compat
-from calumma.artifact import load
+from calumma.artifact import Artifact, load
 from calumma.core import hardware
+from calumma.core.content_cache import CacheWarning
 from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status, Workload
 from calumma.database import MemoryStore
+from calumma.results import CompileResult
+from calumma.tvm_compat import codegen
 from tests.integration.command_line import ROOT, calumma
 from tests.onnx_models import Model
 
@@ -55,9 +59,15 @@ def test_an_onnx_model_is_compiled_without_torch_and_every_second_is_told(model:
     assert found["phases_s"]["start"] > 0 and found["peak_memory_bytes"] > 50e6
 
 
-def outputs(model: Path) -> list[np.ndarray]:
-    artifact = load(model.parent / "model.so", threads=1)
-    return artifact.run({spec.name: np.ones(spec.shape, spec.dtype) for spec in artifact.inputs})
+def run(artifact: Artifact, feeds: dict[str, np.ndarray] | None = None) -> np.ndarray:
+    """The first output, for inputs of ones by default. In a Python thread of its own: TVM's pool there is small."""
+    given = feeds or {spec.name: np.ones(spec.shape, spec.dtype) for spec in artifact.inputs}
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(artifact.run, given).result()[0]
+
+
+def output(model: Path) -> np.ndarray:
+    return run(load(model.parent / "model.so", threads=1))
 
 
 def entry(model: Path) -> Path:
@@ -70,10 +80,10 @@ def test_the_same_model_is_not_compiled_twice(model: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         first, _ = found = list(pool.map(lambda _: compiled(model), range(2)))
     assert not any("warning" in result["stderr"] for result in found)
-    expected = outputs(model)
+    expected = output(model)
     again = compiled(model)
     assert again["reused"] and list(again["phases_s"]) == ["start", "load", "reuse"]
-    np.testing.assert_array_equal(outputs(model)[0], expected[0])
+    np.testing.assert_array_equal(output(model), expected)
     told = ("recorded", "prior", "predicted", "note")
     assert {name: again[name] for name in told} == {name: first[name] for name in told}
     assert [task["default"] for task in again["tasks"]] == [task["default"] for task in first["tasks"]]
@@ -83,7 +93,7 @@ def test_the_same_model_is_not_compiled_twice(model: Path) -> None:
     entry(model).write_bytes(damaged)
     anew = compiled(model)
     assert not anew["reused"] and "is damaged" in anew["stderr"] and "made anew" in anew["stderr"]
-    np.testing.assert_array_equal(outputs(model)[0], expected[0])
+    np.testing.assert_array_equal(output(model), expected)
 
 
 def test_what_decides_an_artifact_decides_whether_it_is_used_again(
@@ -112,9 +122,7 @@ def test_what_decides_an_artifact_decides_whether_it_is_used_again(
 
     anew = api.compile(model, output=out, threads=1, database=store, prior="none")
     assert anew.reused and anew.tasks == result.tasks
-    ones = {spec.name: np.ones(spec.shape, spec.dtype) for spec in anew.artifact.inputs}
-    for ours, theirs in zip(anew.artifact.run(ones), result.artifact.run(ones), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(run(anew.artifact), run(result.artifact))
 
     row = result.lowered.metadata["tasks"][0]
     candidate = Candidate(Workload(row["workload"], "text"), row["template"], row["version"], row["config"])
@@ -125,3 +133,44 @@ def test_what_decides_an_artifact_decides_whether_it_is_used_again(
     assert reused()
     model.write_bytes(model.read_bytes() + b"\x32\x00")  # a producer's empty field
     assert not reused(), "other bytes"
+
+
+def test_a_kernel_with_the_same_schedule_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the weights: for files, by one model after another; code for this process is LLVM's in any case."""
+    monkeypatch.setenv("CALUMMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CALUMMA_CACHE_MB", "100")
+    built: list[str] = []
+    build = codegen.build
+
+    def noted(mod: Any, target: Any) -> Any:
+        built.extend(variable.name_hint for variable in mod.get_global_vars())
+        return build(mod, target)
+
+    monkeypatch.setattr(codegen, "build", noted)
+
+    def trained(seed: int, **options: Any) -> tuple[bool, bool, CompileResult, Model, bytes]:
+        """Whether all kernels of a model were built, and whether any was."""
+        network = Model(seed=seed)
+        x = network.op("Relu", network.conv(network.input(1, 16, 10, 10), (16, 16)))
+        data = network.bytes(network.conv(x, (16, 32), 1))
+        built.clear()
+        given = {"threads": 1, "database": MemoryStore(), "prior": "none", **options}
+        result = api.compile(data, output=tmp_path / "model.so", **given)
+        kernels = {row.name for row in result.tasks}
+        return kernels <= set(built), bool(kernels & set(built)), result, network, data
+
+    every, *_ = trained(0)
+    assert every
+    _, some, again, network, data = trained(1)
+    assert not some and not again.reused
+    feeds = network.feeds()
+    (expected,) = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, feeds)
+    for artifact in (load(tmp_path / "model.so", 1), again.artifact):
+        np.testing.assert_allclose(run(artifact, feeds), expected, rtol=1e-3, atol=1e-4)
+    assert not trained(2, tolerance=0)[1], "the same schedules"
+    assert trained(2, mcpu="x86-64-v2")[0]
+    assert trained(3, cache=False)[0]
+    for kernel in (tmp_path / "cache" / "kernels").iterdir():
+        kernel.write_bytes(kernel.read_bytes()[1:])
+    with pytest.warns(CacheWarning, match="cached kernel .* is damaged"):
+        assert trained(4)[0]

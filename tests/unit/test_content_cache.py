@@ -92,8 +92,10 @@ def test_what_was_used_last_is_kept_within_the_limit(cache: ContentCache, monkey
     os.utime(abandoned, (1e9, 1e9))
     assert cache.get(keys[0]) is not None  # used: now the last one
     cache.put(keys[3], bytes(300_000))
+    cache.trim()
     assert sorted(path.name for path in cache.folder.iterdir()) == [".b.tmp", keys[0], keys[2], keys[3]]
     cache.put(keys[1], bytes(2_000_000))
+    cache.trim()
     assert cache.get(keys[1]) is None, "larger than all of the cache"
 
 
@@ -102,7 +104,9 @@ def test_the_cache_can_be_switched_off(cache: ContentCache, monkeypatch: pytest.
     monkeypatch.setenv("CALUMMA_CACHE_MB", "0")
     off = ContentCache("things", "thing")
     off.put(OTHER, b"contents")
+    off.trim()
     assert off.get(KEY) is None and not (off.folder / OTHER).exists()
+    assert cache.get(KEY) == b"contents", "switched on again"
     monkeypatch.setenv("CALUMMA_CACHE_MB", "much")
     with pytest.raises(InputError, match="CALUMMA_CACHE_MB='much': give a number"):
         content_cache.limit_bytes()

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import held_out, suite
 from tests import prior_data  # noqa: F401  (sets the threads before TVM is loaded)
 
-from calumma.prior import dataset, library, weights  # isort: skip
+from calumma.prior import dataset, places, weights  # isort: skip
 
 QUICK = ("squeezenet", "shufflenet", "mobilenet_v2", "bert", "resnet18")
 """Networks whose workloads are found again here, to see that the list is today's."""
@@ -29,14 +29,14 @@ def test_the_list_is_today_s(name: str) -> None:
     assert held_out.workloads(name) == held_out.known()[name]
 
 
-@pytest.mark.parametrize("path", sorted(library.SHIPPED.glob("*.npz")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(places.SHIPPED.glob("*.npz")), ids=lambda path: path.name)
 def test_no_held_out_workload_is_in_the_data(path: Path) -> None:
     found = dataset.load(path)
     assert found.groups
     assert not found.workloads & hashes()
 
 
-@pytest.mark.parametrize("path", sorted(library.SHIPPED.glob("*.safetensors")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(places.SHIPPED.glob("*.safetensors")), ids=lambda path: path.name)
 def test_no_held_out_workload_is_behind_the_weights(path: Path) -> None:
     prior = weights.load(path)
     assert prior.data["workloads"]

@@ -88,6 +88,11 @@ def make_private(folder: Path) -> None:
     check_private(folder)
 
 
+def mark_used(path: Path) -> None:
+    """Note that a file of a cache was used now: `evict` keeps it longest. Raises OSError."""
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
 def evict(folder: Path, most_bytes: int) -> None:
     """Remove the files that were used longest ago until those of a folder take `most_bytes`, and abandoned ones."""
     found = []
@@ -95,7 +100,7 @@ def evict(folder: Path, most_bytes: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             found.append((path.stat(), path))
     kept = 0
-    for status, path in sorted(found, key=lambda entry: entry[0].st_mtime, reverse=True):
+    for status, path in sorted(found, key=lambda entry: entry[0].st_atime, reverse=True):
         half_written = path.name.startswith(".")
         kept += status.st_size
         old = time.time() - status.st_mtime > _ABANDONED_S
@@ -163,8 +168,11 @@ class ContentCache:
         return self._use(key, copied)
 
     def put(self, key: str, contents: bytes | Path, about: Mapping[str, Any] | None = None) -> None:
-        """Keep contents, or those of a file, under a key, with a JSON object about them; replaces an older entry."""
-        if not self._most_bytes:
+        """Keep contents, or those of a file, under a key, with a JSON object about them; replaces an older entry.
+
+        `trim` has to follow.
+        """
+        if not self.in_use:
             return
         try:
             make_private(self.folder)
@@ -176,14 +184,27 @@ class ContentCache:
                     out.write(chunk)
                 out.write(text)
                 out.write(_FOOTER.pack(digest.digest(), _seal(key, text, digest.digest()), len(text), _MAGIC))
-            evict(self.folder, self._most_bytes)
         except OSError as error:
             self._warn(f"is not kept: {error.strerror or error}")
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is kept at all."""
+        return self._most_bytes > 0
+
+    def trim(self) -> None:
+        """Keep the folder within its limit; to be called when all entries of a piece of work are there."""
+        if not self.in_use:
+            return
+        try:
+            evict(self.folder, self._most_bytes)
+        except OSError as error:
+            self._warn(f"is not removed: {error}")
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[_Entry]:
         """The entry of a key. Raises OSError, FileNotFoundError where there is none; _DamagedEntry."""
-        if not self._most_bytes:
+        if not self.in_use:
             raise FileNotFoundError
         path = self.folder / key
         with path.open("rb") as file:
@@ -204,7 +225,7 @@ class ContentCache:
                 raise _DamagedEntry("its key or what is said about it is not what was written")
             yield _Entry(file, json.loads(text), start, digest)
         with contextlib.suppress(OSError):
-            os.utime(path)  # entries that are used stay longest
+            mark_used(path)
 
     def _use(self, key: str, use: Callable[[_Entry], _Result]) -> _Result | None:
         """What `use` makes of the entry of a key; None where there is none, or where that fails, after a warning."""

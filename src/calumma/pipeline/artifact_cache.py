@@ -101,6 +101,7 @@ class ArtifactRequest:
             return
         if unchanged:  # otherwise it may be another model than the one that was compiled
             self.cache.put(self.key, path, {"question": dict(question), "answer": answer, "result": dict(result)})
+            self.cache.trim()
 
 
 def _of_files(path: Path) -> tuple[list[str], tuple[tuple[Path, tuple[int, ...]], ...]]:

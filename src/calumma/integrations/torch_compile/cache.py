@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,11 @@ if TYPE_CHECKING:
 def folder() -> Path:
     """`torch_compile` in the root of caches."""
     return content_cache.root() / "torch_compile"
+
+
+def in_use() -> bool:
+    """Whether regions are kept at all."""
+    return content_cache.limit_bytes() > 0
 
 
 def path(key: str) -> Path:
@@ -56,12 +60,12 @@ def read(key: str, threads: int) -> Artifact | None:
         EnvironmentFault: TVM is missing or not the pinned version.
     """
     file = path(key)
-    if not content_cache.limit_bytes():
+    if not in_use():
         return None
     try:
         content_cache.check_private(file.parent)
         content_cache.check_private(file)
-        os.utime(file)  # regions that are used stay longest
+        content_cache.mark_used(file)
         return load(file, threads)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -275,6 +275,8 @@ def _build(
             tolerance=options.tolerance,
             precision=options.precision,
         )
+    if not cache.in_use():
+        return result.artifact
     try:
         artifact = load(cache.write(key, result), threads)
         cache.trim()
