@@ -13,7 +13,7 @@ import onnxruntime
 import psutil
 import pytest
 
-from benchmarks import batch, before_after, models, networks, output, suite
+from benchmarks import batch, before_after, models, modern_networks, networks, output, suite
 from benchmarks.networks import Graph
 from calumma import artifact, tvm_compat
 from calumma.core.errors import ArtifactError, InputError
@@ -226,12 +226,12 @@ def test_the_suite_is_the_same_every_time(cache, monkeypatch):
     once = suite.path("squeezenet").read_bytes()
     monkeypatch.setenv("CALUMMA_CACHE", str(cache / "again"))
     assert suite.path("squeezenet").read_bytes() == once
-    assert len(suite.names()) == 13
+    assert len(suite.names()) == 18
     with pytest.raises(InputError, match="no model 'lenet' in the suite"):
         suite.path("lenet")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
 def test_written_cnns_show_errors(cache, name):
     first, second = _run(str(suite.path(name)), suite.inputs(name))
     assert 0.3 < first[0].std() < 3
@@ -253,8 +253,10 @@ def test_torch_modules_compute_the_same(cache, monkeypatch):
     [
         networks.bert(layers=2, width=32, heads=4, tokens=16, vocabulary=50),
         networks.vit_b_16(layers=2, width=32, heads=4, patch=8, size=32),
+        modern_networks.convnext_tiny(size=32),
+        modern_networks.whisper_encoder(layers=2, width=32, heads=4, frames=32),
     ],
-    ids=["bert", "vit"],
+    ids=["bert", "vit", "convnext", "whisper"],
 )
 def test_written_transformers_show_errors(model):
     onnx.checker.check_model(model, full_check=True)
@@ -262,6 +264,15 @@ def test_written_transformers_show_errors(model):
     first, second = _run(model.SerializeToString(), [random_inputs(specs, seed) for seed in (0, 1)])
     assert 0.3 < first[0].std() < 3
     assert _change(first[0], second[0]) > 0.03
+
+
+def test_the_detector_shows_errors(cache):
+    """Scores and boxes are compared each by itself, and few scores are saturated."""
+    first, second = _run(str(suite.path("yolov8n")), suite.inputs("yolov8n"))
+    scores, boxes = first
+    assert scores.shape == (1, 80, 2100) and boxes.shape == (1, 4, 2100)
+    assert _change(scores, second[0]) > 0.03 and _change(boxes, second[1]) > 0.03
+    assert 0.5 < ((scores > 0.01) & (scores < 0.99)).mean()
 
 
 def _bench_row(model: str, tuned: float, untuned: float, **more: object) -> models.Row:
