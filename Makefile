@@ -105,7 +105,7 @@ prior: env
 	mkdir -p build $(dir $(SHIPPED))
 	$(BIN)/python -m benchmarks.held_out
 	$(BIN)/calumma collect --budget $(PRIOR_BUDGET) --threads $(PRIOR_THREADS) --db $(PRIOR_DB) \
-		--exclude "$$($(BIN)/python -c 'from benchmarks import suite; print(",".join(suite.names()))')" \
+		--exclude "$$($(BIN)/python -c 'from benchmarks import held_out; print(",".join(held_out.published()))')" \
 		$$($(BIN)/python -c 'from benchmarks import suite; print(*(f"--exclude-model {suite.path(n)}" for n in suite.names()))')
 	$(BIN)/calumma learn --db $(PRIOR_DB) --data none --exclude benchmarks/held_out.json \
 		--save-data $(SHIPPED).npz -o $(SHIPPED).safetensors

@@ -22,7 +22,7 @@ from calumma.core.values import KnobValue
 from calumma.space import blocks
 from calumma.space.base import Knob
 from calumma.target import Target
-from calumma.tvm_compat import prefetch
+from calumma.tvm_compat import prefetch, tails
 
 _LEAST_ACCUMULATORS = 4
 """Fewer cannot hide the latency of a multiply-add on any CPU; they are allowed only where nothing larger fits."""
@@ -223,3 +223,5 @@ class MatmulSpace(blocks.AnchorSpace):
         if extent % self.lanes == 0 and extent > self.lanes:
             _, last = sch.split(last, [None, self.lanes])
         sch.vectorize(last)
+        sch.annotate(out, tails.MARK, 1)
+        sch.annotate(out, tails.MARK, 1)
