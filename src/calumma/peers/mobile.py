@@ -109,8 +109,9 @@ class LiteRt(Runtime):
             raise Unavailable(
                 f"no {file.name} beside the ONNX file: LiteRT reads no other (onnx2tf makes one, in an own environment)"
             )
-        self._interpreter: Any = interpreter.Interpreter(model_path=str(file), num_threads=job.threads)
-        self._interpreter.allocate_tensors()
+        with _silence():
+            self._interpreter: Any = interpreter.Interpreter(model_path=str(file), num_threads=job.threads)
+            self._interpreter.allocate_tensors()
         self._outputs = [entry["index"] for entry in self._interpreter.get_output_details()]
 
     def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
