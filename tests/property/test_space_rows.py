@@ -8,7 +8,7 @@ from calumma.operators.extrema.expression import argmax
 from calumma.operators.normalisation import expression as lrn
 from calumma.operators.pooling.expression import AxisWindow, avg_pool2d, max_pool2d
 from calumma.operators.rows import space as rows
-from calumma.operators.rows.expression import layer_norm, softmax
+from calumma.operators.rows.expression import layer_norm, log_softmax, softmax
 from tests import isas
 from tests.prim_funcs import apply, check_space, prim_func
 
@@ -28,6 +28,7 @@ def _layer_norm(x):
 
 IMAGE, W = _array(1, 5, 9, 12), AxisWindow(3, 2, 1, 1)
 SCORES, RAGGED, HIDDEN = _array(1, 2, 9, 64), _array(3, 5, 37), _array(6, 96)
+BESIDE = _array(3, 5, 2, 24)
 TIES = np.random.default_rng(0).choice(
     np.array([1, 2, -np.inf, np.inf, np.nan], "float32"), (64, 37), p=[0.48, 0.4, 0.1, 0.01, 0.01]
 )
@@ -43,6 +44,8 @@ CASES = {
         _softmax(0.75 * SCORES),
     ),
     "softmax over channels": (lambda x: softmax(x, 1, L), [SCORES], _softmax(SCORES, 1)),
+    "softmax over channels, rows side by side": (lambda x: softmax(x, 1, L), [BESIDE], _softmax(BESIDE, 1)),
+    "log softmax over two apart": (lambda x: log_softmax(x, 0, L), [BESIDE], np.log(_softmax(BESIDE, 0))),
     "one short row": (lambda x: softmax(x, -1, L), [_array(1, 7)], _softmax(_array(1, 7))),
     "layer norm, residual before, reshape after": (
         lambda x, y: topi.reshape(layer_norm(topi.add(x, y), None, None, 1, 1e-5, L), (6, 8, 12)),

@@ -49,7 +49,7 @@ class RowsSpace(loops.LoopSpace):
     def __init__(self, func: tirx.PrimFunc, target: Target, threads: int = 1) -> None:
         self.lanes = target.lanes
         sch = _prepared(func, self.lanes)
-        self.outputs = loops.extents(sch, sch.get_loops(loops.blocks_of(sch)[-1]))
+        self.outputs = loops.extents(sch, _axes(sch, loops.blocks_of(sch)[-1], self.lanes))
         self.row = _deepest_row(func, self.lanes)
         super().__init__(
             func,
@@ -80,7 +80,7 @@ class RowsSpace(loops.LoopSpace):
         sch = _prepared(self.func, self.lanes)
         *stages, output = loops.blocks_of(sch)
         depth = self.row
-        axes = sch.get_loops(output)
+        axes = _axes(sch, output, self.lanes)
         _compute_rows(sch, stages, axes, depth)
         vector = int(config["vector"])
         spatial = [block for block in stages if not loops.is_reduction(sch, block)]
@@ -154,6 +154,36 @@ def _split_into_lanes(sch: s_tir.Schedule, block: Any, lanes: int) -> None:
             sch.reorder(lane, steps)
 
 
+def _axes(sch: s_tir.Schedule, output: Any, lanes: int) -> list[Any]:
+    """The output's loops, outermost first; where rows are reduced along another axis than the last, those of a row
+    inside, and in it one vector of neighbouring rows.
+    """
+    axes = list(sch.get_loops(output))
+    shape = loops.extents(sch, axes)
+    reduced = {axis for block in loops.blocks_of(sch) for axis in _reduced_axes(sch, block, shape)}
+    width = loops.vector_width(shape[-1], lanes) if shape else 1
+    if not reduced or len(shape) - 1 in reduced or width < lanes // 2:
+        return axes
+    steps, lane = sch.split(axes[-1], [None, width])
+    kept = [loop for axis, loop in enumerate(axes[:-1]) if axis not in reduced]
+    ordered = [*kept, steps, *(axes[axis] for axis in sorted(reduced)), lane]
+    sch.reorder(*ordered)
+    return ordered
+
+
+def _reduced_axes(sch: s_tir.Schedule, block: Any, shape: list[int]) -> list[int]:
+    """Axes along which a reduction reads a tensor of this shape; none of any other block."""
+    if not loops.is_reduction(sch, block):
+        return []
+    node = sch.get(block)
+    variables = [iv.var for iv in node.iter_vars if iv.iter_type == tirx.IterVar.CommReduce]
+    for read in node.reads:
+        if [getattr(extent, "value", None) for extent in read.source.shape] == shape:
+            places = [part.min for part in read.region]
+            return [axis for axis, place in enumerate(places) if any(place.same_as(v) for v in variables)]
+    return []
+
+
 def _compute_rows(sch: s_tir.Schedule, stages: list[Any], axes: list[Any], depth: int) -> None:
     if depth:
         for block in reversed(stages):
@@ -163,13 +193,13 @@ def _compute_rows(sch: s_tir.Schedule, stages: list[Any], axes: list[Any], depth
 def _deepest_row(func: tirx.PrimFunc, lanes: int) -> int:
     """The largest number of output loops under which every stage can be computed without computing anything twice."""
     sch = _prepared(func, lanes)
-    rank = len(sch.get_loops(loops.blocks_of(sch)[-1]))
+    rank = len(_axes(sch, loops.blocks_of(sch)[-1], lanes))
     for depth in range(rank, 0, -1):
         sch = _prepared(func, lanes)
         *stages, output = loops.blocks_of(sch)
         before = [loops.points(sch, block) for block in stages]
         try:
-            _compute_rows(sch, stages, sch.get_loops(output), depth)
+            _compute_rows(sch, stages, _axes(sch, output, lanes), depth)
         except s_tir.ScheduleError:
             continue
         nests = [[sch.get(loop).extent for loop in sch.get_loops(block)] for block in stages]
