@@ -94,7 +94,7 @@ conformance: env
 	$(BIN)/python -m benchmarks.conformance --results docs/results/conformance.md
 	$(BIN)/python -m benchmarks.conformance --suite torch --results docs/results/conformance.md
 
-PRIOR := znver5
+PRIOR := x86-64
 PRIOR_BUDGET := 6h
 PRIOR_DB := build/prior.sqlite
 PRIOR_THREADS := 2

@@ -136,10 +136,10 @@ def _prior(name: str) -> tuple[Prior, Path]:
         return prior, next((e.path for e in library.entries() if e.name == name), Path(name))
     from calumma import tvm_compat
 
-    fingerprint = tvm_compat.target_for().hardware.fingerprint
+    hardware = tvm_compat.target_for().hardware
     for path in sorted(library.SHIPPED.glob(f"*{weights.SUFFIX}")):
         prior = weights.load(path)
-        if prior.hardware.fingerprint == fingerprint:
+        if any(machine.hardware.fingerprint == hardware.fingerprint for machine in prior.trained_on):
             return prior, path
     raise InputError("no prior is shipped for this machine: learn one (make prior) and name it with --prior")
 

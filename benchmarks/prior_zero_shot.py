@@ -15,7 +15,7 @@ Two figures, both as shares of the best known speed of a task:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +34,7 @@ from calumma.measure import LocalRunner, recording
 from calumma.pipeline import CompileOptions
 from calumma.pipeline.preparation import PreparedModel, prepare
 from calumma.prior import dataset
-from calumma.prior.dataset import Dataset, Group
+from calumma.prior.dataset import Dataset, Group, GroupKey
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.weights import Prior
 
@@ -96,16 +96,16 @@ def recorded_tasks(folder: Path, least: int = LEAST) -> Dataset:
         corpus = recording.load(name, folder)
         if corpus.source.space == "template" and corpus.workload.hash in names:
             records += corpus.records(corpus.space())
-    found = dataset.from_records(records, hardware=hardware, toolchain=toolchain)
+    found = dataset.from_records(records, toolchain=toolchain).of_cpu(hardware.fingerprint)
     groups = tuple(group for group in found.groups if np.isfinite(group.latency_s).sum() >= least)
-    return Dataset(hardware, toolchain, groups, found.left_out)
+    return replace(found, groups=groups)
 
 
-def recorded(prior: Prior, tasks: Dataset) -> dict[tuple[str, int, str], Shares]:
+def recorded(prior: Prior, tasks: Dataset) -> dict[GroupKey, Shares]:
     """Shares when the prior chooses among what was measured."""
     found = {}
     for group in tasks.groups:
-        task = _predictor(prior, group, tasks)
+        task = _predictor(prior, group)
         if task is None:
             continue
         space = task.view.space
@@ -115,7 +115,7 @@ def recorded(prior: Prior, tasks: Dataset) -> dict[tuple[str, int, str], Shares]
         order = np.argsort(-predictions.score, kind="stable")
         default = np.flatnonzero((indices == space.default()).all(axis=1))
         shares = latency_s.min() / latency_s
-        trusted = len(default) == 0 or predictions.score[order[0]] > task.family.least_gain
+        trusted = len(default) == 0 or predictions.score[order[0]] > task.trust.least_gain
         found[group.key] = Shares(
             first=float(shares[order[0]] if trusted else shares[default[0]]),
             best_of_8=float(shares[order[:TOP]].max()),
@@ -316,9 +316,8 @@ def _row(kind: str, network: str, workload: str, template: str, cache_state: str
     }
 
 
-def _predictor(prior: Prior, group: Group, tasks: Dataset) -> TaskPredictor | None:
-    if prior.mismatch(tasks.hardware, group.threads):
+def _predictor(prior: Prior, group: Group) -> TaskPredictor | None:
+    if prior.mismatch(group.hardware, group.threads):
         return None
-    target = tvm_compat.target_of(tasks.hardware)
-    space = group.space(target)
-    return Predictor(prior, target, group.threads, group.cache_state).task(group.func, space)
+    target = tvm_compat.target_of(group.hardware)
+    return Predictor(prior, target, group.threads, group.cache_state).task(group.func, group.space())
