@@ -4,6 +4,8 @@
                        --records and all else that is tried (`benchmarks/prior_zero_shot.py`)
     --part compile     whole models without a measurement: latency beside the tuned one, seconds from file to artifact
     --part few-shot    eight cost models after a few measurements, on recordings (`benchmarks/prior_few_shot.py`)
+    --part cross-device  a CPU that the prior has not seen, as it is and after a minute of measurements there
+                       (`benchmarks/prior_cross_device.py`)
     --part learned     tune three networks, learn, compile a fourth: how much faster it has become
                        (`benchmarks/prior_learned.py`)
 
@@ -23,6 +25,11 @@ Metrics, shares of speed unless said otherwise; all networks are held out whole:
     few_shot_measurement_ratio         measurements to 99 % of xgboost's final throughput, few-shot over xgboost, and
                                        its 95 % interval, _low and _high; _meta-trained: of that model
     few_shot_correlation_MODEL_K       rank correlation after K measurements; few_shot_recall_MODEL_K: top-k recall
+    zero_shot_top1, adapted_top1       of cross-device: as of zero-shot, by a prior that never saw this CPU, before and
+                                       after --adaptation, for networks held out whole; _data, _data_CPU: among what
+                                       the data set has of each CPU, left out in turns with half of the layers
+    cross_device_measurement_ratio     as few_shot_measurement_ratio, of a prior that never saw the recordings' CPU,
+                                       moved by a minute of measurements; _zero_shot: not moved
     learned_gain, _low, _high          latency of the fourth network before learning over after, and its 95 % interval;
                                        _unshared: learnt without the layers that the three share with the fourth;
                                        _tuned: tuned itself for as long as each of the three, instead
@@ -42,12 +49,13 @@ from typing import Any
 
 from benchmarks import corpora, held_out, output, sessions, suite
 from benchmarks.commands import calumma
+from calumma.core import durations
 from calumma.core.errors import InputError
 from calumma.peers import Contestant, race
 from calumma.prior import library, weights
 from calumma.prior.weights import Prior
 
-PARTS = ("zero-shot", "compile", "few-shot", "learned")
+PARTS = ("zero-shot", "compile", "few-shot", "learned", "cross-device")
 NETWORKS = ("resnet50", "bert", "resnet18")
 SPEEDUP = "resnet50"
 AUTOTVM012 = ("resnet18", 1328.0, 8.7e-3)
@@ -82,6 +90,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--networks", type=output.names, metavar="A,B", help="of zero-shot and compile")
     parser.add_argument("--budget", default="120s", help="for tuning each network of compile")
     parser.add_argument("--teaching", default="60s", metavar="TIME", help="for tuning each network of learned")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="of cross-device: a data set. [the prior's]")
+    parser.add_argument("--mcpu", metavar="CPU", help="of cross-device: to compile for, by LLVM's name. [this CPU]")
+    parser.add_argument("--adaptation", default="60s", metavar="TIME", help="of cross-device: for measuring")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="of few-shot: its curves as a picture (.svg)")
     parser.add_argument("--rounds", type=int, default=10, help="turns of every artifact in a race")
     options = parser.parse_args(arguments)
@@ -104,7 +115,13 @@ def _run(options: argparse.Namespace) -> int:
     surroundings = output.environment(options.threads)
     metrics: dict[str, float] = {}
     rows: list[Document] = []
-    parts = {"zero-shot": _zero_shot, _COMPILE: _compile, "few-shot": _few_shot, "learned": _learned}
+    parts = {
+        "zero-shot": _zero_shot,
+        _COMPILE: _compile,
+        "few-shot": _few_shot,
+        "learned": _learned,
+        "cross-device": _cross_device,
+    }
     for name in options.part:
         found, table = parts[name](prior, path, options)
         metrics |= found
@@ -160,10 +177,11 @@ def _zero_shot(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[d
             "(python -m benchmarks.search --record), or measure without --recorded-only"
         )
     networks = options.networks or part.NETWORKS
-    measured = {} if options.recorded_only else part.live(prior, networks, options.records, options.threads, _status)
+    priors = {"prior": prior}
+    measured = {} if options.recorded_only else part.live(priors, networks, options.records, options.threads, _status)
     rows = [part.recorded_row(group, recorded[group.key]) for group in tasks.groups if group.key in recorded]
-    rows += [part.live_row(*entry) for entry in measured.values()]
-    shares = [shares for _, shares in measured.values()]
+    rows += [part.live_row(entry, "prior", shares["prior"]) for entry, shares in measured.values()]
+    shares = [shares["prior"] for _, shares in measured.values()]
     return part.metrics(list(recorded.values()), "_recorded") | part.metrics(shares), rows
 
 
@@ -329,6 +347,29 @@ def _learned(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dic
         races = 2 if options.quick else part.RACES
         metrics, row = part.learned(path, options.teaching, options.threads, Path(scratch), _status, races)
     return metrics, [row]
+
+
+def _cross_device(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dict[str, float], list[Document]]:
+    from benchmarks import prior_cross_device as part
+    from benchmarks import prior_zero_shot
+    from calumma import tvm_compat
+    from calumma.prior import dataset
+
+    tvm_compat.set_threads(options.threads)
+    data = dataset.load(options.data or path.with_suffix(".npz"))
+    settings = part.QUICK if options.quick else None
+    priors = part.left_out(data, _status, settings)
+    metrics, rows = part.on_the_data(priors)
+    metrics |= part.correlations(rows)
+    metrics |= part.measurement_ratios(priors, options.corpora, _status, quick=options.quick)
+    if not options.recorded_only:
+        networks = options.networks or prior_zero_shot.NETWORKS
+        budget = durations.budget(options.adaptation)
+        found, table = part.live(
+            data, networks, options.records, options.threads, options.mcpu, budget, _status, settings
+        )
+        metrics, rows = metrics | found, [*rows, *table]
+    return metrics, rows
 
 
 def _table(rows: Sequence[Document]) -> str:

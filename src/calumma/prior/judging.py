@@ -155,7 +155,7 @@ def judge(
         held_out = [member for member, f in zip(members, fold_of, strict=True) if f == fold]
         for member in held_out:
             table = aligned(member.table, member.names, columns)
-            gains = _gains(order, member)
+            gains = gains_of(order, member)
             latency = level.predict(table).mean(axis=0) + order.predict(table).mean(axis=0)
             levels.append(float(np.median(latency - member.target)))
             if member.default_row is not None:
@@ -213,7 +213,7 @@ def cpus_left_out(
             order, _ = training.train(columns, [member.sample(columns) for member in elsewhere], seed, settings)
             moved = adapted(order, minute(support, columns, share, seed))
             for kind, forest in (("unseen", order), ("adapted", moved)):
-                found[kind].setdefault(cpu, []).extend(Seen(_gains(forest, member), member) for member in asked)
+                found[kind].setdefault(cpu, []).extend(Seen(gains_of(forest, member), member) for member in asked)
         name = next(member.group.hardware.mcpu for member in members if member.cpu == cpu)
         say(
             f"{members[0].group.template}: {len(found['unseen'].get(cpu, ()))} workloads of {name} predicted without it"
@@ -238,7 +238,8 @@ def adapted(order: Forest, samples: Sequence[Sample]) -> Forest:
     return few_shot.refitted(order, tasks, few_shot.SHARED_RIDGE) if tasks else order
 
 
-def _gains(forest: Forest, member: Example) -> Gains:
+def gains_of(forest: Forest, member: Example) -> Gains:
+    """What a forest says of an example's configurations."""
     default, outputs = (
         forest.predict(aligned(table, member.names, forest.columns)) for table in (member.default, member.table)
     )

@@ -77,6 +77,7 @@ def learn(
     seed: int = 0,
     settings: TrainingSettings | None = None,
     say: Callable[[str], None] = lambda line: None,
+    looked_at: Sequence[Example] | None = None,
 ) -> Prior:
     """Train a prior.
 
@@ -86,12 +87,13 @@ def learn(
         seed: of everything random; the same data and seed give the same weights on the same machine.
         settings: sizes, the defaults if None.
         say: called with a line about what is going on.
+        looked_at: the data set's `examples`, where the caller has them.
 
     Raises:
         InputError: there is too little data.
     """
     settings = settings or TrainingSettings()
-    everything = examples(dataset)
+    everything = examples(dataset) if looked_at is None else looked_at
     families: dict[str, Family] = {}
     metrics: dict[str, Any] = {}
     for template in sorted({example.group.template for example in everything}):
