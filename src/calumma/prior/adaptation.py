@@ -19,41 +19,44 @@ from calumma.prior import learning, library, weights
 from calumma.prior.dataset import Dataset
 from calumma.prior.few_shot import MOST, SHARED_RIDGE, FewShotForest, Floats64, log_latencies, refitted
 from calumma.prior.forest import Forest
+from calumma.prior.judging import MEASURED
 from calumma.prior.machines import Machine, place
 from calumma.prior.predictor import Predictor, TaskPredictor
-from calumma.prior.weights import ADAPTED, Prior
+from calumma.prior.weights import ADAPTED, UNSEEN, Prior
 
 _FIRST = 8
 """Measurements of a template before its forest is refitted; later whenever they have doubled."""
+_ENOUGH = MEASURED // 2
+"""Measurements from which on a session's are kept, and trusted like those that were judged: half of what these had."""
 Tasks = Sequence[tuple[Features, Floats64]]
 """Columns of each task's configurations, and the logarithms of their latencies up to a constant."""
 
 
 def moved(prior: Prior, machine: Machine, measured: Mapping[str, Tasks], workloads: Sequence[str]) -> Prior:
-    """The prior after measurements on a CPU, by template; in place of what it knew of that CPU.
+    """The prior after measurements on a CPU, by template.
 
     Args:
-        prior: what they are told to.
+        prior: what is moved.
         machine: the CPU, with one number of threads.
         measured: template -> tasks.
         workloads: their hashes.
     """
     (threads,) = machine.limits
     here = place(machine.hardware, threads)
+    rows = sum(len(y) for tasks in measured.values() for _, y in tasks)
+    rows += prior.moved_rows if prior.has_moved(machine.hardware, threads) else 0
     families = dict(prior.families)
     for template, tasks in measured.items():
         family = families[template]
-        trusts = {**family.trusts, here: family.trust(ADAPTED)}
+        trusts = {**family.trusts, here: family.trust(ADAPTED if rows >= _ENOUGH else UNSEEN)}
         families[template] = replace(family, order=refitted(family.order, tasks, SHARED_RIDGE), trusts=trusts)
-    rows = sum(len(y) for tasks in measured.values() for _, y in tasks)
-    already = prior.moved_rows if prior.has_moved(machine.hardware, threads) else 0
     return replace(
         prior,
         name=library.name_of(library.moved_file(machine.hardware, threads)),
         families=families,
         data={**prior.data, "workloads": sorted({*prior.data["workloads"], *workloads})},
         moved_to=(machine,),
-        moved_rows=already + rows,
+        moved_rows=rows,
     )
 
 
@@ -96,6 +99,11 @@ class Adaptation:
         self._forests: dict[str, Forest] = {}
         self._fitted: dict[str, int] = {}
 
+    @property
+    def base(self) -> str:
+        """Name of the prior that is moved."""
+        return self._predictor.prior.name
+
     def model(self, workload: str, task: TaskPredictor) -> FewShotForest:
         """The cost model of a task, by its hash: refitted to the others' measurements as well."""
         return _Member(self, workload, task)
@@ -117,12 +125,11 @@ class Adaptation:
 
     def prior(self) -> Prior | None:
         """The prior as the measurements have moved it; None if there were too few."""
-        measured = {template: list(self._measured[template].values()) for template in self._forests}
-        if not measured:
-            return None
-        machine = Machine(self._predictor.target.hardware, {self._predictor.threads: self._predictor.limits})
-        workloads = sorted(workload for template in measured for workload in self._measured[template])
-        return moved(self._predictor.prior, machine, measured, workloads)
+        measured = {template: list(tasks.values()) for template, tasks in self._measured.items()}
+        base, hardware, threads = self._predictor.prior, self._predictor.target.hardware, self._predictor.threads
+        workloads = sorted(workload for tasks in self._measured.values() for workload in tasks)
+        found = moved(base, Machine(hardware, {threads: self._predictor.limits}), measured, workloads)
+        return found if found.moved_rows >= _ENOUGH else None
 
 
 def begin(predictor: Predictor | None) -> Adaptation | None:
@@ -135,13 +142,11 @@ def begin(predictor: Predictor | None) -> Adaptation | None:
 
 
 def finish(adaptation: Adaptation | None, note: str) -> str:
-    """Keep what a session has moved, if anything; returns the note with what became of it."""
+    """Keep what a session has moved, if that is enough; returns the note with what became of it."""
     found = None if adaptation is None else adaptation.prior()
-    if found is None:
+    if adaptation is None or found is None:
         return note
-    (machine,) = found.moved_to
-    path = keep(found)
-    return f"{note or f'prior {found.name}'}; moved by {found.moved_rows} of {machine.hardware.mcpu}: {path}"
+    return f"{note or f'prior {adaptation.base}'}; {found.moved_rows} measurements have moved it: {keep(found)}"
 
 
 class _Member(FewShotForest):

@@ -134,7 +134,7 @@ def choose(hardware: Hardware, threads: int, *, measuring: bool = False) -> tupl
     if others:
         name, prior = others[0]
         if measuring:
-            return prior, f"prior {name} has not seen this CPU with so many threads: measurements move it here"
+            return prior, f"prior {name} has not seen this CPU with {threads} threads"
         return prior, (
             f"prior {name} has not seen this CPU; on CPUs left out in turns it beat the defaults of "
             f"{', '.join(prior.beats_defaults)}, where its choices are used"
