@@ -42,7 +42,7 @@ import functools
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -106,11 +106,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> int:
     output.check_models(options.networks or (), suite.names(), "--networks")
     prior, path = _prior(options.prior)
-    leaked = set(prior.data["workloads"]) & {hash_ for members in held_out.known().values() for hash_ in members}
-    if leaked:
-        raise InputError(
-            f"prior {prior.name} has seen {len(leaked)} workloads of the suite: nothing can be shown by it"
-        )
+    _check_leaks(f"prior {prior.name}", prior.data["workloads"])
     print(f"prior {prior.name}: {prior.data['rows']} configurations of {len(prior.data['workloads'])} workloads")
     surroundings = output.environment(options.threads)
     metrics: dict[str, float] = {}
@@ -144,6 +140,13 @@ def _run(options: argparse.Namespace) -> int:
                 prior={"name": prior.name, "digest": prior.digest, "data": prior.data["digest"]},
             )
     return 0
+
+
+def _check_leaks(what: str, workloads: Collection[str]) -> None:
+    """Raise InputError where something has seen a workload that it is judged by."""
+    leaked = set(workloads) & {hash_ for members in held_out.known().values() for hash_ in members}
+    if leaked:
+        raise InputError(f"{what} has seen {len(leaked)} workloads of the suite: nothing can be shown by it")
 
 
 def _prior(name: str) -> tuple[Prior, Path]:
@@ -357,6 +360,7 @@ def _cross_device(prior: Prior, path: Path, options: argparse.Namespace) -> tupl
 
     tvm_compat.set_threads(options.threads)
     data = dataset.load(options.data or path.with_suffix(".npz"))
+    _check_leaks("the data set", data.workloads)
     settings = part.QUICK if options.quick else None
     priors = part.left_out(data, _status, settings)
     metrics, rows = part.on_the_data(priors)

@@ -79,6 +79,11 @@ class Example:
         values = [self.default[0, self.names.index(f"task.{name}")] for name in ("flops", "weight_bytes", "arguments")]
         return self.group.network or " ".join([self.group.template, *(f"{value:.3f}" for value in values)])
 
+    @property
+    def comparable(self) -> bool:
+        """Whether an order can be judged by it, beside the default."""
+        return self.default_row is not None and len(self.target) >= _LEAST_JUDGED
+
     def sample(self, columns: Sequence[str]) -> Sample:
         """As the training takes it."""
         return Sample(self.group.workload, aligned(self.table, self.names, columns), self.target)
@@ -207,7 +212,7 @@ def cpus_left_out(
             elsewhere = [member for member, h in dealt if h != half and member.cpu != cpu]
             support = [member for member, h in dealt if h != half and member.cpu == cpu]
             asked = [member for member, h in dealt if h == half and member.cpu == cpu]
-            asked = [member for member in asked if len(member.target) >= _LEAST_JUDGED]
+            asked = [member for member in asked if member.comparable]
             if not elsewhere or not asked:
                 continue
             order, _ = training.train(columns, [member.sample(columns) for member in elsewhere], seed, settings)
