@@ -53,6 +53,7 @@ def moved(prior: Prior, machine: Machine, measured: Mapping[str, Tasks], workloa
     return replace(
         prior,
         name=library.name_of(library.moved_file(machine.hardware, threads)),
+        created=weights.now(),
         families=families,
         data={**prior.data, "workloads": sorted({*prior.data["workloads"], *workloads})},
         moved_to=(machine,),

@@ -6,7 +6,6 @@ forests that are kept are trained on everything.
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from typing import Any
 from calumma.core.errors import InputError
 from calumma.core.protocols import Store
 from calumma.core.values import COLLECTION
-from calumma.prior import judging, library, training
+from calumma.prior import judging, library, training, weights
 from calumma.prior.dataset import Dataset, from_records
 from calumma.prior.judging import LEAST_GROUPS, Example
 from calumma.prior.training import TrainingSettings
@@ -116,7 +115,7 @@ def learn(
         )
     return Prior(
         name=name,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=weights.now(),
         trained_on=dataset.machines,
         toolchain=dataset.toolchain,
         data=_facts(dataset),

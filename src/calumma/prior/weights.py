@@ -7,6 +7,7 @@ Whether a sound prior fits a machine is asked later (`Prior.knows`, `Prior.misma
 
 from __future__ import annotations
 
+import datetime
 import functools
 import hashlib
 import json
@@ -149,6 +150,11 @@ class Prior:
     def digest(self) -> str:
         """16 hex digits over all tensors."""
         return _digest(_tensors(self))
+
+
+def now() -> str:
+    """As a prior says when it was made."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def save(prior: Prior, path: Path) -> None:
