@@ -102,7 +102,7 @@ SHIPPED := src/calumma/prior/shipped/$(PRIOR)
 
 # The suite's networks are held out whole, by name and by hash. Stopped and started again, it goes on where it was. What is
 # shipped of other CPUs stays.
-HELD_OUT = --exclude "$$($(BIN)/python -c 'from benchmarks import suite; print(",".join(suite.names()))')" \
+HELD_OUT = --exclude "$$($(BIN)/python -c 'from benchmarks import held_out; print(",".join(held_out.published()))')" \
 	$$($(BIN)/python -c 'from benchmarks import suite; print(*(f"--exclude-model {suite.path(n)}" for n in suite.names()))')
 COLLECT = $(BIN)/calumma collect --budget $(PRIOR_BUDGET) --threads $(PRIOR_THREADS) --db $(PRIOR_DB) $(HELD_OUT)
 prior: env

@@ -1,7 +1,8 @@
-"""Seconds that models of thousands of small operators take to compile: chains, wide graphs, operators of many parts.
+"""Seconds that models take to compile: ResNet-50, cold and again, and thousands of small operators.
 
-Every case is an ONNX model, compiled by `calumma compile` in a process of its own with an empty database. A case is
-compiled at its full size and at half of it: a time that is linear in the number of nodes doubles.
+The first is `benchmarks.compile_again`. Every other case is an ONNX model, compiled by `calumma compile` in a process
+of its own with an empty database and no cache, at its full size and at half of it: a time that is linear in the number
+of nodes doubles.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import commands, output
+from benchmarks import commands, compile_again, output, suite
 
 _NODES, _QUICK_NODES = 3000, 300
 _PARTS, _QUICK_PARTS = 300, 60
@@ -229,20 +230,28 @@ def main() -> int:
     """Run; returns the exit status, 1 if a case cannot be compiled."""
     assert __doc__ is not None
     parser = output.parser(__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=output.names, default=tuple(CASES), help="between commas")
+    parser.add_argument("--cases", type=output.names, default=tuple(CASES), help="between commas; none for none")
+    parser.add_argument("--model", default="resnet50", help="of the suite, to be compiled cold and again")
+    parser.add_argument("--runs", type=int, default=5, help="of the model, cold and again each")
     options = parser.parse_args()
-    output.check_models(options.cases, tuple(CASES), "--cases")
+    cases = () if options.cases == ("none",) else options.cases
+    output.check_models(cases, tuple(CASES), "--cases")
+    output.check_models((options.model,), suite.names(), "--model")
+    again = compile_again.measure(options.model, 1 if options.quick else options.runs, options.threads)
+    print(f"{compile_again.table(again)}\n", flush=True)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="calumma-compile-time-") as folder:
-        for case in options.cases:
+        for case in cases:
             full = CASES[case].quick_size if options.quick else CASES[case].size
             for size in (full // 2, full):
                 rows.append(measure(case, size, options.threads, Path(folder)))
                 print(f"{case}, {size}: {rows[-1].seconds:.1f} s", flush=True)
-    result = metrics(rows)
-    print(f"\n{table(rows)}\n\nworst {result['worst_s']:.1f} s; twice the size, {result['worst_growth']:.2f} times")
+    result = {**compile_again.metrics(again), **(metrics(rows) if rows else {})}
+    if rows:
+        print(f"\n{table(rows)}\n\nworst {result['worst_s']:.1f} s; twice the size, {result['worst_growth']:.2f} times")
     if options.json:
-        output.write(options.json, result, [asdict(row) for row in rows], output.environment(options.threads))
+        every = [*map(asdict, again), *map(asdict, rows)]
+        output.write(options.json, result, every, output.environment(options.threads))
     return 0
 
 

@@ -108,7 +108,6 @@ def _core_aten(args: argparse.Namespace) -> int:
         "core_aten": len(found),
         **{f"core_aten_{how.replace(' ', '_')}": counts[how] for how in sorted(counts)},
         "core_aten_share": held / len(found),
-        "core_aten_share_of_inference": held / max(len(found) - counts["not of inference"], 1),
     }
     for name, value in metrics.items():
         print(f"{name:32} {value:.4g}")

@@ -3,14 +3,17 @@
 For every model: `calumma compile` with an empty database, `calumma tune` with the budget and a database of its own,
 then one race of both artifacts and all peers (`calumma.peers.race`: a process each, in turns, same threads and inputs).
 Latencies are compared round by round; ratios are ours over theirs, speedups theirs over ours. A model that fails or
-computes something else than ONNX Runtime (`_TOLERANCE`) makes the exit status 1 and is counted in the metrics. With
---json, every model's result is on disk as soon as it is there, and --resume goes on from it. With --untuned-only
---against-source PATH, another source tree takes the place of the peers: `benchmarks.before_after`.
+computes something else than ONNX Runtime (`_TOLERANCE`) makes the exit status 1 and is counted in the metrics; a peer
+that does is not counted among the best. With --json, every model's result is on disk as soon as it is there, and
+--resume goes on from it: a run of --models A,B can be followed by one of C,D. With --mcpu, the peers are held to the
+same vectors as far as they can be, and the table says how far. With --untuned-only --against-source PATH, another
+source tree takes the place of the peers: `benchmarks.before_after`.
 
 Metrics (those of tuned artifacts are missing after --untuned-only):
     geomean_vs_onnxruntime, worst_vs_onnxruntime, and both with untuned_ before: ratio of latencies
     worst_tuned_vs_untuned: tuned over untuned latency
-    geomean_speedup_vs_best, worst_speedup_vs_best: the fastest peer's latency over ours
+    geomean_speedup_vs_best, worst_speedup_vs_best: the fastest peer's latency over ours, and both with untuned_ before
+    geomean_speedup_vs_PEER: one peer's over ours, of the models that it runs right; also with untuned_ before
     import_s_resnet50: seconds from file to fused tasks, without Python's and TVM's imports
     conv_share_of_peak: ResNet-50's convolutions inside the model: flops / seconds / peak; the flops are those of the
         direct algorithm, of which Winograd's needs a part
@@ -62,7 +65,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = output.parser(__doc__.splitlines()[0])
     parser.add_argument("--models", type=output.names, default=suite.names(), metavar="A,B", help="of the suite")
     parser.add_argument("--budget", default="120s", help="for tuning each model")
-    parser.add_argument("--against", type=output.names, default=("onnxruntime", "openvino", "torch"), metavar="A,B")
+    parser.add_argument(
+        "--against",
+        type=output.names,
+        default=("onnxruntime", "openvino", "torch"),
+        metavar="A,B",
+        help="runtimes, or all",
+    )
+    parser.add_argument("--mcpu", metavar="CPU", help="compile for this CPU, by LLVM's name")
     parser.add_argument("--rounds", type=int, default=10, help="turns of every runtime")
     parser.add_argument("--databases", type=Path, metavar="FOLDER", help="keep what the tunings measured there")
     parser.add_argument("--untuned-only", action="store_true", help="compile, do not tune")
@@ -90,12 +100,13 @@ def _run(options: argparse.Namespace) -> int:
         return before_after.run(options, _status)
     if options.databases is not None:
         options.databases.mkdir(parents=True, exist_ok=True)
-    peers(options.against, None)  # a wrong name is refused before an hour of work
+    peers(options.against, None, mcpu=options.mcpu)  # a wrong name is refused before an hour of work
     settings = {
         "budget": None if options.untuned_only else options.budget,
         "against": list(options.against),
         "rounds": options.rounds,
         "threads": options.threads,
+        "mcpu": options.mcpu,
     }
     surroundings = output.environment(options.threads)
     rows = _kept(options, settings) if options.resume else []
@@ -110,7 +121,9 @@ def _run(options: argparse.Namespace) -> int:
     rows.sort(key=lambda row: suite.names().index(row["model"]))
     result = metrics(rows)
     text = _table(rows)
-    print(f"\n{text}\n")
+    print(f"\n{text}\n\n{_peer_table(rows)}\n")
+    for note in notes(rows):
+        print(note)
     if below := layers_below_90(rows):
         print(f"{_layer_table(below[:_WORST])}\n")
     for metric, value in _all_metrics(rows).items():
@@ -124,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _kept(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
-    """Rows of the JSON file that need not be measured again."""
+    """Rows of the JSON file that need not be measured again, and those of models that are not asked for now."""
     if not options.json.exists():
         return []
     document = output.read(options.json)
@@ -133,19 +146,20 @@ def _kept(options: argparse.Namespace, settings: dict[str, Any]) -> list[Row]:
             f"--resume {options.json}: made with {document.get('settings')}, now {settings}: give the same options, "
             "or another file"
         )
-    return [row for row in document["rows"] if row["model"] in options.models and not row["error"]]
+    return [row for row in document["rows"] if row["model"] not in options.models or not row["error"]]
 
 
 def _measure(name: str, options: argparse.Namespace) -> Row:
     """Compile, tune and race one model; a failure is part of the row."""
     say = functools.partial(_status, name)
-    row: Row = {"model": name, "commit": output.commit(), "error": "", "race": None}
+    row: Row = {"model": name, "mcpu": options.mcpu, "commit": output.commit(), "error": "", "race": None}
     say("building the model file")
     model = suite.path(name)
     with tempfile.TemporaryDirectory(prefix="calumma-bench-") as scratch:
         folder = Path(scratch)
         untuned, tuned = folder / "untuned.so", folder / "tuned.so"
-        common = ["--threads", str(options.threads)]
+        threads = ["--threads", str(options.threads)]
+        common = threads if options.mcpu is None else [*threads, "--mcpu", options.mcpu]
         entries = []
         try:
             say("compiling")
@@ -159,11 +173,11 @@ def _measure(name: str, options: argparse.Namespace) -> Row:
                 row["tune"] = calumma("tune", model, "-o", tuned, *spend, *common, needs=["latency_s"])
                 entries.insert(0, Contestant(TUNED, "calumma", str(tuned)))
             say("profiling")
-            row |= _profiled(tuned if tuned.exists() else untuned, common)
+            row |= _profiled(tuned if tuned.exists() else untuned, threads)
         except InputError as failed:
             row["error"] = str(failed)
         if entries:
-            entries += peers(options.against, model, suite.torch_source(name))
+            entries += peers(options.against, model, suite.torch_source(name), options.mcpu)
             result = race(entries, suite.inputs(name), threads=options.threads, rounds=options.rounds, progress=say)
             row.update(ratios(result), race=result.as_dict())
             row["error"] = "; ".join(filter(None, [row["error"], lost(result)]))
@@ -182,7 +196,8 @@ def lost(result: RaceResult) -> str:
 def ratios(result: RaceResult) -> Row:
     """What the metrics are made of."""
     ours = [row for row in result.rows if row.label in _OURS]
-    rivals = [row.label for row in result.rows if row not in ours and row.latency_s]
+    rivals = [row for row in result.rows if row not in ours and row.latency_s]
+    right = [row.label for row in rivals if row.difference is None or row.difference <= _TOLERANCE]
     differences = [row.difference for row in ours if row.difference is not None]
     found: Row = {
         "output_change": result.output_change,
@@ -199,8 +214,14 @@ def ratios(result: RaceResult) -> Row:
     found["vs_onnxruntime"] = ratio(TUNED, "onnxruntime")
     found["untuned_vs_onnxruntime"] = ratio(UNTUNED, "onnxruntime")
     found["tuned_vs_untuned"] = ratio(TUNED, UNTUNED)
-    against = [value for label in rivals if (value := ratio(ours[0].label, label)) is not None]
-    found["speedup_vs_best"] = 1 / max(against) if against else None
+    found["wrong_peers"] = [row.label for row in rivals if row.label not in right]
+    found["speedups"] = {
+        own.label: {label: 1 / value for label in right if (value := ratio(own.label, label)) is not None}
+        for own in ours
+    }
+    best = {label: min(speedups.values(), default=None) for label, speedups in found["speedups"].items()}
+    found["speedup_vs_best"] = best[ours[0].label]
+    found["untuned_speedup_vs_best"] = best.get(UNTUNED)
     return found
 
 
@@ -222,6 +243,9 @@ def _all_metrics(rows: Sequence[Row]) -> dict[str, float | None]:
         "worst_tuned_vs_untuned": over(max, "tuned_vs_untuned"),
         "geomean_speedup_vs_best": over(_geomean, "speedup_vs_best"),
         "worst_speedup_vs_best": over(min, "speedup_vs_best"),
+        "untuned_geomean_speedup_vs_best": over(_geomean, "untuned_speedup_vs_best"),
+        "untuned_worst_speedup_vs_best": over(min, "untuned_speedup_vs_best"),
+        **_by_peer(rows),
         "max_relative_difference": over(max, "difference"),
         "conv_share_of_peak": next((r.get("conv_share_of_peak") for r in rows if r["model"] == _PROFILED), None),
         "layers_at_90_share": over(mean, "layers_at_90_share"),
@@ -237,6 +261,17 @@ def _all_metrics(rows: Sequence[Row]) -> dict[str, float | None]:
         "models_failed": sum(bool(row["error"]) for row in rows),
         "models_wrong": sum(bool(row.get("wrong")) for row in rows),
     }
+
+
+def _by_peer(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Geometric means of the speedups over each peer."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for label, speedups in row.get("speedups", {}).items():
+            for peer, speedup in speedups.items():
+                metric = f"{'' if label == TUNED else 'untuned_'}geomean_speedup_vs_{peer}"
+                found.setdefault(metric, []).append(speedup)
+    return {metric: _geomean(values) for metric, values in found.items()}
 
 
 def _default_ratios(row: Row) -> list[float]:
@@ -352,6 +387,32 @@ def _table(rows: Sequence[Row]) -> str:
     return output.markdown(columns, body)
 
 
+def _peer_table(rows: Sequence[Row]) -> str:
+    """Every peer's latency over ours, untuned and tuned."""
+    found = [(row, row["speedups"]) for row in rows if row.get("speedups")]
+    names = dict.fromkeys(peer for _, speedups in found for of_peer in speedups.values() for peer in of_peer)
+
+    def cell(speedups: Row, peer: str) -> str:
+        return " / ".join(
+            output.number(speedups[label].get(peer), 1, ".2f") for label in (UNTUNED, TUNED) if label in speedups
+        )
+
+    body = [[row["model"], *(cell(speedups, peer) for peer in names)] for row, speedups in found]
+    return output.markdown(["its latency / ours: untuned / tuned", *names], body)
+
+
+def notes(rows: Iterable[Row]) -> list[str]:
+    """What a reader of the table has to know: peers that could not run or are wrong, and how they are held."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for entry in (row["race"] or {"rows": []})["rows"]:
+            if text := entry["reason"] or entry["note"]:
+                found.setdefault(f"{entry['label']}: {text}", []).append(row["model"])
+        for label in row.get("wrong_peers", ()):
+            found.setdefault(f"{label}: wrong outputs, not counted", []).append(row["model"])
+    return [f"{text} ({', '.join(models)})" for text, models in found.items()]
+
+
 def _summary(table: str, result: dict[str, float], surroundings: dict[str, Any], settings: dict[str, Any]) -> str:
     """The README's section."""
     budget = f"{settings['budget']} of tuning each" if settings["budget"] else "untuned"
@@ -366,7 +427,8 @@ def _summary(table: str, result: dict[str, float], surroundings: dict[str, Any],
     ]
     versions = surroundings["versions"]
     names = ", ".join(f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "torch") if versions[name])
-    machine = f"{surroundings['cpu']}, {surroundings['threads']} threads"
+    code = f", code for {settings['mcpu']}" if settings["mcpu"] else ""
+    machine = f"{surroundings['cpu']}{code}, {surroundings['threads']} threads"
     return (
         f"{table}\n\n{machine}, {budget}, {surroundings['date'][:10]}; {names}.\n"
         f"Geometric mean of the latency over ONNX Runtime's: {'; '.join(means)}."

@@ -111,6 +111,22 @@ class Graph:
             "LayerNormalization", x, weight, self.normal(f"{name}.bias", (width,), 0.1), axis=-1, epsilon=epsilon
         )
 
+    def silu(self, x: str) -> str:
+        """x / (1 + exp -x)."""
+        return self.op("Mul", x, self.op("Sigmoid", x))
+
+    def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
+        """Parts of a tensor."""
+        first = self.op("Split", x, self.constant(sizes, "int64"), axis=axis)
+        more = [f"{first}_{index}" for index in range(1, len(sizes))]
+        self._nodes[-1].output.extend(more)
+        return [first, *more]
+
+    def rename(self, tensor: str, name: str) -> None:
+        """Give a node's result another name; nothing may have read it."""
+        node = next(node for node in self._nodes if tensor in node.output)
+        node.output[list(node.output).index(tensor)] = name
+
     def gelu(self, x: str) -> str:
         """0.5 x (1 + erf(x / sqrt 2))."""
         erf = self.op("Erf", self.op("Div", x, self.constant(2**0.5)))
@@ -131,14 +147,25 @@ class Graph:
         )
         return self.linear(merged, output, width, width)
 
-    def model(self, source: tuple[str, int, Sequence[int]], result: tuple[str, Sequence[int]]) -> onnx.ModelProto:
-        """Finish: `source` is the input's name, element type and shape, `result` the last node's name and shape."""
+    def model(
+        self,
+        source: tuple[str, int, Sequence[int]],
+        result: tuple[str, Sequence[int]],
+        *more: tuple[str, Sequence[int]],
+    ) -> onnx.ModelProto:
+        """Finish.
+
+        Args:
+            source: the input's name, element type and shape.
+            result: name for the last node's result, and its shape.
+            more: further outputs: the name that a result has, and its shape.
+        """
         self._nodes[-1].output[0] = result[0]
         graph = helper.make_graph(
             self._nodes,
             self.name,
             [helper.make_tensor_value_info(*source)],
-            [helper.make_tensor_value_info(result[0], TensorProto.FLOAT, result[1])],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (result, *more)],
             self._tensors,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
@@ -193,20 +220,20 @@ def mobilenet_v2() -> onnx.ModelProto:
 
 
 def bert(
-    layers: int = 4, width: int = 512, heads: int = 8, tokens: int = 128, vocabulary: int = 30522
+    layers: int = 4, width: int = 512, heads: int = 8, tokens: int = 128, vocabulary: int = 30522, name: str = "bert"
 ) -> onnx.ModelProto:
     """A BERT encoder from token ids to hidden states, one sentence, no padding (the mask is folded away)."""
-    g = Graph("bert")
+    g = Graph(name)
     words = g.op("Gather", g.normal("embeddings.word_embeddings.weight", (vocabulary, width), 1.0), "input_ids")
     position = g.normal("embeddings.position_embeddings.weight", (1, tokens, width), 0.5)
     x = g.layer_norm(g.op("Add", words, position), "embeddings.LayerNorm", width, 1e-12)
     for index in range(layers):
-        name = f"encoder.layer.{index}"
-        attended = g.attention(x, f"{name}.attention.self", f"{name}.attention.output.dense", tokens, width, heads)
-        x = g.layer_norm(g.op("Add", attended, x), f"{name}.attention.output.LayerNorm", width, 1e-12)
-        hidden = g.gelu(g.linear(x, f"{name}.intermediate.dense", width, 4 * width))
-        y = g.linear(hidden, f"{name}.output.dense", 4 * width, width)
-        x = g.layer_norm(g.op("Add", y, x), f"{name}.output.LayerNorm", width, 1e-12)
+        layer = f"encoder.layer.{index}"
+        attended = g.attention(x, f"{layer}.attention.self", f"{layer}.attention.output.dense", tokens, width, heads)
+        x = g.layer_norm(g.op("Add", attended, x), f"{layer}.attention.output.LayerNorm", width, 1e-12)
+        hidden = g.gelu(g.linear(x, f"{layer}.intermediate.dense", width, 4 * width))
+        y = g.linear(hidden, f"{layer}.output.dense", 4 * width, width)
+        x = g.layer_norm(g.op("Add", y, x), f"{layer}.output.LayerNorm", width, 1e-12)
     return g.model(("input_ids", TensorProto.INT64, [1, tokens]), ("last_hidden_state", [1, tokens, width]))
 
 

@@ -52,7 +52,7 @@ from benchmarks.commands import calumma
 from calumma.core import durations
 from calumma.core.errors import InputError
 from calumma.peers import Contestant, race
-from calumma.prior import library, weights
+from calumma.prior import library, places, weights
 from calumma.prior.weights import Prior
 
 PARTS = ("zero-shot", "compile", "few-shot", "learned", "cross-device")
@@ -157,7 +157,7 @@ def _prior(name: str) -> tuple[Prior, Path]:
     from calumma import tvm_compat
 
     hardware = tvm_compat.target_for().hardware
-    for path in sorted(library.SHIPPED.glob(f"*{weights.SUFFIX}")):
+    for path in sorted(places.SHIPPED.glob(f"*{weights.SUFFIX}")):
         prior = weights.load(path)
         if any(machine.hardware.fingerprint == hardware.fingerprint for machine in prior.trained_on):
             return prior, path

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import corpora, prior_few_shot, suite
+from benchmarks import corpora, held_out, prior_few_shot, suite
 from benchmarks import prior_zero_shot as zero_shot
 from benchmarks.curves import Ratio
 from benchmarks.prior_few_shot import BASELINE, Contender, Recording
@@ -210,7 +210,7 @@ def live(
     base = learning.learn(rest, f"without {hardware.mcpu}", settings=settings)
     store = MemoryStore()
     files = tuple(str(suite.path(name)) for name in suite.names())
-    wanted = campaign.Wanted(exclude=tuple(suite.names()), exclude_models=files)
+    wanted = campaign.Wanted(exclude=tuple(held_out.published()), exclude_models=files)
     say(f"measuring drawn workloads for {budget.seconds:.0f} s")
     collected = campaign.collect(
         wanted, options, store, budget, campaign.BRIEF, 0, campaign.COLD, lambda progress: None

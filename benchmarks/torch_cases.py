@@ -67,7 +67,7 @@ class CoreOperator:
 
     name: str
     how: str
-    """"rule", "decomposed" by torch into others, "missing", or "not of inference": gradients and training."""
+    """"rule", "decomposed" by torch into others, or "missing"."""
     reason: str
 
 
@@ -75,6 +75,7 @@ _NOT_COMPUTED = {
     "a number for Python, known at run time only": ("_local_scalar_dense",),
     "the shape of its result depends on values": ("nonzero",),
     "sizes and places in memory are fixed when a module is exported": ("sym_storage_offset", "sym_is_contiguous"),
+    "it changes the statistics that it is given": ("_native_batch_norm_legit",),
 }
 
 
@@ -96,16 +97,13 @@ def core_operators() -> list[CoreOperator]:
 def _how(op: Any, known: frozenset[str], table: Any) -> tuple[str, str]:
     import torch
 
-    name = op.__name__.split(".")[0]
     if op.__name__ in known:
         return "rule", ""
-    if name.endswith("_backward") or name in ("native_dropout", "_native_batch_norm_legit"):
-        return "not of inference", "gradients and training"
     if torch.Tag.nondeterministic_seeded in op.tags:
         return "missing", "it draws random numbers, and a compiled model computes the same at every call"
-    if op in table:
+    reasons = [why for why, names in _NOT_COMPUTED.items() if op.__name__.removesuffix(".default") in names]
+    if op in table and not reasons:
         return "decomposed", ""
-    reasons = [reason for reason, names in _NOT_COMPUTED.items() if name in names]
     return "missing", reasons[0] if reasons else "it has no rule"
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks import modern_torch_models
+
 
 def resnet18() -> nn.Module:
     """ResNet-18 with the weights of `networks.resnet18`."""
@@ -31,6 +33,31 @@ def bert() -> nn.Module:
 def vit_b_16() -> nn.Module:
     """ViT-B/16 with the weights of `networks.vit_b_16`."""
     return _load("vit_b_16")
+
+
+def minilm() -> nn.Module:
+    """The MiniLM encoder with the weights of `modern_networks.minilm`."""
+    return _load("minilm")
+
+
+def convnext_tiny() -> nn.Module:
+    """ConvNeXt-T with the weights of `modern_networks.convnext_tiny`."""
+    return _load("convnext_tiny")
+
+
+def efficientnet_b0() -> nn.Module:
+    """EfficientNet-B0 with the weights of `modern_networks.efficientnet_b0`."""
+    return _load("efficientnet_b0")
+
+
+def yolov8n() -> nn.Module:
+    """YOLOv8n with the weights of `modern_networks.yolov8n`."""
+    return _load("yolov8n")
+
+
+def whisper_encoder() -> nn.Module:
+    """Whisper's tiny encoder with the weights of `modern_networks.whisper_encoder`."""
+    return _load("whisper_encoder")
 
 
 def skeleton(name: str) -> nn.Module:
@@ -238,4 +265,9 @@ _ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v2": _MobileNetV2,
     "bert": lambda: _Bert(layers=4, width=512, heads=8, tokens=128, vocabulary=30522),
     "vit_b_16": lambda: _VisionTransformer(layers=12, width=768, heads=12, patch=16, size=224),
+    "minilm": lambda: _Bert(layers=6, width=384, heads=12, tokens=128, vocabulary=30522),
+    "convnext_tiny": modern_torch_models.ConvNextTiny,
+    "efficientnet_b0": modern_torch_models.EfficientNetB0,
+    "yolov8n": modern_torch_models.YoloV8n,
+    "whisper_encoder": modern_torch_models.WhisperEncoder,
 }

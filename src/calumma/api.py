@@ -6,28 +6,27 @@ Latencies and durations are in seconds wherever a name ends in `_s`. Everything 
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calumma import tvm_compat
+from calumma import compilation, tvm_compat
 from calumma.artifact import InferenceSession, load
 from calumma.core import archives, durations
 from calumma.core.contraction import FLOAT32
 from calumma.core.outputs import FileKind, check_output
 from calumma.core.rng import check_seed
 from calumma.core.values import Budget
-from calumma.pipeline import CompiledModel, CompileOptions
-from calumma.pipeline.compiled import compile_model
+from calumma.pipeline import CompileOptions
 from calumma.pipeline.destination import check_destination
 from calumma.results import CompileResult, LearnResult, TaskListing, TaskRow, TuneResult, task_rows, tune_result
 
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
-    from calumma.pipeline.preparation import Configs, PreparedModel
     from calumma.prior.campaign import AdaptResult
     from calumma.prior.collection import CollectProgress, CollectResult
     from calumma.search import StrategyChoice
@@ -68,6 +67,7 @@ def compile(
     prior: str = "auto",
     tolerance: float | None = None,
     precision: str = FLOAT32.name,
+    cache: bool = True,
     on_event: Listener | None = None,
 ) -> CompileResult:
     """Compile a model without measuring anything.
@@ -90,6 +90,8 @@ def compile(
             as 1e-6 for no convolution by Winograd's F(4x4, 3x3); all are by default. Plain arithmetic always is.
         precision: "fp32", or "bf16" for convolutions and matrix products that read bfloat16 and add up float32, on CPUs
             with AVX512_BF16 (docs/precision.md).
+        cache: whether `output` may be the artifact of an earlier call for the same model, options and records, and this
+            one is kept for later calls.
         on_event: called with a `PhaseStarted` for every step.
 
     Returns:
@@ -107,30 +109,14 @@ def compile(
         tolerance=tolerance,
         precision=precision,
     )
-    on_phase = _phase_listener(on_event)
-    on_phase("load")
-    with _store(database) as store:
-        prepared = _prepare(model, options, on_phase)
-        from calumma.prior import zero_shot
-
-        with prepared.phase("records"):
-            recorded, measured, defaults_won = _recorded(prepared, store)
-    with prepared.phase("prior"):
-        predictor, note = zero_shot.predictor_for(prepared, prior)
-        predicted = {} if predictor is None or defaults_won else zero_shot.choices(prepared, predictor, measured)
-    compiled = compile_model(prepared, {**predicted, **recorded})
-    _save(compiled, prepared, destination)
-    return CompileResult(
-        path=destination,
-        phases_s=dict(prepared.phases_s),
-        import_s=prepared.import_s,
-        executable=compiled.executable,
-        lowered=compiled.lowered,
-        tasks=task_rows(prepared),
-        recorded=len(recorded),
-        prior=None if predictor is None else predictor.prior.name,
-        predicted=len(predicted),
-        note=note,
+    return compilation.compile_untuned(
+        model,
+        options,
+        open_store=functools.partial(_store, database),
+        prior=prior,
+        destination=destination,
+        cache=cache,
+        on_phase=_phase_listener(on_event),
     )
 
 
@@ -186,19 +172,20 @@ def tune(
         tolerance=tolerance,
         precision=precision,
     )
+    on_phase = _phase_listener(on_event)
+    watch = compilation.loading(on_phase)
     count = options.set_threads()  # before TVM is imported
     from calumma.measure import LocalRunner
     from calumma.prior import adaptation, zero_shot
     from calumma.search import check_strategy
+    from calumma.tuner import known
     from calumma.tuner.contest import Contest
     from calumma.tuner.tuning_session import TuningSession
 
     check_strategy(strategy)
-    on_phase = _phase_listener(on_event)
-    on_phase("load")
     target = options.measurable_target()
     with _store(database) as store, closing(LocalRunner(target, count)) as runner:
-        prepared = _prepare(model, options, on_phase)
+        prepared = compilation.prepared_model(model, options, on_phase, watch)
         runner.cache_state = prepared.cache_state
         contest = Contest(prepared)
         with prepared.phase("prior"):
@@ -224,7 +211,7 @@ def tune(
                 "shapes": {name: list(shape) for name, shape in (shapes or {}).items()},
                 "budget_s": budget.seconds,
                 "trials": budget.trials,
-                **_conditions(prepared),
+                **known.conditions(prepared),
                 "prior": prior_name,
             },
             progress=on_event,
@@ -237,7 +224,7 @@ def tune(
     configs = {task.workload: task.config for task in result.tasks}
     latencies_s = {task.workload: task.latency_s for task in result.tasks if task.latency_s is not None}
     compiled = contest.compiled(configs, latencies_s, decided=result.contest is not None)
-    _save(compiled, prepared, destination)
+    compilation.save(compiled, prepared, destination)
     return tune_result(prepared, compiled, result, path=destination, prior=prior_name, note=note)
 
 
@@ -258,7 +245,7 @@ def tasks(
     Raises:
         InputError: the model or a setting cannot be used; says what to do.
     """
-    prepared = _prepare(
+    prepared = compilation.prepared_model(
         model,
         CompileOptions(example_inputs=example_inputs, shapes=shapes, threads=threads, mcpu=mcpu, precision=precision),
     )
@@ -414,53 +401,11 @@ def learn(
     )
 
 
-def _prepare(model: Any, options: CompileOptions, on_phase: Callable[[str], None] = lambda name: None) -> PreparedModel:
-    options.set_threads()  # before TVM is imported
-    from calumma.pipeline.preparation import prepare
-
-    return prepare(model, options, on_phase=on_phase)
-
-
 def _phase_listener(on_event: Listener | None) -> Callable[[str], None]:
     """What to call with the name of a phase that begins."""
     from calumma.tuner.events import PhaseStarted
 
     return lambda name: None if on_event is None else on_event(PhaseStarted(name))
-
-
-def _recorded(prepared: PreparedModel, store: Store) -> tuple[Configs, Collection[str], bool]:
-    """What the records say of a model's tasks: the schedules to use, which workloads were measured at all, and whether
-    the model as a whole was better off with the defaults, so that there are none to use."""
-    from calumma.pipeline.recorded import recorded_configs
-    from calumma.tuner.summary import tuned_lost
-
-    records = store.records(
-        workloads=[task.workload.hash for task in prepared.tasks],
-        hardware=prepared.hardware.fingerprint,
-        threads=prepared.threads,
-        cache_state=prepared.cache_state,
-        toolchain=tvm_compat.toolchain(),
-    )
-    defaults_won = tuned_lost(store.sessions(), prepared.model_hash, _conditions(prepared))
-    measured = {record.candidate.workload.hash for record in records}
-    return {} if defaults_won else recorded_configs(prepared, records), measured, defaults_won
-
-
-def _save(compiled: CompiledModel, prepared: PreparedModel, destination: Path | None) -> None:
-    """Write the artifact where the caller wants it, if anywhere."""
-    if destination is not None:
-        with prepared.phase("save"):
-            compiled.save(destination)
-
-
-def _conditions(prepared: PreparedModel) -> dict[str, Any]:
-    """What a session must have been tuned for to say something of this model, as it is kept with the session."""
-    return {
-        "threads": prepared.threads,
-        "mcpu": prepared.hardware.mcpu,
-        "tolerance": prepared.tolerance,
-        "precision": prepared.precision,
-    }
 
 
 def _store(database: str | PathLike[str] | Store | None, create: bool = True) -> AbstractContextManager[Store]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calumma.core.values import KnobValue
-from calumma.pipeline import CompiledModel
 
 if TYPE_CHECKING:
+    from calumma.artifact import Artifact, Executable, LoweredModel
     from calumma.lowering.lowering import LeftToTvm
+    from calumma.pipeline import CompiledModel
     from calumma.pipeline.preparation import PreparedModel
     from calumma.prior.weights import Prior
     from calumma.tuner import ModelContest, TaskResult
@@ -43,6 +45,12 @@ class TaskRow:
     """Knob -> number of its values."""
     default: Mapping[str, KnobValue]
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TaskRow:
+        """The row that `dataclasses.asdict` turned into JSON values."""
+        arguments = tuple((tuple(shape), dtype) for shape, dtype in values["arguments"])
+        return cls(**{**values, "arguments": arguments})
+
 
 @dataclass(frozen=True)
 class TaskListing:
@@ -61,7 +69,7 @@ class TaskListing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Built(CompiledModel):
+class _Built:
     """A model that has become an artifact."""
 
     path: Path | None
@@ -69,7 +77,33 @@ class _Built(CompiledModel):
     phases_s: Mapping[str, float]
     """Seconds by what they were spent on, tuning included."""
     import_s: float
-    """Seconds from the model file to fused tasks, without imports."""
+    """Seconds from the model file to fused tasks, without imports; 0 where an earlier call's artifact is used."""
+    build: Callable[[], CompiledModel] = field(repr=False)
+    """Gives machine code and weights in this process; compiles where an earlier call's artifact was used."""
+
+    @functools.cached_property
+    def compiled(self) -> CompiledModel:
+        """Machine code and weights in this process."""
+        return self.build()
+
+    @property
+    def executable(self) -> Executable:
+        """Machine code and plan."""
+        return self.compiled.executable
+
+    @property
+    def lowered(self) -> LoweredModel:
+        """Scheduled kernels and weights."""
+        return self.compiled.lowered
+
+    @property
+    def artifact(self) -> Artifact:
+        """The model ready to run in this process; needs no C compiler."""
+        return self.compiled.artifact
+
+    def save(self, path: Path) -> None:
+        """Write the artifact file in one step; where it may be written is for `destination` to say."""
+        self.compiled.save(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +119,22 @@ class CompileResult(_Built):
     """Tasks whose schedule comes from the prior instead of the defaults."""
     note: str = ""
     """Why no prior was asked, or why one that never saw this CPU was; one line, empty if there is nothing to say."""
+    reused: bool = False
+    """Whether `path` is the artifact of an earlier call for the same model, options and records."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What a later call hands back with the same artifact, as JSON values."""
+        names = ("recorded", "prior", "predicted", "note")
+        return {"tasks": [asdict(row) for row in self.tasks], **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def from_json(
+        cls, values: Mapping[str, Any], *, path: Path, phases_s: Mapping[str, float], build: Callable[[], CompiledModel]
+    ) -> CompileResult:
+        """The result of a call that uses the artifact of an earlier one."""
+        tasks = tuple(map(TaskRow.from_json, values["tasks"]))
+        told = {**values, "tasks": tasks}
+        return cls(path=path, phases_s=phases_s, import_s=0.0, build=build, reused=True, **told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +207,7 @@ def tune_result(
         path=path,
         phases_s={**prepared.phases_s, **{f"tune.{name}": seconds for name, seconds in tuned.phases_s.items()}},
         import_s=prepared.import_s,
-        executable=compiled.executable,
-        lowered=compiled.lowered,
+        build=lambda: compiled,
         session=tuned.session,
         tasks=tuned.tasks,
         contest=tuned.contest,

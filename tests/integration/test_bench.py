@@ -13,11 +13,21 @@ import onnxruntime
 import psutil
 import pytest
 
-from benchmarks import batch, before_after, models, networks, output, suite
+from benchmarks import batch, before_after, models, modern_networks, networks, output, suite
 from benchmarks.networks import Graph
 from calumma import artifact, tvm_compat
 from calumma.core.errors import ArtifactError, InputError
-from calumma.peers import Contestant, compare, input_specs, peers, race, random_inputs
+from calumma.peers import (
+    Contestant,
+    RaceResult,
+    Row,
+    Spread,
+    compare,
+    input_specs,
+    peers,
+    race,
+    random_inputs,
+)
 
 pytestmark = pytest.mark.xdist_group("measures")
 
@@ -67,6 +77,21 @@ def test_race(tmp_path):
     assert "torch source" in rows["torch-eager"].reason
     assert rows["broken"].latency_s is None and "garbage.onnx failed" in rows["broken"].reason
     assert rows["untimed"].latency_s is None and not rows["untimed"].reason and rows["untimed"].difference == 0
+
+
+def test_runtimes_of_the_extra_peers(tmp_path):
+    """Each is right where its package is installed, and says what is missing where it is not."""
+    model = _small_model(tmp_path / "a.onnx")
+    packages = {"ncnn": "ncnn", "mnn": "MNN", "iree": "iree", "litert": "ai_edge_litert"}
+    result = race(peers(list(packages), model), _inputs(model), threads=1, rounds=1, turn_s=0.01)
+    for label, package in packages.items():
+        row = result.row(label)
+        if importlib.util.find_spec(package) is None:
+            assert row.reason == f'{package} is not installed (pip install "calumma[peers]")'
+        elif label == "litert":
+            assert row.reason.startswith("no a.tflite beside the ONNX file")
+        else:
+            assert row.difference < 1e-5 and row.latency_s.median > 0
 
 
 def test_a_process_that_dies_leaves_the_race(tmp_path):
@@ -211,26 +236,27 @@ def test_the_suite_is_the_same_every_time(cache, monkeypatch):
     once = suite.path("squeezenet").read_bytes()
     monkeypatch.setenv("CALUMMA_CACHE", str(cache / "again"))
     assert suite.path("squeezenet").read_bytes() == once
-    assert len(suite.names()) == 13
+    assert len(suite.names()) == 18
     with pytest.raises(InputError, match="no model 'lenet' in the suite"):
         suite.path("lenet")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
 def test_written_cnns_show_errors(cache, name):
     first, second = _run(str(suite.path(name)), suite.inputs(name))
     assert 0.3 < first[0].std() < 3
     assert _change(first[0], second[0]) > 0.03
 
 
-def test_torch_modules_compute_the_same(cache, monkeypatch):
+@pytest.mark.parametrize(("name", "most"), [("mobilenet_v2", 1e-4), ("yolov8n", 1e-3)])
+def test_torch_modules_compute_the_same(cache, monkeypatch, name, most):
     monkeypatch.chdir(output.ROOT)  # where the process of torch finds the benchmarks
-    entries = peers(["torch-eager"], suite.path("mobilenet_v2"), suite.torch_source("mobilenet_v2"))
-    row = race(entries, suite.inputs("mobilenet_v2"), threads=1, rounds=1, turn_s=0.01).row("torch-eager")
+    entries = peers(["torch-eager"], suite.path(name), suite.torch_source(name))
+    row = race(entries, suite.inputs(name), threads=1, rounds=1, turn_s=0.01).row("torch-eager")
     if importlib.util.find_spec("torch") is None:
-        assert row.reason == "torch is not installed"
+        assert row.reason.startswith("torch is not installed")
     else:
-        assert row.difference < 1e-4
+        assert row.difference < most
 
 
 @pytest.mark.parametrize(
@@ -238,8 +264,10 @@ def test_torch_modules_compute_the_same(cache, monkeypatch):
     [
         networks.bert(layers=2, width=32, heads=4, tokens=16, vocabulary=50),
         networks.vit_b_16(layers=2, width=32, heads=4, patch=8, size=32),
+        modern_networks.convnext_tiny(size=32),
+        modern_networks.whisper_encoder(layers=2, width=32, heads=4, frames=32),
     ],
-    ids=["bert", "vit"],
+    ids=["bert", "vit", "convnext", "whisper"],
 )
 def test_written_transformers_show_errors(model):
     onnx.checker.check_model(model, full_check=True)
@@ -247,6 +275,15 @@ def test_written_transformers_show_errors(model):
     first, second = _run(model.SerializeToString(), [random_inputs(specs, seed) for seed in (0, 1)])
     assert 0.3 < first[0].std() < 3
     assert _change(first[0], second[0]) > 0.03
+
+
+def test_the_detector_shows_errors(cache):
+    """Scores and boxes are compared each by itself, and few scores are saturated."""
+    first, second = _run(str(suite.path("yolov8n")), suite.inputs("yolov8n"))
+    scores, boxes = first
+    assert scores.shape == (1, 80, 2100) and boxes.shape == (1, 4, 2100)
+    assert _change(scores, second[0]) > 0.03 and _change(boxes, second[1]) > 0.03
+    assert ((scores > 0.01) & (scores < 0.99)).mean() > 0.5
 
 
 def _bench_row(model: str, tuned: float, untuned: float, **more: object) -> models.Row:
@@ -282,6 +319,29 @@ def test_metrics():
     assert "conv_share_of_peak" not in found
 
 
+def test_speedups_over_each_peer():
+    """The best peer is the fastest of those that are right."""
+
+    def row(label: str, latency_s: float, difference: float = 1e-6, note: str = "") -> Row:
+        return Row(label, "1.0", Spread.of([latency_s]), (latency_s,), difference, note=note)
+
+    peers_ = [row("onnxruntime", 3.0, 0.0), row("openvino", 2.0, note="held to AVX2"), row("mnn", 0.5, difference=0.1)]
+    absent = Row("ncnn", reason="ncnn is not installed")
+    result = RaceResult(1, (row("calumma", 1.0), row("calumma-untuned", 4.0), *peers_, absent), "onnxruntime", 1.0, 1.0)
+    found = models.ratios(result)
+    assert found["speedups"]["calumma"] == {"onnxruntime": 3.0, "openvino": 2.0}
+    assert (found["speedup_vs_best"], found["untuned_speedup_vs_best"]) == (2.0, 0.5)
+    rows = [{"model": "bert", "error": "", "race": result.as_dict(), **found}]
+    metrics = models.metrics(rows)
+    assert metrics["geomean_speedup_vs_openvino"] == 2.0 and metrics["untuned_worst_speedup_vs_best"] == 0.5
+    assert models.notes(rows) == [
+        "openvino: held to AVX2 (bert)",
+        "ncnn: ncnn is not installed (bert)",
+        "mnn: wrong outputs, not counted (bert)",
+    ]
+    assert "0.50 / 2.00" in models._peer_table(rows)
+
+
 def _kernel(name: str, limit: str | None, ms: float, gflop_per_s: float | None, share: float = 0.2) -> dict:
     kernel = {"kernel": name, "output": [1, 16], "calls": 1, "ms": ms, "share": share}
     return kernel | {"gflop_per_s": gflop_per_s, "limit": limit}
@@ -315,7 +375,7 @@ def test_a_model_that_failed_is_counted():
 
 def test_resume_keeps_what_is_done(tmp_path, capsys, monkeypatch):
     path = tmp_path / "models.json"
-    settings = {"budget": "120s", "against": ["onnxruntime"], "rounds": 10, "threads": 1}
+    settings = {"budget": "120s", "against": ["onnxruntime"], "rounds": 10, "threads": 1, "mcpu": None}
     rows = [_bench_row("resnet50", 0.5, 1.0)]
     output.write(path, models.metrics(rows), rows, output.environment(1), settings=settings)
     options = ["--models", "resnet50", "--against", "onnxruntime", "--threads", "1", "--json", str(path), "--resume"]
@@ -323,6 +383,10 @@ def test_resume_keeps_what_is_done(tmp_path, capsys, monkeypatch):
     assert models.main(options) == 0
     assert "geomean_vs_onnxruntime" in capsys.readouterr().out
     assert output.read(path)["rows"][0]["vs_onnxruntime"] == 0.5
+    options[1] = "vgg19"  # another part of the suite
+    monkeypatch.setattr(models, "_measure", lambda name, _: _bench_row(name, 0.25, 1.0))
+    assert models.main(options) == 0
+    assert [row["model"] for row in output.read(path)["rows"]] == ["resnet50", "vgg19"]
     assert models.main([*options, "--budget", "60s"]) == 2
     assert "made with" in capsys.readouterr().err
 

@@ -186,6 +186,7 @@ def test_the_blocks_of_a_page_run(page: Path, folder: Path, request: pytest.Fixt
         "PYTHONPATH": str(folder),
         "CALUMMA_DB": str(folder.parent / "records.sqlite"),
         "CALUMMA_CACHE": str(folder.parent / "cache"),
+        "CALUMMA_CACHE_MB": "1000",
         "XDG_DATA_HOME": str(folder.parent / "data"),
         "TVM_THREAD_POOL_SPIN_COUNT": "0",
         "OMP_WAIT_POLICY": "PASSIVE",

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from calumma.frontend.importer import import_model
 from tests import isas
@@ -70,17 +71,19 @@ class Zoo:
                 output.CopyFrom(helper.make_tensor_value_info(output.name, element_type, self.shapes[output.name]))
         return proto
 
-    def check(self, isa: str, tolerance: float = 1e-4) -> None:
-        """Compile for an instruction set, run, and compare every output with ONNX Runtime."""
-        data = self.proto().SerializeToString()
+    def check(self, isa: str, tolerance: float = 1e-4, *, by_standard: bool = False) -> None:
+        """Compile for an instruction set, run, and compare each output with ONNX Runtime or the standard's own code."""
+        proto = self.proto()
+        data = proto.SerializeToString()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        runtime: Any = ReferenceEvaluator(proto) if by_standard else None
+        runtime = runtime or onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         found = compiled(import_model(data), isa).run(self.feeds)
-        expected = session.run(None, self.feeds)
+        expected = runtime.run(None, self.feeds)
         wrong = [
             output.name
-            for output, ours, theirs in zip(session.get_outputs(), found, expected, strict=True)
+            for output, ours, theirs in zip(proto.graph.output, found, expected, strict=True)
             if not agree(ours, theirs, tolerance)
         ]
         assert not wrong

@@ -63,9 +63,23 @@ def test_axes_that_are_known_at_run_time() -> None:
     zoo.shapes[zoo.add("ReduceSum", x, zoo.feed(np.array([-1])), keepdims=0)] = (3, 4)
     zoo.shapes[zoo.add("ReduceMax", x, zoo.feed(np.array([1, 2])))] = (3, 1, 1)
     zoo.shapes[zoo.add("ReduceL1", x, zoo.feed(np.zeros(0, np.int64)), noop_with_empty_axes=1)] = (3, 4, 4)
+    total = zoo.add("ReduceSumSquare", x, zoo.feed(np.array([1])))
+    zoo.shapes[zoo.add("Sqrt", zoo.add("Identity", total))] = (3, 1, 4)  # which says all there is to know of the total
     for axis in (0, -1):
         zoo.add("CumSum", x, zoo.feed(np.array(axis)), exclusive=1)
+    limit = zoo.feed(np.array(10, np.float32))
+    turns = zoo.add("Div", zoo.add("Range", np.float32(0), limit, np.float32(1)), limit)
+    zoo.shapes[zoo.add("Sub", zoo.add("Cos", turns), zoo.add("Mul", turns, np.float32(0.5)))] = (10,)
     zoo.check(isas.NATIVE)
+
+
+def test_softmax_of_a_lone_row_of_float64() -> None:
+    zoo = Zoo(18)
+    for size in (1, 37, 64):
+        x = zoo.feed(zoo.rng.standard_normal(size) * 3)
+        zoo.add("LogSoftmax", x, axis=0)
+        zoo.add("Softmax", x, axis=-1)
+    zoo.check(isas.NATIVE, 1e-12)
 
 
 def test_indices_of_extrema_and_running_sums() -> None:

@@ -28,6 +28,15 @@ def run(zoo: Zoo) -> list[NDArray]:
     return compiled(import_model(zoo.proto().SerializeToString())).run(zoo.feeds)
 
 
+def test_remainder_of_floats_with_the_sign_of_the_divisor() -> None:
+    zoo = Zoo(28)
+    for dtype in (np.float32, np.float64):
+        left, right = (grid.astype(dtype) for grid in np.meshgrid(SPECIAL, [3.0, -0.7, np.inf, -np.inf, 0.0, np.nan]))
+        rest = zoo.add("Mod", zoo.feed(left), zoo.feed(right))
+        zoo.add("Less", zoo.add("Reciprocal", rest), np.zeros((), dtype))  # of a zero it tells the sign
+    zoo.check(isas.NATIVE, by_standard=True)
+
+
 @pytest.mark.parametrize("isa", isas.ISAS)
 def test_what_is_no_number_goes_through(isa: str) -> None:
     zoo = Zoo(20)

@@ -87,8 +87,8 @@ def test_normalisations_over_any_axes() -> None:
 RESIZES: tuple[dict[str, Any], ...] = (
     {"mode": "nearest", "nearest_mode": "ceil"},
     {"mode": "nearest", "nearest_mode": "round_prefer_ceil", "coordinate_transformation_mode": "asymmetric"},
-    {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
     {"mode": "linear", "coordinate_transformation_mode": "half_pixel_symmetric"},
+    {"mode": "linear", "coordinate_transformation_mode": "asymmetric"},
     {"mode": "cubic", "coordinate_transformation_mode": "pytorch_half_pixel", "cubic_coeff_a": -0.5},
     {"mode": "cubic", "exclude_outside": 1},
     {"mode": "linear", "antialias": 1},
@@ -127,6 +127,25 @@ def test_resizes_by_scales_that_a_model_computes() -> None:
         crop: dict[str, Any] = {"coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": 3.5}
         zoo.shapes[zoo.add("Resize", x, region, given, mode="linear", **crop)] = shape
     zoo.check(isas.NATIVE)
+
+
+def test_aligned_corners_of_a_length_that_is_no_whole_number() -> None:
+    """ONNX's standard counts by the length that a scale gives, ONNX Runtime by the size that is left of it."""
+    zoo = Zoo(19)
+    x = zoo.feed(zoo.random(1, 2, 5, 7))
+    for mode in ("linear", "cubic"):
+        form: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": "align_corners"}
+        for values in ([1, 1, 2, 1.7], [1, 1, 0.6, 0.45], [1, 1, 1 / 5, 3]):  # the last one's lengths are whole
+            scales = np.array(values, np.float32)
+            zoo.add("Resize", x, None, scales, **form)
+            shape = tuple(int(s * n) for s, n in zip(scales, (1, 2, 5, 7), strict=True))
+            zoo.shapes[zoo.add("Resize", x, None, zoo.feed(scales), **form)] = shape
+    for policy, shape in (("not_larger", (1, 2, 6, 8)), ("not_smaller", (1, 2, 11, 15))):
+        for form in ({"mode": "nearest"}, {"mode": "linear", "coordinate_transformation_mode": "align_corners"}):
+            kept: dict[str, Any] = {"axes": [3, 2], "keep_aspect_ratio_policy": policy, **form}
+            zoo.add("Resize", x, None, None, np.array([8, 11]), **kept)
+            zoo.shapes[zoo.add("Resize", x, None, None, zoo.feed(np.array([8, 11])), **kept)] = shape
+    zoo.check(isas.NATIVE, by_standard=True)
 
 
 def test_groups_of_channels_with_a_scale_each() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -35,8 +36,20 @@ def test_limits_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a settled probe does not run again")
 
-    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with roofline.early_probe(target, 1) as child:
+        assert child is None
     assert machine_limits(target, 1).peak_flops >= limits.peak_flops
+
+
+def test_a_probe_that_is_started_early_measures_when_it_is_asked() -> None:
+    target = tvm_compat.target_for()
+    with roofline.early_probe(target, 1) as child:
+        assert child is not None
+        assert not machine_limits(target, 1, child=child).estimated
+    with roofline.early_probe(target, 2) as other:
+        assert other is not None and other._process is not None
+    assert other._process.returncode == -signal.SIGKILL, "left without being asked"
 
 
 def test_multiply_adds_stay_in_registers() -> None:

@@ -23,17 +23,28 @@ from tests.compiled_model import compiled  # noqa: E402
 
 RIGHT = [
     *("add", "amax", "argsort", "bucketize", "cat", "cdist", "clamp", "cummax", "cumsum", "diagonal_scatter"),
-    *("digamma", "erfinv", "fft.irfft", "floor_divide", "frexp", "gather", "histc", "igamma", "index_put"),
+    *("digamma", "erfinv", "fft.fft", "fft.irfft", "floor_divide", "frexp", "gather", "histc", "igamma", "index_put"),
     *("index_reduce", "isin", "kthvalue", "linalg.cholesky", "linalg.inv", "linalg.qr", "linalg.svdvals"),
     *("logcumsumexp", "masked_fill", "masked_scatter", "median", "mode", "nanmedian", "nan_to_num", "polygamma"),
-    *("put", "roll", "scatter_reduce", "searchsorted", "sort", "special.i1e", "special.zeta", "softmax"),
+    *(
+        "put",
+        "roll",
+        "scatter_reduce",
+        "polar",
+        "searchsorted",
+        "sort",
+        "special.i1e",
+        "special.zeta",
+        "softmax",
+        "std_mean",
+    ),
     *("take_along_dim", "topk", "unfold_copy", "var", "where", "nn.functional.adaptive_max_pool2d"),
     *("nn.functional.embedding_bag", "nn.functional.grid_sample", "nn.functional.interpolate"),
     *("nn.functional.max_pool2d", "nn.functional.pdist", "nn.functional.softplus"),
 ]
 LEFT = {
     "nonzero": "not fixed",
-    "fft.fft": "complex64 is not supported",
+    "chalf": "complex32 is not supported",
     "linalg.eigh": "eigenvectors",
     "bernoulli": "draws random numbers",
     "_batch_norm_with_update": "in place",
@@ -44,6 +55,7 @@ LEFT = {
 @pytest.fixture(autouse=True)
 def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CALUMMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CALUMMA_CACHE_MB", "1000")
     monkeypatch.setenv("CALUMMA_DB", str(tmp_path / "records.sqlite"))
     monkeypatch.setattr("calumma.integrations.torch_compile.regions._warned", set())
     torch._dynamo.reset()

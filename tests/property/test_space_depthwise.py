@@ -77,9 +77,7 @@ def test_without_an_epilogue():
 @pytest.mark.parametrize(
     ("level", "size", "threads", "fused"),
     [
-        ("x86-64-v4", 14, 2, 3),  # 14 tiles of one row: 7 for each thread
-        ("x86-64-v3", 14, 2, 1),  # 16 registers: 7 tiles of two rows
-        ("x86-64-v2", 14, 2, 1),
+        *((level, 14, 2, 3) for level in isas.LEVELS),  # 14 tiles of one row: 7 for each thread
         *((level, 28, 2, 3) for level in isas.LEVELS),
         *((level, 14, 1, 1) for level in isas.LEVELS),
         *((level, 7, 2, 1) for level in isas.LEVELS),

@@ -50,6 +50,8 @@ CASES = {
         _layer_norm(2 * HIDDEN).reshape(6, 8, 12),
     ),
     "softmax of TOPI": (topi.nn.softmax, [HIDDEN], _softmax(HIDDEN)),
+    "lone row of TOPI": (topi.nn.softmax, [RAGGED[0, 0]], _softmax(RAGGED[0, 0])),
+    "lone row of TOPI, whole vectors": (topi.nn.log_softmax, [SCORES[0, 0, 0]], np.log(_softmax(SCORES[0, 0, 0]))),
     "first of the largest": (lambda x: argmax(x, 1).astype("float32"), [TIES], TIES.argmax(1).astype("float32")),
     "max pooling, plain": (lambda x: max_pool2d(x, W, W), [IMAGE], None),
     "average pooling, plain, narrow": (lambda x: avg_pool2d(x, W, W), [IMAGE[..., :9].copy()], None),

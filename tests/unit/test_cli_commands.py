@@ -238,11 +238,13 @@ def test_compile_reports_phases(api: FakeApi, model: Path, tmp_path: Path, capsy
         note="",
         import_s=1.0,
         phases_s={"import": 1.0, "build": 2.5},
+        reused=False,
     )
-    assert main(["compile", str(model), "-o", str(out)]) == 0
+    assert main(["compile", str(model), "-o", str(out), "--no-cache"]) == 0
     assert f"3 kernels in {out}: 1 from the database, 1 by prior x86, 1 by default" in capsys.readouterr().out
     assert callable(api.calls[0][2]["on_event"])
     assert api.calls[0][2]["shapes"] is None and api.calls[0][2]["tolerance"] is None
+    assert api.calls[0][2]["cache"] is False
 
 
 def test_tasks_lists_and_sums(api: FakeApi, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,8 @@ def test_arguments_of_the_wrong_kind() -> None:
         (lambda x: x.to(torch.float8_e4m3fn).float(), (X,), "node .*: torch.float8_e4m3fn is not supported"),
         (torch.special.airy_ai, (X,), "operator special_airy_ai is not supported; write it"),
         (lambda x: x if x.sum() > 0 else -x, (X,), "Function: torch.export.export fails"),
-        (lambda x: x.nonzero(), (X,), "is not fixed"),
+        (lambda x: x.nonzero(), (X,), "is not fixed, it depends on values; give the result a size"),
+        (lambda x: x + torch.rand(2, 4), (X,), "operator rand draws random numbers"),
     ],
 )
 def test_refused(function: Any, inputs: tuple[Any, ...], words: str) -> None:

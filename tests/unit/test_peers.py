@@ -2,13 +2,16 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from calumma import tvm_compat
 from calumma.core.errors import InputError, ModelError
 from calumma.peers import (
     InputSpec,
@@ -23,6 +26,7 @@ from calumma.peers import (
     random_inputs,
 )
 from calumma.peers.race import _change
+from calumma.peers.runtimes import RUNTIMES
 
 
 @pytest.fixture
@@ -169,13 +173,17 @@ def test_ratio_is_paired_by_round():
 
 
 def test_result_as_table_and_json():
-    rows = (_row("ours", 0.001), _row("theirs", 0.002), Row("absent", reason="absent is not installed"))
+    rows = (
+        _row("ours", 0.001),
+        replace(_row("theirs", 0.002), note="held to AVX2"),
+        Row("absent", reason="absent is not installed", note="held"),
+    )
     result = RaceResult(2, rows, "theirs", 0.5, 1.0)
     assert result.ratio("ours", "absent") is None
     head, ours, theirs, absent, *notes = result.table().splitlines()
     assert head.split()[0] == "runtime" and ours.split()[:3] == ["ours", "1.0", "1.000"]
     assert "0.500" in theirs and absent.split() == ["absent", "n/a"]
-    assert notes[-1] == "absent: absent is not installed"
+    assert notes[-2:] == ["theirs: held to AVX2", "absent: absent is not installed"]
     entries = {row["label"]: row for row in result.as_dict()["rows"]}
     assert entries["theirs"]["ratio"]["median"] == 0.5
     assert entries["absent"]["ratio"] is None and entries["absent"]["latency_s"] is None
@@ -199,6 +207,29 @@ def test_peers_by_name():
     assert "ONNX file" in peers(["onnxruntime"], None)[0].excluded
     with pytest.raises(InputError, match="--against tensorflow: no such runtime"):
         peers(["tensorflow"], model)
+    everything = [contestant.runtime for contestant in peers(["all"], model)]
+    assert len(everything) == len(set(everything)) and set(everything) < set(RUNTIMES)
+    assert {"onnxruntime", "torch-compile", "litert", "ncnn", "mnn", "iree"} < set(everything)
+    assert "openvino-bf16" not in everything
+
+
+def test_peers_are_held_to_the_vectors_of_the_cpu_that_is_asked_for(monkeypatch):
+    widths = {None: 512, "x86-64-v4": 512, "x86-64-v3": 256, "x86-64": 128}
+    monkeypatch.setattr(tvm_compat, "target_for", lambda mcpu=None: SimpleNamespace(vector_bits=widths[mcpu]))
+    names = ["openvino", "torch-compile", "iree", "onnxruntime"]
+
+    def found(mcpu):
+        return {c.label: c for c in peers(names, Path("m.onnx"), "module:function", mcpu)}
+
+    held = found("x86-64-v3")
+    assert {label: contestant.mcpu for label, contestant in held.items()} == dict.fromkeys(names, "x86-64-v3")
+    assert held["openvino"].environment["OV_CPU_MAX_ISA"] == held["openvino"].environment["ONEDNN_MAX_CPU_ISA"]
+    assert held["torch-compile"].environment["ATEN_CPU_CAPABILITY"] == "avx2"
+    assert held["torch-compile"].note == held["iree"].note == "held to AVX2"
+    assert "not held" in held["onnxruntime"].note and "MLAS" in held["openvino"].note
+    for wide in (None, "x86-64-v4"):
+        assert not any(c.environment or c.note for c in found(wide).values())
+    assert all("not held" in c.note for c in found("x86-64").values())
 
 
 def test_a_race_needs_something_to_race():

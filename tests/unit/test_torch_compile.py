@@ -17,7 +17,7 @@ from torch import nn  # noqa: E402
 
 from calumma.core.errors import InputError, ModelError  # noqa: E402
 from calumma.integrations.torch_compile import Options, cache  # noqa: E402
-from calumma.integrations.torch_compile.graph import RegionGraph, lines  # noqa: E402
+from calumma.integrations.torch_compile.graph import RegionGraph, RegionOutput, lines  # noqa: E402
 from calumma.integrations.torch_compile.regions import _Folded, _Version  # noqa: E402
 
 
@@ -125,6 +125,7 @@ def test_other_memory_at_the_same_address_is_noticed() -> None:
 
 def test_regions_of_another_user_are_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALUMMA_CACHE", str(tmp_path))
+    monkeypatch.setenv("CALUMMA_CACHE_MB", "1000")
     assert cache.read("key", 1) is None
     cache.folder().mkdir(0o700)
     assert cache.read("key", 1) is None
@@ -151,7 +152,7 @@ def test_a_result_of_a_bounded_axis_is_cut_to_its_extent() -> None:
         outputs[0].copy_(torch.arange(8.0).reshape(2, 4))
         return [(2, 3)]
 
-    output = SimpleNamespace(dtype=torch.float32, stride=None)
+    output = RegionOutput(torch.float32, None)
     graph: Any = SimpleNamespace(inputs=(), outputs=(output,), returned=lambda computed, arguments: tuple(computed))
     artifact: Any = SimpleNamespace(inputs=(), outputs=(SimpleNamespace(shape=(2, 4)),), run_into=run_into)
     call: Any = None

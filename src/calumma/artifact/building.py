@@ -13,29 +13,25 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from numpy.typing import NDArray
 
 from calumma import tvm_compat
 from calumma.artifact import file_format, narrow_weights
 from calumma.artifact.artifact import header
+from calumma.artifact.kernel_code import KernelCode, object_file
 from calumma.artifact.lowered import LoweredModel, read_plan
 from calumma.artifact.plan import AnyStep, Branch, Loop, Plan, Refusal, Step, calls
-from calumma.core import hardware as host
 from calumma.core.errors import ArtifactError, EnvironmentFault, InternalError
 from calumma.target import Target
 
-# A compilation unit costs 10 ms beside its kernels; more units than workers even out kernels of unequal size.
-_UNITS_PER_WORKER = 4
 _COMPILERS = ("cc", "gcc", "clang")
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+_BASE = "no_kernel"
+"""A function that does nothing: modules need one at the root, where the kernels' are not always at hand."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +45,9 @@ class Executable:
     """Flags of /proc/cpuinfo the code needs."""
     threads: int
     """Threads the schedules were chosen for."""
-    module: Any = field(repr=False)
-    """The virtual machine's executable (`tvm.runtime.Module`) with `libraries` below it."""
-    libraries: tuple[Any, ...] = field(repr=False)
-    """LLVM modules; machine code is generated when they are run or written."""
-    entries: tuple[str, ...] = field(repr=False)
-    """One kernel of each library."""
+    kernels: KernelCode = field(repr=False)
+    target: Any = field(repr=False)
+    """TVM's form of the CPU."""
 
     def check_params(self, params: Sequence[NDArray]) -> None:
         """Raise InternalError unless `params` are what the code was built for."""
@@ -72,37 +65,32 @@ class Executable:
             raise InternalError(f"weights do not fit the built model: {what}")
 
     def jit(self) -> Any:
-        """Compile in memory, on all cores; returns a module to run in this process."""
-        _parallel(lambda unit: unit[0].get_function(unit[1]), list(zip(self.libraries, self.entries, strict=True)))
-        return self.module
+        """Compile in memory, on all cores; returns the virtual machine's executable, to run in this process."""
+        return _link_program(self.plan, self.kernels.compiled(), self.target)
 
 
-def build(lowered: LoweredModel, target: Target, threads: int) -> Executable:
+def build(lowered: LoweredModel, target: Target, threads: int, *, cache: bool = True) -> Executable:
     """Plan the memory of a model and generate code for its kernels, on all cores.
 
     Args:
         lowered: The model; its schedules are taken as they are.
         target: CPU to generate code for.
         threads: Threads the schedules were chosen for.
+        cache: Whether kernels that were compiled before are taken from the cache on disk, and these kept there.
 
     Raises:
         InternalError: `main` does something else than call kernels, or a kernel cannot be built.
     """
     plan = read_plan(lowered)
-    kernels = {name: lowered.mod[name] for name in dict.fromkeys(step.kernel for step in calls(plan.steps))} or _idle()
+    kernels = {name: lowered.mod[name] for name in dict.fromkeys(step.kernel for step in calls(plan.steps))}
     tvm_target = tvm_compat.tvm_target(target, threads)
-    names = list(kernels)
-    units = min(len(names), _UNITS_PER_WORKER * host.physical_cores())
-    chunks = [names[i::units] for i in range(units)]
-    libraries = _parallel(lambda chunk: _compile({name: kernels[name] for name in chunk}, tvm_target), chunks)
     executable = Executable(
         plan=plan,
         mcpu=target.mcpu,
         flags=target.flags,
         threads=threads,
-        module=_link_program(plan, libraries, tvm_target),
-        libraries=tuple(libraries),
-        entries=tuple(chunk[0] for chunk in chunks),
+        kernels=KernelCode(kernels, tvm_target, cache=cache),
+        target=tvm_target,
     )
     executable.check_params(lowered.params)
     return executable
@@ -131,7 +119,8 @@ def save(
     with tempfile.TemporaryDirectory(prefix="calumma-") as folder:
         library = Path(folder) / "model.so"
         with contextlib.ExitStack() as stack:
-            _link(compiler, _write_objects(executable, stack), library)
+            objects = executable.kernels.write_objects(stack)
+            _link(compiler, [*objects, _write_program(executable, stack)], library)
         stored = narrow_weights.narrowest(params)
         types = [array.dtype.name for array in stored]
         try:
@@ -142,14 +131,18 @@ def save(
 
 # TVM's virtual machine links modules as Relax's own build does; `relax.build` itself would run Relax's pipeline.
 def _link_program(plan: Plan, libraries: Sequence[Any], target: Any) -> Any:
-    """The virtual machine's executable: a function `main` of all slots that calls the kernels in order."""
+    """The virtual machine's executable, with `libraries` below it: a function `main` of all slots that calls the
+    kernels in order."""
     tvm = tvm_compat.load()
+    from calumma.tvm_compat.codegen import build as build_functions
+
     builder = tvm.relax.ExecBuilder()
     with builder.function("main", num_inputs=len(plan.slots)):
         _emit(builder, plan.steps, builder.r(len(plan.slots)))
         builder.emit_ret(builder.void_arg())
-    root, *others = libraries
-    for library in others:
+    nothing = tvm.tirx.PrimFunc([], tvm.tirx.Evaluate(0)).with_attr("global_symbol", _BASE)
+    root = build_functions(tvm.IRModule({_BASE: nothing}), target)
+    for library in libraries:
         root.import_module(library)
     return tvm.get_global_func("relax.VMLink")(builder, target, root, [], {})
 
@@ -198,45 +191,15 @@ def _instructions(steps: Sequence[AnyStep]) -> int:
     )
 
 
-def _idle() -> dict[str, Any]:
-    """A kernel that does nothing, for a model whose outputs are all empty: a library has to hold something."""
-    tirx = tvm_compat.load().tirx
-    return {"idle": tirx.PrimFunc([], tirx.Evaluate(0))}
-
-
-def _compile(kernels: Mapping[str, Any], target: Any) -> Any:
-    """One LLVM module with the named PrimFuncs. Raises InternalError naming the kernel that cannot be built."""
-    tvm = tvm_compat.load()
-    from calumma.tvm_compat.codegen import build as build_functions
-
-    functions = {name: kernel.with_attr("global_symbol", name) for name, kernel in kernels.items()}
-    try:
-        return build_functions(tvm.IRModule(functions), target)
-    except Exception as error:  # TVM raises whatever its passes throw
-        if len(kernels) > 1:
-            for name, kernel in kernels.items():
-                _compile({name: kernel}, target)
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise InternalError(f"kernel {', '.join(kernels)} cannot be built: {reason[0]}") from error
-
-
-def _write_objects(executable: Executable, stack: contextlib.ExitStack) -> list[int]:
-    """Write the libraries' machine code and the packed program as object files; returns their descriptors.
-
-    They lie in memory, not on a disk: where one is full, LLVM ends the process instead of raising an error.
-    """
-    tvm = tvm_compat.load()
-
-    def write(module: Any) -> int:
-        descriptor = os.memfd_create("kernels.o")
-        stack.callback(os.close, descriptor)
-        module.write_to_file(f"/proc/self/fd/{descriptor}", "o")
-        return descriptor
-
-    objects = _parallel(write, executable.libraries)
-    pack = tvm.get_global_func("runtime.ModulePackImportsToLLVM")
-    target = executable.libraries[0].get_function("_get_target_string")()
-    return [*objects, write(pack(executable.module, False, target, ""))]
+def _write_program(executable: Executable, stack: contextlib.ExitStack) -> int:
+    """Write the program as an object file, to be closed by `stack`; returns its descriptor."""
+    pack = tvm_compat.load().get_global_func("runtime.ModulePackImportsToLLVM")
+    program = _link_program(executable.plan, (), executable.target)
+    (root,) = program.imports
+    target = root.get_function("_get_target_string")()
+    descriptor = object_file(stack)
+    pack(program, False, target, "").write_to_file(f"/proc/self/fd/{descriptor}", "o")
+    return descriptor
 
 
 def _compiler() -> str:
@@ -262,9 +225,3 @@ def _link(compiler: str, objects: Sequence[int], library: Path) -> None:
             f"{compiler} cannot link the artifact: {reason}; expected a working C compiler for the host and room in "
             f"{tempfile.gettempdir()}"
         )
-
-
-def _parallel(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
-    # TVM's calls release Python's lock, and LLVM keeps a context per module: threads use all cores.
-    with ThreadPoolExecutor(host.physical_cores()) as pool:
-        return list(pool.map(function, items))

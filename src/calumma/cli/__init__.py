@@ -12,7 +12,9 @@ Nothing here or in a command module imports TVM, NumPy or torch before the comma
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -36,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command (None: the process's own arguments) and return its exit status."""
     output = Output()
     warnings.showwarning = _warn
+    atexit.register(gc.freeze)  # a process that ends has nothing to collect, and after a compilation much to look at
     try:
         status = app.main(
             None if arguments is None else list(arguments), prog_name="calumma", standalone_mode=False, obj=output

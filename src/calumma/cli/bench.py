@@ -24,8 +24,8 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     show_default=True,
     callback=_names,
     metavar="NAME,NAME",
-    help="Runtimes to compare with: onnxruntime, openvino, openvino-bf16, torch. One that cannot run shows n/a and "
-    "why.",
+    help="Runtimes to compare with: onnxruntime, openvino, openvino-bf16, torch, litert, ncnn, mnn, iree, or all of "
+    "those in float32. One that cannot run shows n/a and why.",
 )
 @click.option("--torch-source", metavar="MODULE:FUNCTION", help="Function that returns MODEL as a torch.nn.Module.")
 @click.option(
@@ -54,7 +54,7 @@ def bench(
     """
     from calumma import peers
 
-    peers.peers(against, model, torch_source)  # a wrong name is known before anything is compiled
+    peers.peers(against, model, torch_source, mcpu)  # a wrong name is known before anything is compiled
     with tempfile.TemporaryDirectory(prefix="calumma-") as scratch:
         if artifact is None:
             from calumma import api
@@ -69,6 +69,7 @@ def bench(
             threads=threads,
             shapes=shapes,
             torch_source=torch_source,
+            mcpu=mcpu,
             rounds=rounds,
             seed=seed,
             progress=out.status,

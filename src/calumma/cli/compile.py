@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,7 @@ from calumma.cli.options import (
     Shapes,
     artifact_option,
     artifact_path,
+    cache_option,
     database_option,
     force_option,
     model_options,
@@ -20,6 +22,9 @@ from calumma.cli.options import (
 from calumma.cli.output import Output
 from calumma.cli.progress import show_progress
 
+if TYPE_CHECKING:
+    from calumma.results import CompileResult
+
 
 @click.command("compile", short_help="Build an artifact at once, without measuring anything.")
 @model_options
@@ -28,6 +33,7 @@ from calumma.cli.progress import show_progress
 @database_option
 @prior_option
 @tolerance_option
+@cache_option
 @output_options
 @click.pass_obj
 def compile_model(
@@ -42,14 +48,18 @@ def compile_model(
     prior: str,
     tolerance: float | None,
     precision: str,
+    cache: bool,
 ) -> None:
     """Build an artifact from MODEL (an ONNX file) without measuring anything.
 
     Every kernel gets the best schedule recorded for it in the database, or what a prior predicts to be best, or a
-    good default.
+    good default. A model that was compiled before, from the same file with the same options and records, is taken from
+    the cache.
     """
     from calumma import api
+    from calumma.core import process
 
+    start_s = process.age_s()
     with show_progress(out) as on_event:
         result = api.compile(
             model,
@@ -62,9 +72,19 @@ def compile_model(
             prior=prior,
             tolerance=tolerance,
             precision=precision,
+            cache=cache,
             on_event=on_event,
         )
-    out.table(["phase", "seconds"], [(name, round(seconds, 2)) for name, seconds in result.phases_s.items()])
+    _show(out, model, result, start_s)
+
+
+def _show(out: Output, model: Path, result: CompileResult, start_s: float) -> None:
+    """Say what the time was spent on, and where the schedules come from."""
+    from calumma.core import process
+
+    phases_s = {"start": start_s, **result.phases_s}
+    peak_bytes = process.peak_memory_bytes()
+    out.table(["phase", "seconds"], [(name, round(seconds, 2)) for name, seconds in phases_s.items()])
     if result.note:
         out.status(result.note)
     sources = [f"{result.recorded} from the database"] if result.recorded else []
@@ -72,17 +92,23 @@ def compile_model(
         sources.append(f"{result.predicted} by prior {result.prior}")
     rest = len(result.tasks) - result.recorded - result.predicted
     sources.append(f"{rest} by default")
-    out.line(f"\n{len(result.tasks)} kernels in {result.path}: {', '.join(sources)}")
+    where = f"{result.path}, as compiled before" if result.reused else result.path
+    out.line(
+        f"\n{len(result.tasks)} kernels in {where}: {', '.join(sources)}; {sum(phases_s.values()):.1f} s, "
+        f"peak memory {peak_bytes / 1e6:,.0f} MB"
+    )
     out.document(
         {
             "model": model,
             "artifact": result.path,
             "import_s": result.import_s,
-            "phases_s": result.phases_s,
+            "phases_s": phases_s,
+            "peak_memory_bytes": peak_bytes,
             "tasks": result.tasks,
             "recorded": result.recorded,
             "prior": result.prior,
             "predicted": result.predicted,
             "note": result.note,
+            "reused": result.reused,
         }
     )

@@ -219,6 +219,12 @@ tolerance_option = click.option(
     "[all algorithms]",
 )
 
+cache_option = click.option(
+    "--cache/--no-cache",
+    default=True,
+    help="Whether artifacts of the same model, options and records are kept, and used. [--cache]",
+)
+
 prior_option = click.option(
     "--prior",
     default="auto",

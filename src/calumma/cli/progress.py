@@ -32,6 +32,7 @@ _FRAME_LINES = 7
 
 _PHASES = {
     "load": "loading TVM",
+    "reuse": "looking for what was compiled before",
     "import": "importing the model",
     "lower": "lowering it to kernels",
     "spaces": "making design spaces",

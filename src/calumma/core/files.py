@@ -11,10 +11,14 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of `path` when the block ends, durably and in one step.
 
     A reader sees the old file or the new one. If the block fails, the old one stays and nothing is left behind.
+
+    Args:
+        path: the file.
+        private: for its owner alone, and not waited for until it is on the disk: a file of a cache, which checks it.
 
     Raises:
         OSError: the file cannot be written.
@@ -23,13 +27,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(descriptor, "w+b") as out:
             yield out
-            out.flush()
-            os.fsync(out.fileno())
-            os.fchmod(out.fileno(), 0o666 & ~_umask())
+            if not private:
+                out.flush()
+                os.fsync(out.fileno())
+                os.fchmod(out.fileno(), 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+    if private:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -10,7 +10,7 @@ from tvm import te, tirx
 
 from calumma.graph.build import expression
 from calumma.graph.nodes import Node
-from calumma.semantics.resampling import Interpolation
+from calumma.semantics.resampling import WHOLE, Interpolation
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,12 @@ def _tables(how: Interpolation, axis: OpenAxis, scales: Node | None, roi: Node |
 
     def tables(*tensors: te.Tensor) -> list[te.Tensor]:
         scale = _f32(axis.outputs / axis.size) if scales is None else tensors[0](axis.place)
+        whole, length = _f32(axis.outputs), scale * _f32(axis.size)
+        length = whole if scales is None else tirx.Select(tirx.abs(length - whole) > whole * _f32(WHOLE), length, whole)
         ends = [tensors[-1](axis.place), tensors[-1](axis.place + axis.count)] if is_crop else []
 
         def coordinate(j: tirx.Var) -> tirx.Expr:
-            place = _coordinate(how.coordinates, j.astype("float32"), axis, scale, ends)
+            place = _coordinate(how.coordinates, j.astype("float32"), axis, scale, length, ends)
             unscaled = scale == 1 if axis.size == axis.outputs else tirx.const(False, "bool")
             return tirx.Select(unscaled, j.astype("float32"), place)
 
@@ -125,7 +127,9 @@ def _count(how: Interpolation, axis: OpenAxis) -> int:
     return 2 if how.mode == "linear" else 4
 
 
-def _coordinate(name: str, j: tirx.Expr, axis: OpenAxis, scale: tirx.Expr, ends: list[tirx.Expr]) -> tirx.Expr:
+def _coordinate(
+    name: str, j: tirx.Expr, axis: OpenAxis, scale: tirx.Expr, length: tirx.Expr, ends: list[tirx.Expr]
+) -> tirx.Expr:
     half, last = _f32(0.5), _f32(axis.size - 1)
     centred = (j + half) / scale - half
     if name == "half_pixel" or (name == "pytorch_half_pixel" and axis.outputs > 1):
@@ -141,7 +145,7 @@ def _coordinate(name: str, j: tirx.Expr, axis: OpenAxis, scale: tirx.Expr, ends:
         if axis.outputs == 1:
             return half * (start + end) * last
         return start * last + j * ((end - start) * last / _f32(axis.outputs - 1))
-    return j * last / _f32(axis.outputs - 1) if axis.outputs > 1 else j * _f32(0)
+    return j * last / (length - _f32(1)) if axis.outputs > 1 else j * _f32(0)
 
 
 def _taps(

@@ -12,6 +12,12 @@ from calumma.onnx_import.graph_fields import subgraphs
 _NAMELESS = frozenset({"?", "-1", "None"})
 """What exporters write for any open dimension: no name that ties dimensions together."""
 
+_OF_ONE = frozenset({"Abs", "Cast", "CastLike", "Cos", "Exp", "Identity", "Log", "Neg", "Reciprocal", "Sin", "Sqrt"})
+"""Operators whose result has the shape of their first input."""
+
+_OF_TWO = frozenset({"Add", "Div", "Mul", "Sub"})
+"""Operators whose result has the shape of both inputs where these are alike, and of one where the other is a scalar."""
+
 
 def fix_shapes(proto: onnx.ModelProto, shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Write fixed dimensions into the model's inputs; a symbol that one input fixes is fixed in all."""
@@ -58,12 +64,40 @@ def take_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     graph = proto.graph
     declared = [value for value in (*graph.value_info, *graph.output) if _is_fixed(value)]
     shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in declared}
+    _carry_back(graph, shapes)
     for each in (graph, *subgraphs(graph)):
         del each.value_info[:]
         for value in (*(each.input if each is not graph else ()), *each.output):
             for dim in value.type.tensor_type.shape.dim:
                 dim.Clear()
     return shapes
+
+
+def _carry_back(graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Add the shapes of what results with a declared shape are computed from element by element."""
+    scalars = [value.name for value in graph.input if _is_fixed(value) and not value.type.tensor_type.shape.dim]
+    scalars += [tensor.name for tensor in graph.initializer if not tensor.dims]
+    alike = dict.fromkeys(scalars, "")  # value -> the one whose shape it has; none of a scalar
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if _is_scalar(node):
+            alike[node.output[0]] = ""
+        read = node.input[:1] if node.op_type in _OF_ONE else node.input if node.op_type in _OF_TWO else ()
+        sources = {alike.get(name, name) for name in read} - {""}
+        if read and len(sources) < 2:
+            alike[node.output[0]] = next(iter(sources), "")
+    for name, source in alike.items():
+        if source and name in shapes:
+            shapes.setdefault(source, shapes[name])
+
+
+def _is_scalar(node: onnx.NodeProto) -> bool:
+    """Whether a node is a constant without dimensions."""
+    if node.op_type != "Constant" or len(node.attribute) != 1:
+        return False
+    (held,) = node.attribute
+    return held.name in ("value_float", "value_int") or (held.name == "value" and not held.t.dims)
 
 
 def _bind(value: onnx.ValueInfoProto, shape: tuple[int, ...], symbols: dict[str, tuple[int, str]]) -> None:

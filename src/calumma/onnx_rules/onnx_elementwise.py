@@ -122,11 +122,20 @@ def _old_broadcast(node: OnnxNode, left: Node, right: Node) -> Node:
 
 @onnx_rule("Mod")
 def mod(node: OnnxNode) -> Node:
+    """Of floats it has a meaning without `fmod` from version 28 on; a zero then has the sign of the divisor."""
     left, right = node.input(0), node.input(1)
     truncated = node.flag("fmod", 0)
-    if arithmetic.is_float(left) and not truncated:
+    if truncated or not arithmetic.is_float(left):
+        return arithmetic.remainder(left, right, truncated)
+    if node.version < 28:
         raise node.refused("of floats it wants fmod=1", "export it with fmod=1")
-    return arithmetic.remainder(left, right, truncated)
+    rest = arithmetic.remainder(left, right, truncated)
+    copysign = "copysign" if rest.dtype == "float64" else "copysignf"
+
+    def signed(x: tirx.Expr, y: tirx.Expr) -> tirx.Expr:
+        return tirx.Select(x == tirx.const(0, x.ty), tirx.call_pure_extern(str(x.ty), copysign, x, y), x)
+
+    return combined(signed, rest, right, name="mod_zero")
 
 
 @onnx_rule("BitShift")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from tvm import relax
 
 from calumma.extents.run_time_resampling import OpenAxis, resize_at_run_time
-from calumma.graph.build import cast
-from calumma.graph.nodes import Node
+from calumma.graph.build import cast, operator
+from calumma.graph.nodes import Node, constant
 from calumma.onnx_import.onnx_node import OnnxNode
 from calumma.onnx_import.onnx_registry import onnx_rule
 from calumma.semantics.grid_sampling import MODES, PADDINGS, affine_grid, grid_sample
-from calumma.semantics.resampling import COORDINATES, ROUNDINGS, Axis, Interpolation, Taps, resize
+from calumma.semantics.movement import broadcast
+from calumma.semantics.resampling import COORDINATES, ROUNDINGS, WHOLE, Axis, Interpolation, Taps, resize
 
 _MODES = ("nearest", "linear", "cubic")
 _POLICIES = ("stretch", "not_larger", "not_smaller")
@@ -88,8 +90,10 @@ def resize_11(node: OnnxNode) -> Node:
     extrapolation = float(node.attribute("extrapolation_value"))
     if not node.is_known(2) or (coordinates == "tf_crop_and_resize" and not node.is_known(1)):
         return _open_resize(node, x, indices, interpolation, extrapolation)
-    scales, sizes = _scales_and_sizes(node, indices)
     policy = node.choice("keep_aspect_ratio_policy", _POLICIES, "stretch")
+    if policy != "stretch" and not node.is_known(3) and coordinates != "tf_crop_and_resize":
+        return _kept_in_ratio(node, x, indices, interpolation, largest=policy == "not_smaller")
+    scales, sizes = _scales_and_sizes(node, indices)
     if sizes is not None and policy != "stretch":
         ratios = [size / x.shape[axis] for size, axis in zip(sizes, indices, strict=True)]
         ratio = float(np.float32(min(ratios) if policy == "not_larger" else max(ratios)))
@@ -116,6 +120,20 @@ def _open_resize(node: OnnxNode, x: Node, indices: Sequence[int], how: Interpola
         raise node.refused(f"scales or roi are not those of {len(indices)} axes", "export the model again")
     axes = {index: OpenAxis(x.shape[index], shape[index], i, len(indices)) for i, index in enumerate(indices)}
     return resize_at_run_time(x, axes, how, scales, roi, extrapolation)
+
+
+def _kept_in_ratio(node: OnnxNode, x: Node, indices: Sequence[int], how: Interpolation, *, largest: bool) -> Node:
+    """By one scale for all axes, that of the smallest or largest of the sizes that a model computes."""
+    shape, sizes = node.promised_shape("sizes"), node.input(3)
+    for index in (1, 2):
+        node.optional(index)
+    if x.dtype != "float32" or len(shape) != len(x.shape) or sizes.shape != (len(indices),):
+        raise node.refused("sizes are computed at run time", "make them a constant of the model")
+    old = constant(np.array([x.shape[index] for index in indices], np.float32))
+    ratios = operator(relax.op.divide, cast(sizes, "float32"), old)
+    ratio = operator(relax.op.max if largest else relax.op.min, ratios, [0], True)
+    axes = {index: OpenAxis(x.shape[index], shape[index], i, len(indices)) for i, index in enumerate(indices)}
+    return resize_at_run_time(x, axes, how, broadcast(ratio, (len(indices),)), None, 0.0)
 
 
 def _scales_and_sizes(node: OnnxNode, indices: Sequence[int]) -> tuple[Sequence[float] | None, Sequence[int] | None]:
@@ -154,8 +172,9 @@ def _axes(
         size = x.shape[index]
         scale = float(np.float32(scales[i])) if scales is not None else 0.0
         outputs = int(sizes[i]) if sizes is not None else int(np.floor(np.float32(size) * np.float32(scale)))
+        length = size * scale if abs(size * scale - outputs) > WHOLE * outputs else 0.0
         ends = (0.0, 1.0) if roi is None else (float(roi.reshape(-1)[i]), float(roi.reshape(-1)[i + len(indices)]))
-        axes[index] = Axis(size, outputs, scale or float(np.float32(outputs) / np.float32(size)), ends)
+        axes[index] = Axis(size, outputs, scale or float(np.float32(outputs) / np.float32(size)), ends, length)
     return axes
 
 

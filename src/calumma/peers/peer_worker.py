@@ -1,6 +1,6 @@
 """The process of one runtime: `python -m calumma.peers.peer_worker` answers requests on stdin with replies on stdout.
 
-Requests: `load` (runtime, source, shapes, threads), `set_inputs` (names; arrays), `outputs`, `time` (warmup, runs).
+Requests: `load` (runtime, job), `set_inputs` (names; arrays), `outputs`, `time` (warmup, runs).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from calumma.peers import protocol, runtimes
+from calumma.peers.loading import Job, Runtime, Unavailable
 
 _PR_SET_PDEATHSIG = 1
 
@@ -27,7 +28,7 @@ def main() -> None:
     replies = os.dup(1)
     # Libraries print what they like: it must not end up between the replies.
     os.dup2(2, 1)
-    runtime: runtimes.Runtime | None = None
+    runtime: Runtime | None = None
     while True:
         try:
             request, arrays = protocol.receive(requests)
@@ -35,21 +36,19 @@ def main() -> None:
             return
         try:
             if request["op"] == "load":
-                runtime = runtimes.load(request["runtime"], request["source"], request["shapes"], request["threads"])
+                runtime = runtimes.load(request["runtime"], Job(**request["job"]))
                 protocol.send(replies, {"version": runtime.version})
             else:
                 assert runtime is not None
                 reply, outputs = _answer(runtime, request, arrays)
                 protocol.send(replies, reply, outputs)
         except Exception as error:  # noqa: BLE001 -- a runtime's error is an answer: the comparison shows it
-            reason = (
-                str(error).strip() if isinstance(error, runtimes.Unavailable) else f"{type(error).__name__}: {error}"
-            )
+            reason = str(error) if isinstance(error, Unavailable) else f"{type(error).__name__}: {error}"
             protocol.send(replies, {"error": " ".join(reason.split())[:300]})
 
 
 def _answer(
-    runtime: runtimes.Runtime, request: dict[str, Any], arrays: Sequence[np.ndarray]
+    runtime: Runtime, request: dict[str, Any], arrays: Sequence[np.ndarray]
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     if request["op"] == "set_inputs":
         runtime.set_inputs(dict(zip(request["names"], arrays, strict=True)))

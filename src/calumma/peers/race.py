@@ -7,13 +7,14 @@ the runs after them count. Every second round goes in reverse order, so that a s
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from calumma.core.errors import InputError
 from calumma.peers import protocol
+from calumma.peers.loading import Job
 
 LOAD_TIMEOUT_S = 600.0
 TURN_TIMEOUT_S = 300.0
@@ -45,6 +47,12 @@ class Contestant:
     """False: only its outputs are wanted."""
     excluded: str = ""
     """Why it cannot take part; it is listed and not started."""
+    mcpu: str | None = None
+    """The CPU it is to compute as, by LLVM's name; None: this machine's."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of its process, beside this one's."""
+    note: str = ""
+    """What a reader of its row has to know."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class Row:
     """Whether all outputs are the reference's to the last bit; None: no reference."""
     reason: str = ""
     """Why it could not run, one line; empty when it could."""
+    note: str = ""
+    """What else there is to know, one line."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +149,7 @@ class RaceResult:
             against = (f"{ratio.median:.3f}", f"{ratio.lower:.3f}-{ratio.upper:.3f}") if ratio else ("", "")
             difference = "" if row.difference is None else f"{row.difference:.1e}"
             lines.append((row.label, row.version, *time, *against, difference))
-            if row.reason:
-                notes.append(f"{row.label}: {row.reason}")
+            notes += [f"{row.label}: {text}" for text in (row.reason or row.note,) if text]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -282,20 +291,14 @@ class _Lane:
             [sys.executable, "-m", "calumma.peers.peer_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env={**os.environ, **self.contestant.environment},
             process_group=0,  # Ctrl-C is for the parent, which then ends this one
         )
         try:
             shapes = {name: list(array.shape) for name, array in inputs[0].items()}
-            reply, _ = self._request(
-                {
-                    "op": "load",
-                    "runtime": self.contestant.runtime,
-                    "source": self.contestant.source,
-                    "shapes": shapes,
-                    "threads": self._threads,
-                },
-                timeout_s=LOAD_TIMEOUT_S,
-            )
+            job = Job(self.contestant.source, shapes, self._threads, self.contestant.mcpu)
+            load = {"op": "load", "runtime": self.contestant.runtime, "job": asdict(job)}
+            reply, _ = self._request(load, timeout_s=LOAD_TIMEOUT_S)
             self.version = reply["version"]
             for values in reversed(inputs):  # so that the first stays set, the one that is timed
                 self._request({"op": "set_inputs", "names": list(values)}, list(values.values()))
@@ -337,12 +340,14 @@ class _Lane:
             rounds_s=tuple(median(runs) for runs in self._rounds),
             difference=difference,
             bit_equal=bit_equal,
+            note=self.contestant.note,
         )
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and what it has started."""
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
             self._process = None
 

@@ -1,8 +1,7 @@
-"""The runtimes that can be compared, each behind the same three steps: load, set inputs, run.
+"""The runtimes that can be compared, by name: ours, ONNX Runtime, OpenVINO, torch, and those of the extra `peers`.
 
 Every one computes in float32 with the given number of threads, tuned for the latency of one request, all graph
-optimisations on; whatever else it does is its own default, as a user would get it. Each lives alone in a process
-(`calumma.peers.peer_worker`), so a constructor may set process-wide state.
+optimisations on; whatever else it does is its own default, as a user would get it.
 """
 
 from __future__ import annotations
@@ -10,47 +9,29 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-Shapes = Mapping[str, Sequence[int]]
-"""Input name -> shape with every dimension fixed."""
+from calumma.peers.iree import Iree
+from calumma.peers.loading import ARTIFACT, TORCH, Hold, Job, Runtime, module
+from calumma.peers.mobile import LiteRt, Mnn, Ncnn
 
-
-class Unavailable(Exception):
-    """The runtime cannot run this model here; the message is the reason, one line."""
-
-
-class Runtime(ABC):
-    """One loaded model."""
-
-    version: str
-
-    @abstractmethod
-    def __init__(self, source: str, shapes: Shapes, threads: int) -> None:
-        """Load a model: an artifact for "calumma", an ONNX file, or "module:function" for torch."""
-
-    @abstractmethod
-    def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
-        """Keep the inputs of all following runs: name -> array."""
-
-    @abstractmethod
-    def run(self) -> Sequence[np.ndarray]:
-        """Compute once; the outputs in the model's order, valid until the next run."""
+_ONEDNN = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 class Calumma(Runtime):
-    """An artifact, loaded as a user loads it."""
+    """An artifact, loaded as a user loads it: what it was compiled for is its own affair."""
 
-    def __init__(self, source: str, shapes: Shapes, threads: int) -> None:
+    reads = ARTIFACT
+    avx2 = Hold()
+
+    def __init__(self, job: Job) -> None:
         import calumma
         from calumma import artifact
 
         self.version = calumma.__version__
-        self._artifact = artifact.load(source, threads=threads)
+        self._artifact = artifact.load(job.source, threads=job.threads)
 
     def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
         self._inputs = dict(inputs)
@@ -62,21 +43,21 @@ class Calumma(Runtime):
 class OnnxRuntime(Runtime):
     """ONNX Runtime's CPU provider."""
 
-    def __init__(self, source: str, shapes: Shapes, threads: int) -> None:
-        ort = _module("onnxruntime")
+    def __init__(self, job: Job) -> None:
+        ort = module("onnxruntime")
         self.version = ort.__version__
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = job.threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        symbols = self._symbols(shapes)
+        self._session = ort.InferenceSession(job.source, options, providers=["CPUExecutionProvider"])
+        symbols = self._symbols(job.shapes)
         if symbols:
             for name, size in symbols.items():
                 options.add_free_dimension_override_by_name(name, size)
-            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(job.source, options, providers=["CPUExecutionProvider"])
 
     def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
         self._inputs = dict(inputs)
@@ -84,7 +65,7 @@ class OnnxRuntime(Runtime):
     def run(self) -> Sequence[np.ndarray]:
         return self._session.run(None, self._inputs)
 
-    def _symbols(self, shapes: Shapes) -> dict[str, int]:
+    def _symbols(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """Sizes of the named dimensions that the model leaves open; not of a name that stands for several ("?")."""
         sizes: dict[str, set[int]] = {}
         for tensor in self._session.get_inputs():
@@ -97,21 +78,23 @@ class OnnxRuntime(Runtime):
 class OpenVino(Runtime):
     """OpenVINO's CPU plug-in. Its default precision on a CPU with bf16 instructions is bf16: float32 is asked for."""
 
+    # oneDNN's kernels heed the one variable, the plug-in's own the other; MLAS heeds neither.
+    avx2 = Hold({**_ONEDNN, "OV_CPU_MAX_ISA": "AVX2"}, gap="MLAS, which computes its products with constant matrices")
     precision = "f32"
 
-    def __init__(self, source: str, shapes: Shapes, threads: int) -> None:
-        openvino = _module("openvino")
+    def __init__(self, job: Job) -> None:
+        openvino = module("openvino")
         self.version = openvino.__version__.split("-")[0]
         core = openvino.Core()
-        model = core.read_model(source)
+        model = core.read_model(job.source)
         if model.is_dynamic():
-            model.reshape({name: list(shape) for name, shape in shapes.items()})
+            model.reshape({name: list(shape) for name, shape in job.shapes.items()})
         compiled = core.compile_model(
             model,
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": self.precision,
-                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_NUM_THREADS": job.threads,
                 "PERFORMANCE_HINT": "LATENCY",
             },
         )
@@ -133,11 +116,21 @@ class OpenVinoNarrow(OpenVino):
 class TorchEager(Runtime):
     """The `torch.nn.Module` that a function returns; `source` is "module:function", inputs are positional."""
 
-    def __init__(self, source: str, shapes: Shapes, threads: int) -> None:
-        self._torch = _module("torch")
+    reads = TORCH
+    avx2 = Hold(
+        {
+            **_ONEDNN,
+            "ATEN_CPU_CAPABILITY": "avx2",
+            "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+            "TORCHINDUCTOR_CPP_MARCH": "x86-64-v3",
+        }
+    )
+
+    def __init__(self, job: Job) -> None:
+        self._torch = module("torch", "torch")
         self.version = self._torch.__version__
-        self._torch.set_num_threads(threads)
-        module_name, _, function = source.partition(":")
+        self._torch.set_num_threads(job.threads)
+        module_name, _, function = job.source.partition(":")
         self._call = getattr(importlib.import_module(module_name), function)().eval()
 
     def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
@@ -152,18 +145,18 @@ class TorchEager(Runtime):
 class TorchCompiled(TorchEager):
     """The same module under `torch.compile` with the inductor backend."""
 
-    def __init__(self, source: str, shapes: Shapes, threads: int) -> None:
-        super().__init__(source, shapes, threads)
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
         self._call = self._torch.compile(self._call, backend="inductor")
 
 
 class TorchCalumma(TorchEager):
     """The same module under `torch.compile` with calumma's backend; a model of which it leaves parts to torch fails."""
 
-    def __init__(self, source: str, shapes: Shapes, threads: int) -> None:
-        super().__init__(source, shapes, threads)
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
         warnings.filterwarnings("error", "calumma leaves")
-        self._call = self._torch.compile(self._call, backend="calumma", options={"threads": threads})
+        self._call = self._torch.compile(self._call, backend="calumma", options={"threads": job.threads})
 
 
 RUNTIMES: dict[str, type[Runtime]] = {
@@ -174,24 +167,15 @@ RUNTIMES: dict[str, type[Runtime]] = {
     "torch-eager": TorchEager,
     "torch-compile": TorchCompiled,
     "torch-calumma": TorchCalumma,
+    "litert": LiteRt,
+    "ncnn": Ncnn,
+    "mnn": Mnn,
+    "iree": Iree,
 }
-"""Runtime name -> class; every constructor takes (source, shapes, threads)."""
+"""Runtime name -> class."""
 
 
-def load(runtime: str, source: str, shapes: Shapes, threads: int) -> Runtime:
-    """Load a model (an artifact for "calumma", an ONNX file, or "module:function" for torch).
-
-    Raises:
-        Unavailable: the runtime is not installed.
-    """
-    os.environ["TVM_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(threads)
-    return RUNTIMES[runtime](source, shapes, threads)
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise Unavailable(f"{name} is not installed") from None
+def load(runtime: str, job: Job) -> Runtime:
+    """Load a model. Raises Unavailable where the runtime is not installed, or cannot take the model."""
+    os.environ["TVM_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(job.threads)
+    return RUNTIMES[runtime](job)

@@ -39,6 +39,7 @@ def compile_model(
     latencies_s: Mapping[str, float] | None = None,
     *,
     charged: bool = True,
+    cache: bool = True,
 ) -> CompiledModel:
     """Schedule and build a prepared model.
 
@@ -47,12 +48,13 @@ def compile_model(
         configs, latencies_s: as for `PreparedModel.lowered`.
         charged: whether the model gets the seconds of the phases "schedule" and "build"; not where the caller charges
             them to a phase of its own.
+        cache: as for `artifact.build`.
     """
     phase = prepared.phase if charged else _uncharged
     with phase("schedule"):
         lowered = prepared.lowered(configs, latencies_s)
     with phase("build"):
-        executable = build(lowered, prepared.target, prepared.threads)
+        executable = build(lowered, prepared.target, prepared.threads, cache=cache)
     return CompiledModel(executable=executable, lowered=lowered)
 
 

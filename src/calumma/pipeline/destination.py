@@ -34,11 +34,11 @@ def check_destination(output: str | PathLike[str] | None, model: Any, overwrite:
         sources.append(Path(model))
         # A model's weights are no artifact: only where those are replaced too, its files have to be known.
         if overwrite and path.is_file() and not is_artifact(path):
-            sources += _external_data(Path(model))
+            sources += external_data(Path(model))
     return check_output(path, ARTIFACT, inputs=sources, force=overwrite, remedy=_REMEDY)
 
 
-def _external_data(model: Path) -> list[Path]:
+def external_data(model: Path) -> list[Path]:
     """The files that hold weights of an ONNX model; none if it cannot be read, which its import will say."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]

@@ -23,7 +23,7 @@ from calumma.pipeline.compile_options import CompileOptions
 from calumma.pipeline.extraction import extract_tasks
 from calumma.target import Target
 from calumma.tasks import ModelTasks
-from calumma.tasks.roofline import MachineLimits, bound_s, machine_limits
+from calumma.tasks.roofline import MachineLimits, bound_s, early_probe, machine_limits
 
 Configs = Mapping[str, Mapping[str, KnobValue]]
 """Workload hash -> knob values by name."""
@@ -164,24 +164,25 @@ def prepare(
     """
     options = options or CompileOptions()
     threads, target = options.set_threads(), options.target()
-    extracted = extract_tasks(
-        model,
-        target,
-        options.contraction,
-        example_inputs=options.example_inputs,
-        shapes=options.shapes,
-        on_phase=on_phase,
-    )
-    graph, parts, phases_s = extracted.graph, extracted.parts, dict(extracted.phases_s)
-    start = time.perf_counter()
-    on_phase("spaces")
-    spaces = {key: design_space(func, target, threads) for key, func in parts.functions.items()}
-    if options.tolerance is not None:
-        spaces = {key: space.within(options.tolerance) for key, space in spaces.items()}
-    phases_s["spaces"] = time.perf_counter() - start
-    start = time.perf_counter()
-    on_phase("roofline")
-    limits = machine_limits(target, threads)
+    with early_probe(target, threads) as child:
+        extracted = extract_tasks(
+            model,
+            target,
+            options.contraction,
+            example_inputs=options.example_inputs,
+            shapes=options.shapes,
+            on_phase=on_phase,
+        )
+        graph, parts, phases_s = extracted.graph, extracted.parts, dict(extracted.phases_s)
+        start = time.perf_counter()
+        on_phase("spaces")
+        spaces = {key: design_space(func, target, threads) for key, func in parts.functions.items()}
+        if options.tolerance is not None:
+            spaces = {key: space.within(options.tolerance) for key, space in spaces.items()}
+        phases_s["spaces"] = time.perf_counter() - start
+        start = time.perf_counter()
+        on_phase("roofline")
+        limits = machine_limits(target, threads, child=child)
     # A bound must hold for every run: what might stay in L3 counts as if it did, unlike in `cache_state`.
     resident = sum(p.nbytes for p in graph.params) <= target.l3_bytes
     bounds = {

@@ -8,27 +8,19 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from calumma.core.errors import InputError
 from calumma.core.values import Hardware
 from calumma.prior import dataset, features, weights
 from calumma.prior.dataset import Dataset
 from calumma.prior.machines import place
+from calumma.prior.places import NONE, SHIPPED, user_folder
 from calumma.prior.weights import SUFFIX, Prior
 
-SHIPPED = Path(__file__).resolve().parent / "shipped"
 MOVED = "moved"
 _MOVED_FORMAT = f"-v{weights.VERSION}.{features.VERSION}{SUFFIX}"
 """Ends the names of priors that nobody asked for by name: one of another format is left alone."""
 AUTO = "auto"
-NONE = "none"
-"""What stands for "the newest that fits" and for "no prior" where a name is expected."""
-
-
-def user_folder() -> Path:
-    """Where the user's own priors lie."""
-    return platformdirs.user_data_path("calumma", appauthor=False) / "priors"
+"""What stands for "the newest that fits" where a name is expected."""
 
 
 def moved_file(hardware: Hardware, threads: int) -> Path:

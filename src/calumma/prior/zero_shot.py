@@ -9,7 +9,7 @@ from calumma.core.protocols import SearchSpace
 from calumma.core.values import KnobValue
 from calumma.cost_model import CostModel
 from calumma.pipeline.preparation import Configs, PreparedModel
-from calumma.prior import library
+from calumma.prior import library, places
 from calumma.prior.adaptation import Adaptation
 from calumma.prior.dataset import NARROW
 from calumma.prior.few_shot import FewShotForest, KnownSpace
@@ -31,7 +31,7 @@ def predictor_for(model: PreparedModel, name: str, *, measuring: bool = False) -
     Raises:
         InputError: there is no such prior, its file cannot be used, or the one that was named does not fit.
     """
-    if name == library.NONE:
+    if name == places.NONE:
         return None, ""
     prior: Prior | None
     if name == library.AUTO:

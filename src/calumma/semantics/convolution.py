@@ -109,6 +109,31 @@ def transposed_convolution(
     return convolution(spread, _transposed_weight(weight, groups), dense, groups)
 
 
+def weight_gradient(x: Node, gradient: Node, windows: Sequence[AxisWindow], groups: int = 1) -> Node:
+    """The gradient of a convolution's weight, (O, C / groups, *kernel).
+
+    Args:
+        x: (N, C, *sizes), what the convolution reads.
+        gradient: (N, O, *outputs), of its result.
+        windows: one per spatial axis.
+    """
+    outputs = gradient.shape[2:]
+    inside, outside = x.shape[1] // groups, gradient.shape[1] // groups
+
+    def function(x: te.Tensor, gradient: te.Tensor) -> te.Tensor:
+        source = padded(x, windows, outputs, tirx.const(0, x.dtype))
+        n = te.reduce_axis((0, x.shape[0]), "n")
+        places = [te.reduce_axis((0, size), "p") for size in outputs]
+
+        def body(o: tirx.Var, c: tirx.Var, *k: tirx.Var) -> tirx.Expr:
+            where = [p * w.stride + i * w.dilation for p, i, w in zip(places, k, windows, strict=True)]
+            return te.sum(source(n, o // outside * inside + c, *where) * gradient(n, o, *places), axis=[n, *places])
+
+        return te.compute((gradient.shape[1], inside, *(w.kernel for w in windows)), body, name="weight_gradient")
+
+    return expression(function, x, gradient, name="weight_gradient")
+
+
 def padded(x: te.Tensor, windows: Sequence[AxisWindow], outputs: Sequence[int], value: tirx.Expr) -> te.Tensor:
     """`x` (N, C, *sizes) with `value` around it: exactly what windows with so many outputs read."""
     needs = [(o - 1) * w.stride + (w.kernel - 1) * w.dilation + 1 for o, w in zip(outputs, windows, strict=True)]

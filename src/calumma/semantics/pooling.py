@@ -22,7 +22,7 @@ from calumma.expressions import statements
 from calumma.graph.build import expression, operator, reshape, scalar
 from calumma.graph.nodes import Node, constant
 from calumma.operators.pooling.expression import AxisWindow
-from calumma.semantics.convolution import padded
+from calumma.semantics.convolution import padded, transposed_convolution
 
 _NONE = AxisWindow(1)
 _LARGEST_PRODUCT = 8
@@ -90,12 +90,19 @@ def average_pool(
             return _pool2d(relax.op.nn.avg_pool2d, x, w, ceil_mode, count_include_pad)
 
         return _by_planes(pool, x, windows)
-    outputs = _outputs(x, windows, ceil_mode)
-    counts = np.ones((), x.dtype)
-    for window, size, count in zip(windows, x.shape[2:], outputs, strict=True):
-        counts = np.multiply.outer(counts, _counts(window, size, count, count_include_pad))
+    counts = window_counts(windows, x.shape[2:], _outputs(x, windows, ceil_mode), count_include_pad)
     total = window_sum(x, windows, ceil_mode)
     return operator(relax.op.divide, total, constant(counts.astype(x.dtype)))
+
+
+def window_counts(
+    windows: Sequence[AxisWindow], sizes: Sequence[int], outputs: Sequence[int], include_pad: bool
+) -> NDArray[np.int64]:
+    """How many elements each window has, with those of the padding or without; at least 1."""
+    counts = np.ones((), np.int64)
+    for window, size, count in zip(windows, sizes, outputs, strict=True):
+        counts = np.multiply.outer(counts, _counts(window, size, count, include_pad))
+    return counts
 
 
 def window_sum(x: Node, windows: Sequence[AxisWindow], ceil_mode: bool = False) -> Node:
@@ -112,6 +119,13 @@ def window_sum(x: Node, windows: Sequence[AxisWindow], ceil_mode: bool = False) 
         )
 
     return expression(summed, x, name="window_sum")
+
+
+def window_sum_gradient(gradient: Node, windows: Sequence[AxisWindow], sizes: Sequence[int]) -> Node:
+    """The gradient of what `window_sum` reads, with spatial axes `sizes`, from that of its result."""
+    channels = gradient.shape[1]
+    ones = constant(np.ones((channels, 1, *(w.kernel for w in windows)), gradient.dtype))
+    return transposed_convolution(gradient, ones, windows, sizes, channels)
 
 
 def global_mean(x: Node) -> Node:

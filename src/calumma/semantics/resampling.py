@@ -33,6 +33,8 @@ class Axis:
     """Outputs per element, as given: it need not be outputs / size."""
     roi: tuple[float, float] = (0.0, 1.0)
     """The part of the axis to be read, for `tf_crop_and_resize`."""
+    length: float = 0.0
+    """The length before it was rounded to `outputs`, which `align_corners` counts by; 0 where it was not."""
 
     @property
     def stays(self) -> bool:
@@ -55,7 +57,8 @@ def _half_pixel(j: Floats, axis: Axis) -> Floats:
 
 
 def _align_corners(j: Floats, axis: Axis) -> Floats:
-    return j * _F32(axis.size - 1) / _F32(axis.outputs - 1) if axis.outputs > 1 else j * _F32(0)
+    length = axis.length or axis.outputs
+    return j * _F32(axis.size - 1) / _F32(length - 1) if axis.outputs > 1 else j * _F32(0)
 
 
 def _crop(j: Floats, axis: Axis) -> Floats:
@@ -71,6 +74,9 @@ def _symmetric(j: Floats, axis: Axis) -> Floats:
     start = _F32(axis.size) / _F32(2) * (_F32(1) - adjustment)
     return start + (j + _F32(0.5)) / _F32(axis.scale) - _F32(0.5)
 
+
+WHOLE = 1e-5
+"""Up to this share of it a length is a whole number: what the rounding of a scale to float32 leaves in doubt."""
 
 COORDINATES: Mapping[str, Callable[[Floats, Axis], Floats]] = {
     "half_pixel": _half_pixel,
@@ -185,6 +191,37 @@ def weighted(x: Node, steps: Mapping[int, Taps]) -> Node:
     for index, step in sorted(steps.items(), key=lambda entry: (entry[0] == len(x.shape) - 1, -entry[0])):
         x = _weighted(x, index, step)
     return x
+
+
+def even_windows(size: int, outputs: int) -> Taps:
+    """Means of windows that cover an axis evenly, all elements of one weighing alike.
+
+    Window j goes from floor(j * size / outputs) to before ceil((j + 1) * size / outputs); they may overlap.
+    """
+    starts, ends = _even_bounds(size, outputs)
+    return _between(starts, ends, size, np.repeat((1 / (ends - starts))[:, None], size, 1))
+
+
+def even_windows_transposed(size: int, outputs: int) -> Taps:
+    """The transpose of `even_windows`, which takes values of windows to the elements that they cover."""
+    starts, ends = _even_bounds(size, outputs)
+    places = np.arange(size)
+    first, last = np.searchsorted(ends, places, side="right"), np.searchsorted(starts, places, side="right")
+    return _between(first, last, outputs, np.repeat((1 / (ends - starts))[None], size, 0))
+
+
+def _even_bounds(size: int, outputs: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    windows = np.arange(outputs)
+    return windows * size // outputs, -(-(windows + 1) * size // outputs)
+
+
+def _between(starts: NDArray[np.int64], ends: NDArray[np.int64], size: int, shares: NDArray[np.float64]) -> Taps:
+    """Results that read positions from `starts` to before `ends` of an axis, with weights (outputs, size)."""
+    positions = starts[:, None] + np.arange(int((ends - starts).max()))
+    inside = positions < ends[:, None]
+    positions = np.minimum(positions, size - 1)
+    weights = np.where(inside, np.take_along_axis(shares, positions, 1), 0)
+    return Taps(positions.astype(np.int64), weights.astype(np.float32))
 
 
 def _whole(x: Node, dtype: str, rounds: bool) -> Node:

@@ -107,17 +107,24 @@ def balance(chunks: NDArray[np.float64], threads: int) -> NDArray[np.float64]:
     return chunks / (threads * np.ceil(chunks / threads))
 
 
-def issue_rate(accumulators: NDArray, vectors: NDArray, target: Target, most: int = 1) -> NDArray[np.float64]:
-    """Share of the peak at which a register tile of `accumulators` issues, with `vectors` of the streamed operand.
+def live_registers(kept: NDArray, others: NDArray) -> NDArray[np.int64]:
+    """Vector registers of a tile of kept x others accumulators: these, what the inner loop reads, and one of the other.
 
-    A dozen accumulators hide the latency of a multiply-add. LLVM keeps about two vectors in flight per streamed vector,
-    and with more than `most` it spills tiles of more than two thirds of the registers: where the loop over vectors is
-    around that over the other operand, 2 x 12 ran at a third of the speed of 2 x 6 and 1 x 12; inside, 2 x 13 is fine.
+    LLVM keeps the operand of the inner of the two unrolled loops for all turns of the outer. A tile that needs one
+    register more than there are runs at about half of the speed (`RegisterTileCosts.spill_rate`).
     """
-    costs, registers = target.costs.tile, target.registers
-    spills = accumulators + costs.vectors_in_flight * vectors > registers - costs.reserved_registers
-    spills |= (vectors > most) & (accumulators > costs.tile_share * registers)
-    return np.minimum(1.0, accumulators / costs.accumulators) * np.where(spills, costs.spill_rate, 1.0)
+    return kept * others + kept + 1
+
+
+def issue_rate(kept: NDArray, others: NDArray, target: Target) -> NDArray[np.float64]:
+    """Share of the peak at which a register tile issues: enough accumulators, and no spills.
+
+    Args:
+        kept, others: as of `live_registers`.
+    """
+    costs = target.costs.tile
+    spills = live_registers(kept, others) > target.registers
+    return np.minimum(1.0, kept * others / costs.accumulators) * np.where(spills, costs.spill_rate, 1.0)
 
 
 def overlapped(compute: Any, memory: Any, costs: RegisterTileCosts) -> Any:

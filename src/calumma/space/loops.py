@@ -27,6 +27,7 @@ from calumma.core.protocols import Indices
 from calumma.core.values import KnobValue
 from calumma.space.base import Knob, KnobSpace
 from calumma.target import Target
+from calumma.tvm_compat import tails
 
 STACK_BYTES = 1024
 """TVM keeps a buffer of fewer bytes on the stack, where LLVM can hold it in registers; larger ones are allocated."""
@@ -40,8 +41,6 @@ _BINDING_COMPLEXITY = 10
 _MANY_SHARES = 8
 """Pieces of work per thread from which the last round of them does not matter."""
 _MAX_ACCUMULATORS = 16
-_PARTITION = "pragma_loop_partition_hint"
-"""Loop annotation: split off the iterations that a predicate treats differently."""
 _CHILDREN = ("a", "b", "value", "condition", "true_value", "false_value", "body", "base", "min", "extent")
 _CHILD_LISTS = ("args", "indices")
 
@@ -225,9 +224,7 @@ def vectorize(sch: s_tir.Schedule, block: Any, loop: Any, width: int) -> list[An
     outer, inner = sch.split(loop, [None, width if ragged else divisor])
     sch.vectorize(inner)
     if ragged:
-        # Without the hints every vector would be guarded, which TVM turns into scalar code.
-        sch.annotate(outer, _PARTITION, 1)
-        sch.annotate(inner, _PARTITION, 1)
+        sch.annotate(block, tails.MARK, 1)
     return [outer, inner]
 
 
@@ -250,9 +247,9 @@ def accumulate(sch: s_tir.Schedule, block: Any, lanes: int, unroll: int) -> None
     spatial = {
         iv.var: loop for loop, iv in zip(own, node.iter_vars, strict=True) if iv.iter_type == tirx.IterVar.DataPar
     }
-    last = node.writes[0].region[-1].min
-    along = [loop for var, loop in spatial.items() if var.same_as(last) and int(sch.get(loop).extent) > 1]
-    others = [loop for var, loop in spatial.items() if not var.same_as(last)]
+    written = [part.min for part in node.writes[0].region][-1:]  # none where the result is a scalar
+    along = [loop for var, loop in spatial.items() if var.same_as(written[0]) and int(sch.get(loop).extent) > 1]
+    others = [loop for var, loop in spatial.items() if not var.same_as(written[0])]
     sch.reorder(*reduced, *others, *along)
     accumulators = math.prod(extents(sch, others))
     for loop in along:

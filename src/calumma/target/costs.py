@@ -1,8 +1,8 @@
 """What the cost models of the design spaces assume of a CPU: every fitted constant, by family of templates.
 
-The defaults were fitted to one CPU: AMD Zen 5 with vectors of 512 bits and two multiply-adds per cycle, one to two
-cores, kernels timed with their weights out of the caches (docs/design-spaces.md, docs/winograd.md). Another CPU is
-another set of values and no other code.
+The defaults were fitted to AMD Zen 5 with vectors of 512 bits and two multiply-adds per cycle, one to two cores,
+kernels timed with their weights out of the caches (docs/design-spaces.md, docs/winograd.md); where a constant names
+Zen 4, to that too, with vectors of 512 and of 256 bits. Another CPU is another set of values and no other code.
 
 Units: "multiply-adds" are vector multiply-adds that one core does meanwhile; a "penalty" p makes the estimated time
 1 + p times as long, a "factor" f makes it f times as long; a "rate" is a share of the peak.
@@ -21,22 +21,19 @@ class RegisterTileCosts:
     """Rate that a well scheduled register tile reaches."""
     dram_line: float = 10.0
     """Multiply-adds while one cache line comes from memory."""
-    accumulators: int = 12
-    """Accumulators that hide the latency of a multiply-add."""
-    vectors_in_flight: int = 2
-    """Registers that the compiler takes per vector of the streamed operand."""
-    reserved_registers: int = 2
-    """Registers that a tile cannot have."""
-    tile_share: float = 2 / 3
-    """Share of the registers beyond which accumulators spill where several vectors are streamed."""
+    accumulators: int = 8
+    """Accumulators that hide the latency of a multiply-add: 4 cycles on two units."""
     spill_rate: float = 0.4
-    """Rate of a tile that spills; 2 x 12 accumulators ran at a third of the speed of 2 x 6."""
+    """Rate of a tile that needs more registers than there are. Of what was recorded on AMD Zen 5, tiles of 33 registers
+    reach 0.46 to 0.79 of the best and tiles of 31 reach 0.9 to 1; with 16 registers on AMD Zen 4, 17 reach 0.57 to 0.66
+    and 16 reach 1."""
     overlap: float = 0.2
     """Share of the shorter of computing and reading weights ahead that the longer does not hide."""
     free_loads: float = 0.65
     """Loads per multiply-add that cost nothing."""
-    load_penalty: float = 0.2
-    """Penalty per further load per multiply-add."""
+    load_penalty: float = 0.4
+    """Penalty per further load per multiply-add: 1 x 7 runs at 0.75 of the peak, 1 x 14 at 0.86, 2 x 4 at 0.93 and
+    2 x 6 at 1 (AMD Zen 4, 16 registers)."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +80,21 @@ class ConvolutionCosts:
 class MatmulCosts:
     """Matrix products."""
 
+    accumulators: int = 8
+    """Accumulators that hide the latency of a multiply-add: 4 cycles on two units. With 256 bits 8 reach 0.93 of the
+    peak and 12 all of it, with 512 bits and one unit 6 reach 0.98 (AMD Zen 4)."""
     free_loads: float = 0.3
     load_penalty: float = 0.5
     """As of register tiles, for loops over rows inside columns."""
-    full_registers_rate: float = 0.85
-    """Rate of a tile that leaves no register free."""
+    spill_rate: float = 0.55
+    """As of register tiles: 0.62 to 0.66 of 4 x 3 with 16 registers and of 8 x 3 and 12 x 2 with 32 (AMD Zen 4); less
+    where weights come from beyond L2."""
+    row_reload_penalty: float = 0.04
+    """Elements of the rows loaded for every tile instead of kept: 11 x 2 and 14 x 2 run at 0.94 to 0.98 of the peak
+    where 8 x 2 runs at 0.99 (AMD Zen 4)."""
+    weight_uses: float = 2.0
+    """Rows that have to use a weight vector for L2 to bring the next one in time: half a vector comes per
+    multiply-add."""
     group_l2_share: float = 0.6
     """Share of L2 that the weights of a column group may fill and be read from there for all rows."""
     matrix_l2_share: float = 0.5
@@ -101,11 +108,6 @@ class MatmulCosts:
     """Lines of a set of L1 that are left to weights, outputs and what is prefetched."""
     conflict_factor: float = 1.3
     """Rows of a tile that displace one another from a set of L1."""
-    row_streams: int = 9
-    """Rows up to which the compiler keeps all addresses in registers: with eleven, a tile takes 1.1 to 2 times as
-    long."""
-    row_streams_factor: float = 1.15
-    """More rows than that."""
     unroll_log2: int = 2
     """log2 of the steps of k that are best unrolled with one row, or where weights are prefetched; else 0."""
     unroll_penalty: float = 0.01
@@ -146,8 +148,11 @@ class WinogradCosts:
 class DepthwiseCosts:
     """Depthwise convolutions."""
 
-    accumulators: int = 10
-    """Accumulators that hide the latency of a multiply-add."""
+    accumulators: int = 7
+    """Accumulators that hide the latency of a multiply-add between loads; 7 and 14 are level on AMD Zen 4."""
+    spill_rate: float = 0.55
+    """Rate of a tile whose accumulators and inputs are more than the registers: 0.47 to 0.6 of 2 x 7 with 16 of them,
+    windows of 3 x 3 to 7 x 7 (AMD Zen 4)."""
     row_penalty: float = 0.01
     """Per row of a tile."""
     padding_penalty: float = 0.5
@@ -191,10 +196,6 @@ class LoopCosts:
     """Vectors per step of one contiguous loop."""
     transpose_tile: int = 16
     """Elements of the other axis per tile of a transpose."""
-    long_row: int = 16
-    """Vectors. Rows this long that single vectors do not divide are faster by two at a time: 2.8 to 9 times over 722,
-    778, 1242 and 1560 elements, since TVM guards the elements of single vectors one by one; over 67 to 197 they were
-    not."""
     reduction_tile: int = 4
     """Neighbouring outputs as independent accumulators."""
     unrolled_taps: int = 32

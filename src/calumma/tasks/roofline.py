@@ -20,7 +20,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -118,7 +119,9 @@ def bound_s(
     return max(flops / limits.peak_flops, weight_bytes / weight_bandwidth, total / bandwidth)
 
 
-def machine_limits(target: Target, threads: int, *, refresh: bool = False) -> MachineLimits:
+def machine_limits(
+    target: Target, threads: int, *, refresh: bool = False, child: ProbeChild | None = None
+) -> MachineLimits:
     """Return the limits of `threads` threads, probed once per machine and then read from the user's cache directory.
 
     A cached probe that other load disturbed is repeated by later calls, three times at most; of two probes the better
@@ -129,6 +132,7 @@ def machine_limits(target: Target, threads: int, *, refresh: bool = False) -> Ma
         target: what code is compiled for; a CPU whose vector instructions this machine lacks is estimated.
         threads: 1 or more.
         refresh: probe again, whatever is cached.
+        child: what `early_probe` has started for the same target and threads.
 
     Raises:
         InputError: `threads` is below 1.
@@ -137,14 +141,12 @@ def machine_limits(target: Target, threads: int, *, refresh: bool = False) -> Ma
         raise InputError(f"the roofline of {threads} threads does not exist: give 1 or more")
     cache = _cache_file(target, threads)
     attempts, best = _read(cache)
-    if best and not refresh:
-        limits = _limits(best, target, threads)
-        if limits.confirmed or attempts >= _MOST_ATTEMPTS:
-            return limits
+    if best and not refresh and _settled(attempts, best, target, threads):
+        return _limits(best, target, threads)
     if not _runs_here(target):
         return typical_limits(target, threads, f"{target.mcpu} code cannot run on this machine, nothing was measured")
     try:
-        probed = _probe_in_child(target, threads)
+        probed = _probe_in_child(target, threads) if child is None else child.numbers()
     except _ProbeFailed as error:
         if best:
             return _limits(best, target, threads, f"; probing again failed: {error}")
@@ -156,6 +158,11 @@ def machine_limits(target: Target, threads: int, *, refresh: bool = False) -> Ma
     except OSError as error:
         return _limits(best, target, threads, f"; not cached: {error}")
     return limits
+
+
+def _settled(attempts: int, best: Mapping[str, float], target: Target, threads: int) -> bool:
+    """Whether cached numbers are not to be improved by another probe."""
+    return attempts >= _MOST_ATTEMPTS or _limits(best, target, threads).confirmed
 
 
 class _ProbeFailed(Exception):
@@ -263,32 +270,83 @@ def _machine() -> str:
 # -- the probe, in a process of its own -----------------------------------------------------------
 
 
+class ProbeChild:
+    """The process that probes: started, it loads TVM and builds its kernels; it measures when it is asked.
+
+    Until then the caller may work; while it measures, it should not.
+    """
+
+    def __init__(self, target: Target, threads: int) -> None:
+        """Start it; that it cannot be started is said by `numbers`."""
+        code = "from calumma import tvm_compat; tvm_compat.load(); from calumma.tasks.roofline import main; main()"
+        command = [sys.executable, "-c", code, target.to_text(), str(threads)]
+        environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
+        self._process: subprocess.Popen[str] | None = None
+        self._failure = ""
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        except OSError as error:
+            self._failure = str(error)
+
+    def numbers(self) -> dict[str, float]:
+        """Measure; see `probe`. Raises _ProbeFailed."""
+        if self._process is None:
+            raise _ProbeFailed(f"the probe gave no answer: {self._failure}")
+        try:
+            stdout, stderr = self._process.communicate("measure\n", timeout=_CHILD_TIMEOUT_S)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise _ProbeFailed(f"the probe gave no answer: {error}") from error
+        if self._process.returncode:
+            last = (stderr.splitlines() or ["no message"])[-1]
+            raise _ProbeFailed(f"the probe ended with status {self._process.returncode}: {last}")
+        try:
+            numbers = json.loads((stdout.splitlines() or [""])[-1])
+        except ValueError:
+            numbers = None
+        if not _sound(numbers):
+            raise _ProbeFailed(f"the probe printed no numbers but {stdout[-80:]!r}")
+        return numbers
+
+    def close(self) -> None:
+        """End it, measured or not."""
+        if self._process is not None:
+            with self._process:
+                self._process.kill()
+
+
+@contextmanager
+def early_probe(target: Target, threads: int) -> Iterator[ProbeChild | None]:
+    """Start the probe's process while something else is still to be done; None where limits are known already.
+
+    It is ended when the block is left.
+    """
+    attempts, best = _read(_cache_file(target, threads))
+    known = best and _settled(attempts, best, target, threads)
+    child = None if known or not _runs_here(target) else ProbeChild(target, threads)
+    try:
+        yield child
+    finally:
+        if child is not None:
+            child.close()
+
+
 def _probe_in_child(target: Target, threads: int) -> dict[str, float]:
-    code = "from calumma.tasks.roofline import main; main()"
-    command = [sys.executable, "-c", code, target.to_text(), str(threads)]
-    environment = {**os.environ, "TVM_NUM_THREADS": str(threads)}
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_CHILD_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _ProbeFailed(f"the probe gave no answer: {error}") from error
-    if done.returncode:
-        last = (done.stderr.splitlines() or ["no message"])[-1]
-        raise _ProbeFailed(f"the probe ended with status {done.returncode}: {last}")
-    try:
-        numbers = json.loads((done.stdout.splitlines() or [""])[-1])
-    except ValueError:
-        numbers = None
-    if not _sound(numbers):
-        raise _ProbeFailed(f"the probe printed no numbers but {done.stdout[-80:]!r}")
-    return numbers
+    with closing(ProbeChild(target, threads)) as child:
+        return child.numbers()
 
 
-def probe(target: Target, threads: int) -> dict[str, float]:
+def probe(target: Target, threads: int, *, when_ready: Callable[[], object] = lambda: None) -> dict[str, float]:
     """Measure this machine in this process; returns the best of every number by name.
 
-    `core_flops` is the peak of one thread; the other names are those of `MachineLimits`.
+    `core_flops` is the peak of one thread; the other names are those of `MachineLimits`. `when_ready` is called before
+    anything is measured, when the kernels are built.
     """
     tvm_compat.set_threads(threads)
     lanes = target.lanes
@@ -323,6 +381,7 @@ def probe(target: Target, threads: int) -> dict[str, float]:
         "peak": (halves, zeros(threads, chains, lanes)),
     } | dict.fromkeys(rows, (data, sums))
     fastest_s = dict.fromkeys(arguments, math.inf)
+    when_ready()
     for _ in range(_ROUNDS):
         for name, tensors in arguments.items():
             evaluator = library.time_evaluator(
@@ -422,6 +481,11 @@ def _fill_kernel(name: str, shape: tuple[int, int, int, int]) -> tirx.PrimFunc:
 
 
 def main() -> None:
-    """Probe for the target given as JSON with a number of threads; print the numbers as one line of JSON."""
+    """Probe for the target given as JSON with a number of threads, once a line comes on stdin; print JSON in a line."""
     target, threads = Target.from_text(sys.argv[1]), int(sys.argv[2])
-    sys.stdout.write(json.dumps(probe(target, threads)) + "\n")
+
+    def wait() -> None:
+        if not sys.stdin.readline():  # nobody wants to know any more
+            sys.exit()
+
+    sys.stdout.write(json.dumps(probe(target, threads, when_ready=wait)) + "\n")

@@ -1,6 +1,6 @@
-"""Building PrimFuncs with TVM's own passes, plus four: prefetches (`prefetch`), dot products (`dot_product`),
-floats as IEEE 754 has them (`floats`), and accumulators on the stack; and without the checks that TVM puts before
-every kernel.
+"""Building PrimFuncs with TVM's own passes, plus five: prefetches (`prefetch`), dot products (`dot_product`), floats as
+IEEE 754 has them (`floats`), loops cut at their tails (`tails`), and accumulators on the stack; and without the checks
+that TVM puts before every kernel.
 
 Those compare each argument with what the kernel was compiled for, which whoever calls one knows already: the plan of a
 model, or the task that is measured. They are 200 lines of LLVM's code per argument, and LLVM's time is not linear in
@@ -23,7 +23,7 @@ from tvm import tirx
 from tvm.s_tir.pipeline import default_s_tir_pipeline, finalize_host_passes
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
-from calumma.tvm_compat import dot_product, floats, prefetch
+from calumma.tvm_compat import dot_product, floats, prefetch, tails
 
 _NAME = "calumma"
 _ON_STACK = "disable_lower_builtin"
@@ -36,8 +36,9 @@ _MOST_ELEMENTS = 4096
 def build(mod: Any, target: Any) -> Any:
     """Compile an IRModule or PrimFunc of scheduled functions for `target`; returns TVM's runtime module."""
     module = tvm.IRModule({"main": mod}) if isinstance(mod, tirx.PrimFunc) else mod
-    guarded = _each(floats.guard)(module)
-    return tirx.build(dot_product.insert(prefetch.insert(guarded), target), target=target, pipeline=_NAME)
+    guarded = _each(lambda func: tails.mark(floats.guard(func)))(module)
+    with tails.partitioned():
+        return tirx.build(dot_product.insert(prefetch.insert(guarded), target), target=target, pipeline=_NAME)
 
 
 def _keep_on_stack(allocation: tirx.AllocBuffer) -> tirx.AllocBuffer:

@@ -217,7 +217,7 @@ class Conv2dSpace(blocks.AnchorSpace):
         """Time (N,) in no particular unit, by the model of `default`."""
         d = self._derived(k)
         costs, tile = self.target.costs.convolution, self.target.costs.tile
-        compute = blocks.issue_rate(d["accumulators"], k["oc_tile"], self.target, most=1 if self.plain else 2)
+        compute = blocks.issue_rate(k["oc_tile"], k["oh_tile"] * k["ow_tile"], self.target)
         compute /= 1 + tile.load_penalty * np.maximum(0, d["loads"] - tile.free_loads)
         # Weights that do not stay in L1 come from L2 for every tile: few pixels use them too seldom.
         pixels = k["oh_tile"] * k["ow_tile"]

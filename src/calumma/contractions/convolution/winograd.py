@@ -159,9 +159,8 @@ class WinogradSpace(blocks.AnchorSpace):
         k = self.columns(indices)
         d = self._derived(k)
         staged = k["parallel"] == "stages"
-        accumulators = k["oc_tile"] * k["t_tile"]
         costs, tile, line = self.target.costs.winograd, self.target.costs.tile, self.target.line_bytes
-        compute = tile.typical_share * blocks.issue_rate(accumulators, k["oc_tile"], self.target)
+        compute = tile.typical_share * blocks.issue_rate(k["oc_tile"], k["t_tile"], self.target)
         compute /= 1 + tile.load_penalty * np.maximum(0, d["loads"] - tile.free_loads)
         products = self.points * d["computed"] * self.oc_blocks * self.in_blocks * self.lanes / compute
         scratch = self.points * d["computed"] * (self.in_blocks + self.oc_blocks)  # vectors written, then read

@@ -201,7 +201,8 @@ class WinogradLoops:
         oc, t = group * self.oc_tile, step * self.t_tile
 
         def each(body: Callable[[Any, Any], Any]) -> Any:
-            return _loop(self.oc_tile, lambda o: _loop(self.t_tile, lambda i: body(o, i), "unrolled"), "unrolled")
+            # Channels inside tiles: the inner loop's operand stays in registers, and tiles are more than channels.
+            return _loop(self.t_tile, lambda i: _loop(self.oc_tile, lambda o: body(o, i), "unrolled"), "unrolled")
 
         def multiply(icb: Any, ic: Any) -> Any:
             return each(

@@ -2,9 +2,9 @@
 
 Notation: B batch elements, M rows (already padded to what a tile divides), NB column blocks of L lanes, K reduction.
 A register tile is m_tile rows x n_tile column blocks. Per k it loads n_tile weight vectors and multiplies each with
-m_tile broadcast elements. With one row (batch-1 dense layers) the product is a stream over the weights and bound by
-memory: the tile is then only columns, and k is unrolled. Where the contraction packs several elements of the reduction,
-they take the place of one.
+m_tile broadcast elements; what the inner of these two loops reads stays in registers while the outer goes on. With one
+row (batch-1 dense layers) the product is a stream over the weights and bound by memory: the tile is then only columns,
+and k is unrolled. Where the contraction packs several elements of the reduction, they take the place of one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from calumma.core.values import KnobValue
 from calumma.space import blocks
 from calumma.space.base import Knob
 from calumma.target import Target
-from calumma.tvm_compat import prefetch
+from calumma.tvm_compat import prefetch, tails
 
 _LEAST_ACCUMULATORS = 4
 """Fewer cannot hide the latency of a multiply-add on any CPU; they are allowed only where nothing larger fits."""
@@ -60,6 +60,7 @@ class MatmulSpace(blocks.AnchorSpace):
             Knob("k_unroll", tuple(u for u in (1, 2, 4, 8) if self.depth % u == 0)),
             Knob("pack", ("batch", "apart") if self.packs else ("batch",)),
             Knob("prefetch", (False,) if self.packs else (False, True)),
+            Knob("inner", ("m", "n") if self.rows > 1 else ("m",)),
         )
 
     def _valid(self, indices: Indices) -> NDArray[np.bool_]:
@@ -69,7 +70,15 @@ class MatmulSpace(blocks.AnchorSpace):
         grouped = k["n_group"] % k["n_tile"] == 0
         # Packing at the batch loop needs the batch loop to be where threads split, or every thread packs again.
         packable = ~((k["pack"] == "batch") & (k["fused"] != 1)) if self.packs else True
-        return fits & grouped & packable & (accumulators >= self._least_accumulators)
+        # The elements or the vectors of the inner loop stay in registers while the other loop goes on.
+        fewer_live = (k["inner"] == "m") | (k["n_tile"] < k["m_tile"])
+        return fits & grouped & packable & fewer_live & (accumulators >= self._least_accumulators)
+
+    def _live(self, k: dict[str, NDArray]) -> NDArray[np.int64]:
+        """Vector registers that a tile needs."""
+        by_columns = k["inner"] == "n"
+        kept, others = (np.where(by_columns, k[a], k[b]) for a, b in (("n_tile", "m_tile"), ("m_tile", "n_tile")))
+        return blocks.live_registers(kept, others)
 
     def _quantities(self, k: dict[str, NDArray]) -> dict[str, Any]:
         chunks = self._chunks(k)
@@ -86,6 +95,8 @@ class MatmulSpace(blocks.AnchorSpace):
             "k_unroll": k["k_unroll"],
             "pack_apart": k["pack"] == "apart",
             "prefetch": k["prefetch"],
+            "live_registers": self._live(k),
+            "spills": self._live(k) > self.registers,
             "weight_group_log2_bytes": np.log2(self.step_bytes * k["n_group"] * self.lanes * self.depth),
             "log2_rows": np.log2(self.rows),
             "log2_col_blocks": np.log2(self.col_blocks),
@@ -114,9 +125,11 @@ class MatmulSpace(blocks.AnchorSpace):
         k = self.columns(indices)
         accumulators = k["m_tile"] * k["n_tile"]
         loads = (k["m_tile"] + k["n_tile"]) / accumulators
-        compute = np.minimum(1.0, accumulators / self.target.costs.tile.accumulators)
+        compute = np.minimum(1.0, accumulators / costs.accumulators)
         compute /= 1 + costs.load_penalty * np.maximum(0, loads - costs.free_loads)
-        compute *= np.where(accumulators + k["n_tile"] > self.registers - 1, costs.full_registers_rate, 1.0)
+        compute *= np.where(self._live(k) > self.registers, costs.spill_rate, 1.0)
+        compute /= 1 + costs.row_reload_penalty * (k["inner"] == "n")
+        compute = np.minimum(compute, k["m_tile"] / costs.weight_uses)
         group = self.step_bytes * k["n_group"] * self.lanes * self.depth
         rows_group = self.step_bytes * k["m_tile"] * self.depth
         n_first, m_first = k["outer"] == "n,m", k["outer"] == "m,n"
@@ -131,7 +144,6 @@ class MatmulSpace(blocks.AnchorSpace):
         places = way // math.gcd(int(self.step_bytes) * self.depth, way)
         lines = self.target.l1_bytes // way - costs.other_streams
         cost *= np.where(k["m_tile"] > max(lines, 1) * places, costs.conflict_factor, 1.0)
-        cost *= np.where(k["m_tile"] > costs.row_streams, costs.row_streams_factor, 1.0)
         ahead = k["prefetch"].astype(bool)
         unrolled = np.where(ahead | (self.rows == 1), costs.unroll_log2, 0)
         steps = np.abs(np.log2(k["k_unroll"]) - unrolled)
@@ -159,7 +171,8 @@ class MatmulSpace(blocks.AnchorSpace):
         n_o, n_g, n_i = sch.split(n, [None, int(config["n_group"]) // int(config["n_tile"]), config["n_tile"]])
         k_o, k_i = sch.split(k, [None, config["k_unroll"]])
         tiles = [n_o, m_o] if config["outer"] == "n,m" else [m_o, n_o]
-        sch.reorder(*batch, *tiles, n_g, k_o, k_i, n_i, m_i, lane, *packed)
+        tile = [n_i, m_i] if config["inner"] == "m" else [m_i, n_i]
+        sch.reorder(*batch, *tiles, n_g, k_o, k_i, *tile, lane, *packed)
         outer = [sch.fuse(*batch)] if len(batch) > 1 else list(batch)
         outer += tiles
         fused = int(config["fused"])
@@ -210,3 +223,5 @@ class MatmulSpace(blocks.AnchorSpace):
         if extent % self.lanes == 0 and extent > self.lanes:
             _, last = sch.split(last, [None, self.lanes])
         sch.vectorize(last)
+        sch.annotate(out, tails.MARK, 1)
+        sch.annotate(out, tails.MARK, 1)

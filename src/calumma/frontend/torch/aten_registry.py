@@ -31,6 +31,14 @@ _COMPLEX_RULES: dict[str, AtenRule] = {}
 _NAMES: dict[AtenRule, frozenset[str]] = {}
 
 
+def qualified_name(target: Any) -> str:
+    """The name under which an operator has its rule ("add.Tensor"): with its overload, and with its namespace where
+    that is not ATen's, for what is called alike there need not compute the same ("prims.sum.default")."""
+    name = str(getattr(target, "__name__", target))
+    namespace = getattr(target, "namespace", "aten")
+    return name if namespace == "aten" else f"{namespace}.{name}"
+
+
 def aten_rule(*names: str) -> Callable[[_Rule], _Rule]:
     """Register a function as the rule of operators, each named with its overload ("add.Tensor")."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +26,6 @@ _TRAINING = frozenset(
         "_native_batch_norm_legit.default",
         "_native_batch_norm_legit_functional.default",
         "native_batch_norm.default",
-        "native_dropout.default",
     }
 )
 """Core ATen operators whose result is not that of inference. `_native_batch_norm_legit.no_stats` keeps no statistics:
@@ -107,7 +107,7 @@ def _first_line(error: BaseException) -> str:
 def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Take composite operators apart into those that have a rule, and refuse what cannot be computed right."""
     from calumma.frontend.torch import rules  # noqa: F401 - registers them
-    from calumma.frontend.torch.aten_registry import known_operators
+    from calumma.frontend.torch.aten_registry import known_operators, qualified_name
     from calumma.frontend.torch.torch_node import computed_dtype, operator_name
 
     for node in program.graph.nodes:
@@ -116,9 +116,7 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
             if not isinstance(tensor, torch.Tensor):
                 continue
             if any(not isinstance(size, int) for size in tensor.shape):
-                raise ModelError(
-                    f"node {node.name}: shape {list(tensor.shape)} is not fixed; export without dynamic_shapes"
-                )
+                raise _open_shape(node, tensor)
             try:
                 computed_dtype(tensor.dtype if tensor.dtype is torch.complex32 else tensor.dtype.to_real())
             except ModelError as error:
@@ -136,7 +134,9 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
                 f"node {node.name}: operator {operator_name(node)} is of training; "
                 "call .eval() on the module before exporting it"
             )
-        if node.op != "call_function" or node.target.__name__ in known_operators():  # recurrent ones: with dropout
+        if (
+            node.op != "call_function" or qualified_name(node.target) in known_operators()
+        ):  # recurrent ones: with dropout
             continue
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise ModelError(
@@ -151,14 +151,25 @@ def _decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     return program
 
 
+def _open_shape(node: torch.fx.Node, tensor: torch.Tensor) -> ModelError:
+    """The error of a size that an exported program leaves open: of an input, or what values decide."""
+    flaw = f"node {node.name}: shape {list(tensor.shape)} is not fixed"
+    if any(re.search(r"\bu\d", str(size)) for size in tensor.shape):  # torch's names of what values decide
+        return ModelError(
+            f"{flaw}, it depends on values; give the result a size (torch.nonzero_static, torch.where), "
+            "or export the module to ONNX"
+        )
+    return ModelError(f"{flaw}; export without dynamic_shapes")
+
+
 def _decompositions() -> dict[Any, Any]:
     """How torch takes operators apart that have no rule: into core ATen operators, and those where it can."""
-    from calumma.frontend.torch.aten_registry import known_operators
+    from calumma.frontend.torch.aten_registry import known_operators, qualified_name
 
     table = torch.export.default_decompositions()
     everything = {**torch._decomp.decomposition_table, **table}
     kept = known_operators() | _TRAINING
-    return {op: way for op, way in everything.items() if getattr(op, "__name__", "") not in kept}
+    return {op: way for op, way in everything.items() if qualified_name(op) not in kept}
 
 
 def _tensors(program: torch.export.ExportedProgram) -> dict[str, NDArray]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from calumma.core.errors import ModelError
+from calumma.frontend.torch.aten_registry import qualified_name
 
 COMPUTED = {
     **{
@@ -46,8 +47,8 @@ class TorchNode:
 
     @property
     def overload(self) -> str:
-        """The operator with its overload ("add.Tensor")."""
-        return str(self.fx.target.__name__)
+        """The operator with its overload ("add.Tensor"), and its namespace where that is not ATen's."""
+        return qualified_name(self.fx.target)
 
     def result(self, index: int | None = None) -> torch.Tensor:
         """What torch says of the result, or of one of several: a tensor without memory."""

@@ -43,6 +43,11 @@ class RegionOutput:
     stride: tuple[int, ...] | None
     """Elements from one index to the next, as torch would lay it out; None: C-contiguous."""
 
+    @property
+    def computed_dtype(self) -> torch.dtype:
+        """Of what the region computes: complex numbers are pairs of real ones on a last axis."""
+        return self.dtype.to_real()
+
 
 @dataclass(frozen=True)
 class ArgumentView:
@@ -99,7 +104,8 @@ class RegionGraph:
     def bind(self, arguments: Sequence[Any]) -> torch.fx.GraphModule:
         """The graph as a module of its inputs alone, named input_0, input_1, ... in order.
 
-        It owns the folded tensors, sizes are numbers in it, and it returns the tuple of what is computed.
+        It owns the folded tensors, and sizes are numbers in it. It returns the tuple of what is computed, complex
+        numbers as pairs of real ones.
 
         Raises:
             ModelError: a node calls something that is not an operator of torch.
@@ -119,7 +125,12 @@ class RegionGraph:
             elif node.op == "get_attr" and isinstance(getattr(self._module, node.target, None), torch.Tensor):
                 new[node] = graph.get_attr(_own(root, f"constant_{node.target}", getattr(self._module, node.target)))
             elif node.op == "output":
-                graph.output(tuple(new[computed] for computed in self._computed))
+                graph.output(
+                    tuple(
+                        _as_pairs(graph, new[computed]) if output.dtype.is_complex else new[computed]
+                        for computed, output in zip(self._computed, self.outputs, strict=True)
+                    )
+                )
             elif node.op not in ("call_function", "call_method"):
                 raise ModelError(f"node {node.name}: {node.target} is a module or control flow, expected an operator")
             elif node.target not in _RECORDING:
@@ -213,6 +224,10 @@ def _output(node: torch.fx.Node, is_open: bool) -> RegionOutput:
         )
     is_dense = torch.ops.aten.is_non_overlapping_and_dense(value)
     return RegionOutput(value.dtype, None if is_open or not is_dense else tuple(value.stride()))
+
+
+def _as_pairs(graph: torch.fx.Graph, node: torch.fx.Node) -> torch.fx.Node:
+    return graph.call_function(torch.view_as_real, (graph.call_function(torch.resolve_conj, (node,)),))
 
 
 def _check_memory(placeholders: Sequence[torch.fx.Node], computed: Sequence[torch.fx.Node]) -> None:

@@ -196,7 +196,7 @@ class _Version:
 
     def __call__(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
         # New memory for every call: what a caller got stays as it is.
-        results = [torch.empty(shape, dtype=output.dtype) for output, shape in self._outputs]
+        results = [torch.empty(shape, dtype=output.computed_dtype) for output, shape in self._outputs]
         shapes = self._artifact.run_into([_usable(arguments[i]) for i in self._inputs], results)
         results = [
             result if result.shape == shape else result[tuple(map(slice, shape))].clone()
@@ -217,6 +217,8 @@ def _usable(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _laid_out(result: torch.Tensor, output: RegionOutput) -> torch.Tensor:
+    if output.dtype.is_complex:
+        result = torch.view_as_complex(result)
     if output.stride is None or output.stride == result.stride():
         return result
     return torch.empty_strided(result.shape, output.stride, dtype=output.dtype).copy_(result)
@@ -236,7 +238,7 @@ def _compile(graph: RegionGraph, arguments: Sequence[Any], options: Options, cal
         artifact = cache.read(key, threads)
         if artifact is None:
             artifact = _build(bound, inputs, options, threads, key)
-    expected = [str(output.dtype).removeprefix("torch.") for output in graph.outputs]
+    expected = [str(output.computed_dtype).removeprefix("torch.") for output in graph.outputs]
     if [spec.dtype for spec in artifact.outputs] != expected:
         raise InternalError(f"compiled outputs are {list(artifact.outputs)}, torch's have types {expected}")
     return _Version(graph, call, folded, artifact)
@@ -273,8 +275,12 @@ def _build(
             tolerance=options.tolerance,
             precision=options.precision,
         )
+    if not cache.in_use():
+        return result.artifact
     try:
-        return load(cache.write(key, result), threads)
+        artifact = load(cache.write(key, result), threads)
+        cache.trim()
+        return artifact
     except (ArtifactError, EnvironmentFault, OSError) as error:
         message = f"a compiled region is not kept: {error}; the next process compiles it again"
         warnings.warn(message, cache.CacheWarning, stacklevel=2)

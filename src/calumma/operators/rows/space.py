@@ -64,11 +64,9 @@ class RowsSpace(loops.LoopSpace):
 
     def default_config(self) -> dict[str, KnobValue]:
         rows = math.prod(self.outputs[: self.row])
-        long_row = self.target.costs.loops.long_row * self.lanes
-        ragged_and_long = self.outputs[-1] % self.lanes > 0 and self.outputs[-1] >= long_row
         return {
             "parallel": int(self.worth_threads and (rows > 1 or not self.row)),
-            "vector": 2 * self.lanes if ragged_and_long else self.lanes,
+            "vector": self.lanes,
             "unroll": 0,
         }
 
@@ -143,14 +141,17 @@ def _prepared(func: tirx.PrimFunc, lanes: int) -> s_tir.Schedule:
 def _split_into_lanes(sch: s_tir.Schedule, block: Any, lanes: int) -> None:
     node = sch.get(block)
     last = node.iter_vars[-1]
-    written = node.writes[0].region[-1].min
-    inner = [int(iv.dom.extent) for iv in node.iter_vars if iv.var.same_as(written)]
+    written = [part.min for part in node.writes[0].region][-1:]  # none of a lone row, whose result is a scalar
+    inner = [int(iv.dom.extent) for iv in node.iter_vars if any(iv.var.same_as(place) for place in written)]
     if (inner and inner[0] >= lanes // 2) or not loops.reads_along(sch, block, last.var):
         return
     factors = loops.lane_factors(int(last.dom.extent), lanes)
     if factors:
         _, lane = sch.split(sch.get_loops(block)[-1], [None, factors[0]])
-        sch.rfactor(lane, len(node.writes[0].source.shape))
+        partial = sch.rfactor(lane, len(node.writes[0].source.shape))
+        if not written:  # as the variables of the block: nothing computes a lone row at a loop of another one
+            steps, lane = sch.get_loops(partial)
+            sch.reorder(lane, steps)
 
 
 def _compute_rows(sch: s_tir.Schedule, stages: list[Any], axes: list[Any], depth: int) -> None:

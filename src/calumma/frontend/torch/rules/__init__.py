@@ -3,6 +3,7 @@
 from calumma.frontend.torch.rules import (
     aten_creation,
     aten_elementwise,
+    aten_gradients,
     aten_layers,
     aten_linear_algebra,
     aten_movement,
@@ -18,6 +19,7 @@ from calumma.frontend.torch.rules import (
 __all__ = [
     "aten_creation",
     "aten_elementwise",
+    "aten_gradients",
     "aten_layers",
     "aten_linear_algebra",
     "aten_movement",

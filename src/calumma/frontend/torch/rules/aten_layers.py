@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax, tirx
 
+from calumma.core.errors import ModelError
 from calumma.frontend.torch.aten_registry import aten_rule
 from calumma.frontend.torch.torch_node import TorchNode
 from calumma.graph.build import cast, combined, operator, reshape, scalar, transpose
@@ -16,7 +17,7 @@ from calumma.operators.pooling.expression import AxisWindow
 from calumma.semantics import activations, normalisation, pooling, products, resampling
 from calumma.semantics import convolution as convolutions
 from calumma.semantics.reductions import reduced
-from calumma.semantics.resampling import Axis, Interpolation, Taps
+from calumma.semantics.resampling import Axis, Interpolation
 
 
 @aten_rule("mm.default", "bmm.default")
@@ -91,8 +92,8 @@ def convolution(
     groups: int,
 ) -> Node:
     spatial = len(weight.shape) - 2
-    x = input if len(input.shape) == spatial + 2 else reshape(input, (1, *input.shape))
-    strides, pads, dilations = (_each(values, spatial) for values in (stride, padding, dilation))
+    x = batched(input, spatial)
+    strides, pads, dilations = (each(values, spatial) for values in (stride, padding, dilation))
     windows = [
         AxisWindow(kernel, s, p, p, d)
         for kernel, s, p, d in zip(weight.shape[2:], strides, pads, dilations, strict=True)
@@ -104,21 +105,23 @@ def convolution(
     return reshape(convolutions.with_bias(result, bias), node.shape)
 
 
-def _each(values: Sequence[int], count: int) -> list[int]:
+def each(values: Sequence[int], count: int) -> list[int]:
     """One value per axis; a single one holds for all."""
     return list(values) * count if len(values) == 1 else list(values)
 
 
-def _windows(
+def windows_of(
     kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], count: int
 ) -> list[AxisWindow]:
-    sizes = _each(kernel, count)
-    strides = _each(stride, count) if stride else sizes
-    pads, dilations = _each(padding, count), _each(dilation, count)
+    """Windows over `count` axes; without strides they lie side by side."""
+    sizes = each(kernel, count)
+    strides = each(stride, count) if stride else sizes
+    pads, dilations = each(padding, count), each(dilation, count)
     return [AxisWindow(k, s, p, p, d) for k, s, p, d in zip(sizes, strides, pads, dilations, strict=True)]
 
 
-def _batched(x: Node, spatial: int) -> Node:
+def batched(x: Node, spatial: int) -> Node:
+    """With a batch of one where there is no axis of batches."""
     return x if len(x.shape) == spatial + 2 else reshape(x, (1, *x.shape))
 
 
@@ -134,8 +137,8 @@ def max_pool(
 ) -> tuple[Node, Node | None]:
     """The maximum of each window, and where in its image it is."""
     spatial = 2 if "2d" in node.op else 3
-    windows = _windows(kernel_size, stride, padding, dilation, spatial)
-    x = _batched(self, spatial)
+    windows = windows_of(kernel_size, stride, padding, dilation, spatial)
+    x = batched(self, spatial)
     pooled = pooling.max_pool(x, windows, ceil_mode)
     values = reshape(pooled, node.shape)
     if len(node.fx.users) < 2 and all(user.args[1] == 0 for user in node.fx.users):
@@ -158,8 +161,8 @@ def average_pool(
     divisor_override: int | None = None,
 ) -> Node:
     spatial = int(node.op[len("avg_pool")])
-    windows = _windows(kernel_size, stride, padding, (1,), spatial)
-    x = _batched(self, spatial)
+    windows = windows_of(kernel_size, stride, padding, (1,), spatial)
+    x = batched(self, spatial)
     if divisor_override is None:
         return reshape(pooling.average_pool(x, windows, ceil_mode, count_include_pad), node.shape)
     total = pooling.window_sum(x, windows, ceil_mode)
@@ -170,23 +173,11 @@ def average_pool(
 def adaptive_average(node: TorchNode, self: Node, output_size: Sequence[int]) -> Node:
     """The mean of windows that cover each axis evenly; they may overlap."""
     spatial = len(output_size)
-    x = _batched(self, spatial)
+    x = batched(self, spatial)
     if all(size == 1 for size in output_size):
         return reshape(pooling.global_mean(x), node.shape)
-    axes = {axis + 2: Axis(x.shape[axis + 2], size, 1.0) for axis, size in enumerate(output_size)}
-    taps = {axis: _even_windows(given.size, given.outputs) for axis, given in axes.items()}
+    taps = {axis: resampling.even_windows(x.shape[axis], size) for axis, size in enumerate(output_size, start=2)}
     return reshape(resampling.weighted(x, taps), node.shape)
-
-
-def _even_windows(size: int, outputs: int) -> Taps:
-    """Window j from floor(j * size / outputs) to before ceil((j + 1) * size / outputs), all elements weighing alike."""
-    starts = np.arange(outputs) * size // outputs
-    ends = -(-(np.arange(outputs) + 1) * size // outputs)
-    most = int((ends - starts).max())
-    positions = starts[:, None] + np.arange(most)
-    inside = positions < ends[:, None]
-    weights = np.where(inside, 1 / (ends - starts)[:, None], 0).astype(np.float32)
-    return Taps(np.minimum(positions, size - 1).astype(np.int64), weights)
 
 
 @aten_rule(
@@ -328,6 +319,16 @@ def batch_norm_without_statistics(
     elif bias is not None:
         result = operator(relax.op.add, result, normalisation.per_channel(bias, input))
     return result, reshape(mean, (input.shape[1],)), reshape(deviation, (input.shape[1],))
+
+
+@aten_rule("native_dropout.default")
+def dropout(node: TorchNode, input: Node, p: float, train: bool | None) -> tuple[Node, Node]:
+    """Everything kept, and the mask that says so; torch takes no word on `train` for yes."""
+    if train is not False and p > 0:
+        raise ModelError(
+            f"node {node.name}: operator native_dropout is of training; call .eval() on the module before exporting it"
+        )
+    return input, constant(np.ones(input.shape, bool), node.name)
 
 
 @aten_rule("prelu.default", "_prelu_kernel.default")

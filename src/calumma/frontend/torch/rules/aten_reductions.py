@@ -90,10 +90,26 @@ def variance(
     """The sum of squared differences from the mean, over their count less a correction."""
     axes = [d % len(self.shape) for d in dim] if dim else list(range(len(self.shape)))
     count = math.prod(self.shape[axis] for axis in axes)
-    spare = float(unbiased) if node.overload == "var.dim" else (1.0 if correction is None else float(correction))
+    is_flag = not node.overload.endswith(".correction")
+    spare = float(unbiased) if is_flag else (1.0 if correction is None else float(correction))
     off = operator(relax.op.subtract, self, _reduced(relax.op.mean, self, axes, True))
     total = _reduced(relax.op.sum, operator(relax.op.multiply, off, off), axes, keepdim)
     return operator(relax.op.divide, total, scalar(max(count - spare, 0.0), node.dtype))
+
+
+@aten_rule(*(f"{name}_mean.{form}" for name in ("var", "std") for form in ("correction", "dim", "default")))
+def spread_and_mean(
+    node: TorchNode,
+    self: Node,
+    dim: Sequence[int] | None = None,
+    correction: float | None = 1,
+    unbiased: bool = True,
+    keepdim: bool = False,
+) -> tuple[Node, Node]:
+    """Variance or standard deviation, and the mean."""
+    spread = variance(node, self, dim, correction, unbiased, keepdim)
+    spread = operator(relax.op.sqrt, spread) if node.op == "std_mean" else spread
+    return spread, _reduced(relax.op.mean, self, dim, keepdim)
 
 
 @aten_rule("cumsum.default", "cumprod.default")
@@ -109,9 +125,8 @@ def softmax(node: TorchNode, self: Node, dim: int) -> Node:
     if not x.shape:
         zero = operator(relax.op.subtract, x, x)
         return zero if is_log else operator(relax.op.exp, zero)
-    rows = reshape(x, (1, *x.shape)) if len(x.shape) == 1 else x  # of a lone vector there is no design space
     function = relax.op.nn.log_softmax if is_log else relax.op.nn.softmax
-    return reshape(operator(function, rows, dim % len(x.shape) + len(rows.shape) - len(x.shape)), x.shape)
+    return operator(function, x, dim % len(x.shape))
 
 
 @aten_rule("_safe_softmax.default")

@@ -11,10 +11,10 @@ from tvm import relax, tirx
 
 from calumma.core.errors import InternalError
 from calumma.frontend.torch.aten_registry import complex_rule, find_rule
-from calumma.frontend.torch.torch_node import TorchNode
-from calumma.graph.build import combined, operator, reshape
+from calumma.frontend.torch.torch_node import TorchNode, computed_dtype
+from calumma.graph.build import cast, combined, operator, reshape
 from calumma.graph.nodes import Node, constant
-from calumma.semantics import signal
+from calumma.semantics import activations, signal
 from calumma.semantics.products import scaled
 from calumma.semantics.signal import Complex
 
@@ -64,12 +64,19 @@ def _scaled(x: Node, factor: float) -> Node:
 
 @complex_rule("_to_copy.default")
 def to_complex(node: TorchNode, self: Node | Complex) -> Complex:
-    return self if isinstance(self, Complex) else Complex.of(self)
+    given = self if isinstance(self, Complex) else Complex.of(self)
+    return Complex(cast(given.parts, computed_dtype(node.result().dtype.to_real())))
 
 
 @complex_rule("complex.default")
 def of_parts(node: TorchNode, real: Node, imag: Node) -> Complex:
     return Complex.of(real, imag)
+
+
+@complex_rule("polar.default")
+def of_magnitude_and_angle(node: TorchNode, abs: Node, angle: Node) -> Complex:
+    functions = (activations.trigonometric(name) for name in ("cos", "sin"))
+    return Complex.of(*(operator(relax.op.multiply, abs, function(angle)) for function in functions))
 
 
 @complex_rule("view_as_complex.default")

@@ -1,0 +1,40 @@
+"""Loops that a vector does not divide: whole vectors without a condition, and one shorter vector for the rest.
+
+A split that does not divide leaves a predicate on its block, which TVM lowers to a condition around every element. LLVM
+makes a masked vector of each, and some CPUs take dozens of operations for a masked store: softmax over rows of 197 took
+twice as long as over rows of 200 (docs/results/speed.md). TVM's loop partitioning cuts a loop where such a condition
+begins to matter, but looks at conditions marked as likely alone, which schedules do not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+
+MARK = "calumma.tail"
+"""Block annotation: cut the loops at the predicate of this block."""
+
+
+def mark(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function with the predicates of marked blocks as TVM's loop partitioning wants them."""
+
+    def visit(realize: s_tir.SBlockRealize) -> s_tir.SBlockRealize:
+        if MARK not in realize.block.annotations or isinstance(realize.predicate, tirx.IntImm):
+            return realize
+        return s_tir.SBlockRealize(realize.iter_values, tirx.likely(realize.predicate), realize.block)
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlockRealize, visit)))
+
+
+@contextmanager
+def partitioned() -> Iterator[None]:
+    """Inside, loops of constant extent are cut at likely conditions: TVM's hints do not survive its narrowing of
+    indices to 32 bits.
+    """
+    config = {**dict(tvm.transform.PassContext.current().config), "s_tir.LoopPartition": {"partition_const_loop": True}}
+    with tvm.transform.PassContext(opt_level=tvm.transform.PassContext.current().opt_level, config=config):
+        yield
