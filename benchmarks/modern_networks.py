@@ -132,9 +132,14 @@ class _Yolo(Graph):
         )
 
     def head(self, x: str, name: str, inside: int, hidden: int, outside: int) -> str:
-        """Two units and a convolution with a bias: what a detector says of each cell of a grid."""
+        """Two units and a convolution with a bias: what a detector says of each cell of a grid.
+
+        Its weights are small, so that no sigmoid saturates.
+        """
         x = self.unit(self.unit(x, f"{name}.0", (inside, hidden), 3), f"{name}.1", (hidden, hidden), 3)
-        return self.conv(x, f"{name}.2", (hidden, outside), 1, bias=True)
+        weight = self.normal(f"{name}.2.weight", (outside, hidden, 1, 1), 0.2 * (2 / hidden) ** 0.5)
+        bias = self.normal(f"{name}.2.bias", (outside,), 0.1)
+        return self.op("Conv", x, weight, bias, kernel_shape=[1, 1], strides=[1, 1], pads=[0] * 4, dilations=[1, 1])
 
     def boxes(self, distances: str, sides: list[int], size: int) -> str:
         """Centre, width and height of boxes in pixels, from distributions of the distances to their four sides."""

@@ -22,6 +22,7 @@ from calumma.core.content_cache import CacheWarning
 from calumma.core.values import Candidate, MeasureRecord, MeasureResult, Status, Workload
 from calumma.database import MemoryStore
 from calumma.results import CompileResult
+from calumma.tasks import roofline
 from calumma.tvm_compat import codegen
 from tests.integration.command_line import ROOT, calumma
 from tests.onnx_models import Model
@@ -130,6 +131,12 @@ def test_what_decides_an_artifact_decides_whether_it_is_used_again(
     target = tvm_compat.target_for()
     store.append([MeasureRecord(candidate, measured, target.hardware, 1, "warm", tvm_compat.toolchain())])
     assert not reused(), "a record of one of its workloads"
+    assert reused()
+    limits = hardware.limits_file(roofline.limits_name(target, 1))
+    text = limits.read_text()
+    monkeypatch.setattr(hardware, "limits_file", lambda name: tmp_path / name)
+    (tmp_path / limits.stem).write_text(text.replace("\n", "\n "))
+    assert not reused(), "limits that are kept differently"
     assert reused()
     model.write_bytes(model.read_bytes() + b"\x32\x00")  # a producer's empty field
     assert not reused(), "other bytes"

@@ -20,6 +20,7 @@ from calumma.peers import (
     Spread,
     input_specs,
     max_relative_difference,
+    mobile,
     peers,
     protocol,
     race,
@@ -230,6 +231,10 @@ def test_peers_are_held_to_the_vectors_of_the_cpu_that_is_asked_for(monkeypatch)
     for wide in (None, "x86-64-v4"):
         assert not any(c.environment or c.note for c in found(wide).values())
     assert all("not held" in c.note for c in found("x86-64").values())
+
+
+def test_ncnn_s_inputs_and_outputs_in_the_model_s_order():
+    assert mobile._in_order(["out10", "out2", "out0"]) == ["out0", "out2", "out10"]
 
 
 def test_a_race_needs_something_to_race():

@@ -6,6 +6,8 @@ import functools
 import os
 from pathlib import Path
 
+import platformdirs
+
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _DEFAULT_CACHES = {"L1": 32 << 10, "L2": 512 << 10, "L3": 8 << 20}
 
@@ -39,6 +41,11 @@ def physical_cores() -> int:
         except OSError:
             cores.add(str(cpu))
     return max(1, len(cores))
+
+
+def limits_file(name: str) -> Path:
+    """Where limits that were measured (`tasks.roofline`) are kept, under a name that says of what."""
+    return platformdirs.user_cache_path("calumma", appauthor=False) / "roofline" / f"{name}.json"
 
 
 @functools.cache

@@ -57,7 +57,7 @@ class Ncnn(Runtime):
         with self._net.create_extractor() as extractor:
             for name, mat in self._inputs:
                 extractor.input(name, mat)
-            found = [extractor.extract(name) for name in self._net.output_names()]
+            found = [extractor.extract(name) for name in _in_order(self._net.output_names())]
         if any(status for status, _ in found):
             raise Unavailable("ncnn could not compute an output")
         return [mat.numpy(batch_index=0) for _, mat in found]
@@ -109,8 +109,9 @@ class LiteRt(Runtime):
             raise Unavailable(
                 f"no {file.name} beside the ONNX file: LiteRT reads no other (onnx2tf makes one, in an own environment)"
             )
-        self._interpreter: Any = interpreter.Interpreter(model_path=str(file), num_threads=job.threads)
-        self._interpreter.allocate_tensors()
+        with _silence():
+            self._interpreter: Any = interpreter.Interpreter(model_path=str(file), num_threads=job.threads)
+            self._interpreter.allocate_tensors()
         self._outputs = [entry["index"] for entry in self._interpreter.get_output_details()]
 
     def set_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
@@ -124,6 +125,11 @@ class LiteRt(Runtime):
     def run(self) -> Sequence[np.ndarray]:
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(index) for index in self._outputs]
+
+
+def _in_order(names: Sequence[str]) -> list[str]:
+    """pnnx's "in0", "in1" ... or "out0", "out1" ..., which ncnn lists as its graph has them."""
+    return sorted(names, key=lambda name: int(name.lstrip("inout")))
 
 
 def _pnnx_type(spec: InputSpec) -> str:

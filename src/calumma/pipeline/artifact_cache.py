@@ -1,11 +1,9 @@
 """Artifacts of earlier calls of `compile`, for models that are compiled again as they were: without TVM, in a second.
 
 An artifact is decided by two things. What was asked is known before anything is imported: the bytes of the model and
-of its external data, the options, priors, toolchain, CPU, calumma's own code; that is the key. What the records say is
-known once the model's workloads are: an entry keeps what was looked up in them (a `Question`) and a digest of the
-answer, and is used only if the answer is still the same.
-
-The bounds in an artifact's metadata are those of the day it was made: they decide nothing.
+of its external data, the options, priors, toolchain, CPU, calumma's own code; that is the key. What the records and the
+machine's measured limits say is known once the model's workloads are: an entry keeps what was looked up (a `Question`)
+and a digest of the answer, and is used only if the answer is still the same.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ _LOCATION = b"location"
 """The key, in the file, of where weights outside of it lie: without it, a model is one file."""
 
 Question = Mapping[str, Any]
-"""What is looked up in the records of a model, as JSON values."""
+"""What is looked up for a model, as JSON values."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class ArtifactRequest:
 
         Args:
             path: file to write.
-            answer: digest of what the records say now.
+            answer: gives the digest of what a question finds now.
         """
         found = self.cache.copy(self.key, path, lambda about: answer(about["question"]) == about["answer"])
         return None if found is None else dict(found["result"])
@@ -91,8 +89,8 @@ class ArtifactRequest:
 
         Args:
             path: file of the artifact.
-            question: what was looked up in the records.
-            answer: digest of what they said.
+            question: what was looked up.
+            answer: digest of what was found.
             result: JSON values for the later call.
         """
         try:

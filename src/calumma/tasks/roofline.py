@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-import platformdirs
 import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -221,9 +220,13 @@ def _runs_here(target: Target) -> bool:
 # -- the cache ------------------------------------------------------------------------------------
 
 
+def limits_name(target: Target, threads: int) -> str:
+    """Under which name the limits of a CPU's threads are kept (`core.hardware.limits_file`)."""
+    return f"{target.hardware.fingerprint}-{threads}-v{PROBE_VERSION}"
+
+
 def _cache_file(target: Target, threads: int) -> Path:
-    directory = platformdirs.user_cache_path("calumma", appauthor=False) / "roofline"
-    return directory / f"{target.hardware.fingerprint}-{threads}-v{PROBE_VERSION}.json"
+    return host.limits_file(limits_name(target, threads))
 
 
 def _read(cache: Path) -> tuple[int, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""What the records know of a model: what to look up for it, and what was found."""
+"""What is known of a model beside itself: what to look up in records and measured limits, and what was found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calumma import tvm_compat
+from calumma.core import hardware
 from calumma.core.protocols import Store
 from calumma.core.values import MeasureRecord
 from calumma.tuner.summary import tuned_lost
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """What a store said of a model."""
+    """What a store said of a model, and what is measured of the machine."""
 
     records: tuple[MeasureRecord, ...]
     """Of its workloads under its conditions, oldest first."""
     defaults_won: bool
     """Whether the model as a whole was better off with the defaults, so that no record is to be used."""
+    limits: str
+    """The machine's limits, as they are kept: bounds come from them, and features of a prior."""
 
     @property
     def measured(self) -> frozenset[str]:
@@ -46,11 +49,13 @@ class Known:
             ]
             for record in self.records
         ]
-        return hashlib.sha256(json.dumps([rows, self.defaults_won], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([rows, self.defaults_won, self.limits], sort_keys=True).encode()).hexdigest()
 
 
 def question(prepared: PreparedModel) -> dict[str, Any]:
     """What to look up for a model, as JSON values."""
+    from calumma.tasks.roofline import limits_name
+
     return {
         "records": {
             "workloads": [task.workload.hash for task in prepared.tasks],
@@ -61,13 +66,19 @@ def question(prepared: PreparedModel) -> dict[str, Any]:
         },
         "model_hash": prepared.model_hash,
         "conditions": conditions(prepared),
+        "limits": limits_name(prepared.target, prepared.threads),
     }
 
 
 def look_up(store: Store, asked: Mapping[str, Any]) -> Known:
-    """Ask a store a `question`. Raises DatabaseError."""
+    """Answer a `question`. Raises DatabaseError."""
     records = store.records(**asked["records"])
-    return Known(tuple(records), tuned_lost(store.sessions(), asked["model_hash"], asked["conditions"]))
+    lost = tuned_lost(store.sessions(), asked["model_hash"], asked["conditions"])
+    try:
+        limits = hardware.limits_file(asked["limits"]).read_text(errors="replace")
+    except OSError:  # none are kept, as for a CPU whose code cannot run here
+        limits = ""
+    return Known(tuple(records), lost, limits)
 
 
 def conditions(prepared: PreparedModel) -> dict[str, Any]:
