@@ -165,7 +165,7 @@ def judge(
             levels.append(float(np.median(latency - member.target)))
             if member.default_row is not None:
                 ratios.append(_error_ratios(gains, member))
-            if len(member.target) >= _LEAST_JUDGED:
+            if member.comparable:
                 seen.append(Seen(gains, member))
         say(f"{template}: {len(rest)} workloads learnt, {len(held_out)} held out predicted")
     left_out = cpus_left_out(members, columns, seed, settings, say, share)
@@ -266,8 +266,8 @@ class Judgement:
     """Best latency over that of the configuration chosen."""
     top8: float
     """The same for the best of the first eight."""
-    default: float | None
-    """The same for the template's default; None if it was not measured."""
+    default: float
+    """The same for the template's default."""
     correlation: float
     """Spearman's, of predicted and true latencies."""
 
@@ -278,17 +278,16 @@ def trust(cpus: Sequence[Sequence[Seen]], elsewhere: bool = False) -> Trust:
     Those that never choose anything but the default, unless choosing was better for certain.
 
     Args:
-        cpus: what was predicted on each; each needs `LEAST_GROUPS` workloads whose default was measured.
+        cpus: what was predicted on each; each needs `LEAST_GROUPS` workloads.
         elsewhere: whether it is to hold for other CPUs than these, of which there have to be two.
     """
-    known = [[entry for entry in entries if entry.example.default_row is not None] for entries in cpus]
     best, lead = Trust(), 0.0
-    if min(map(len, known), default=0) < LEAST_GROUPS or (elsewhere and len(known) < 2):
+    if min(map(len, cpus), default=0) < LEAST_GROUPS or (elsewhere and len(cpus) < 2):
         return best
     for caution in _CAUTIONS:
         for least_gain in _LEAST_GAINS:
             tried = Trust(caution, least_gain)
-            gains = [np.array([_gain(judged(entry, tried)) for entry in entries]) for entries in known]
+            gains = [np.array([_gain(judged(entry, tried)) for entry in entries]) for entries in cpus]
             means = np.array([values.mean() for values in gains])
             mean, error = float(means.mean()), _error(gains, means)
             if mean > _SURE * error and mean > lead and means.min() >= 0:
@@ -304,19 +303,18 @@ def _error(gains: Sequence[NDArray[np.float64]], means: NDArray[np.float64]) -> 
 
 
 def _gain(found: Judgement) -> float:
-    return float(np.clip(np.log(found.top1 / (found.default or found.top1)), -_MOST_GAIN, _MOST_GAIN))
+    return float(np.clip(np.log(found.top1 / found.default), -_MOST_GAIN, _MOST_GAIN))
 
 
 def judged(entry: Seen, trusted: Trust) -> Judgement:
-    """What the predicted gains of a workload's M measured configurations are worth."""
+    """What the predicted gains of a comparable example's M configurations are worth."""
     gains, member = entry
     score = gains.score(trusted.caution)
     order = np.argsort(-score, kind="stable")
     shares = np.exp(member.target.min() - member.target)
-    default = None if member.default_row is None else float(shares[member.default_row])
-    first = float(shares[order[0]])
+    default = float(shares[member.default_row])
     return Judgement(
-        top1=first if default is None or score[order[0]] > trusted.least_gain else default,
+        top1=float(shares[order[0]]) if score[order[0]] > trusted.least_gain else default,
         top8=float(shares[order[:8]].max()),
         default=default,
         correlation=correlation(gains.mean, -member.target),
@@ -336,18 +334,17 @@ def summary(judgements: Iterable[Judgement]) -> dict[str, float]:
     found = list(judgements)
     if not found:
         return {}
-    defaults = [j.default for j in found if j.default is not None]
 
     def geomean(values: Sequence[float]) -> float:
         return float(np.exp(np.mean(np.log(values))))
 
-    shares = {
+    return {
         "judged": len(found),
         "top1": geomean([j.top1 for j in found]),
         "top8": geomean([j.top8 for j in found]),
+        "default": geomean([j.default for j in found]),
         "correlation": float(np.mean([j.correlation for j in found])),
     }
-    return shares | ({"default": geomean(defaults)} if defaults else {})
 
 
 def folds(layers: Sequence[str], n: int) -> list[int]:
