@@ -364,7 +364,6 @@ def _cross_device(prior: Prior, path: Path, options: argparse.Namespace) -> tupl
     settings = part.QUICK if options.quick else None
     priors = part.left_out(data, _status, settings)
     metrics, rows = part.on_the_data(priors)
-    metrics |= part.correlations(rows)
     metrics |= part.measurement_ratios(priors, options.corpora, _status, quick=options.quick)
     if not options.recorded_only:
         networks = options.networks or prior_zero_shot.NETWORKS

@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import corpora, held_out, prior_few_shot, suite
 from benchmarks import prior_zero_shot as zero_shot
 from benchmarks.curves import Ratio
@@ -36,7 +34,7 @@ from calumma.pipeline import CompileOptions
 from calumma.prior import adaptation, campaign, dataset, judging, learning
 from calumma.prior.dataset import Dataset
 from calumma.prior.few_shot import FewShotForest
-from calumma.prior.judging import Example, Seen
+from calumma.prior.judging import Example, Judgement, Seen
 from calumma.prior.machines import Machine, place
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.training import TrainingSettings
@@ -106,9 +104,9 @@ def _moved(base: Prior, machine: Machine, support: Sequence[Example]) -> Prior:
 
 
 def on_the_data(priors: Sequence[Without]) -> tuple[dict[str, float], Rows]:
-    """Shares of the best known speed of each workload, by CPU and over all."""
+    """Shares of the best known speed of each workload, by CPU and over all; a row for each CPU and template."""
     shares: dict[tuple[str, str], list[Shares]] = {}
-    rows: Rows = []
+    judgements: dict[tuple[str, str, str], list[Judgement]] = {}
     for without in priors:
         cpu = without.machine.hardware.mcpu
         for example in without.asked:
@@ -119,25 +117,19 @@ def on_the_data(priors: Sequence[Without]) -> tuple[dict[str, float], Rows]:
                 found = judging.judged(seen, family.trust(trusted[kind]))
                 share = Shares(found.top1, found.top8, found.default, len(example.target))
                 shares.setdefault((kind, cpu), []).append(share)
-                rows.append(
-                    {
-                        "part": "cross-device",
-                        "kind": kind,
-                        "cpu": cpu,
-                        "template": example.group.template,
-                        "workload": example.group.workload,
-                        "first": found.top1,
-                        "best_of_8": found.top8,
-                        "default": found.default,
-                        "rank_correlation": found.correlation,
-                    }
-                )
+                judgements.setdefault((kind, cpu, example.group.template), []).append(found)
     metrics: dict[str, float] = {}
     for (kind, cpu), found_shares in shares.items():
         metrics |= zero_shot.metrics(found_shares, f"_data_{cpu}", kind)
+        together = [found for (k, c, _), entries in judgements.items() if (k, c) == (kind, cpu) for found in entries]
+        metrics[f"cross_device_correlation_{kind}_{cpu}"] = judging.summary(together)["correlation"]
     for kind in (ZERO_SHOT, MOVED):
-        together = [share for (k, _), values in shares.items() if k == kind for share in values]
-        metrics |= zero_shot.metrics(together, "_data", kind)
+        of_all = [share for (k, _), values in shares.items() if k == kind for share in values]
+        metrics |= zero_shot.metrics(of_all, "_data", kind)
+    rows: Rows = [
+        {"part": "cross-device", "kind": kind, "cpu": cpu, "template": template, **judging.summary(found)}
+        for (kind, cpu, template), found in judgements.items()
+    ]
     return metrics, rows
 
 
@@ -234,11 +226,3 @@ def live(
         MOVED: [name for name, family in base.families.items() if family.trust(ADAPTED).any],
     }
     return metrics | {f"{kind}_trusted_templates": float(len(names)) for kind, names in trusted.items()}, rows
-
-
-def correlations(rows: Rows) -> dict[str, float]:
-    """Mean rank correlation of what is predicted of each CPU with what was measured."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        found.setdefault(f"cross_device_correlation_{row['kind']}_{row['cpu']}", []).append(row["rank_correlation"])
-    return {name: float(np.mean(values)) for name, values in found.items()}
