@@ -6,7 +6,7 @@
 # make conformance  all of ONNX's own cases and torch's operators, into docs/results/conformance.md (about an hour)
 # make audit  known vulnerabilities of the pinned packages (needs the network)
 # make docs   the documentation as a site in build/docs
-# make prior  measure for hours, then rebuild the data set and the weights of the prior that is shipped for this CPU
+# make prior  measure for hours, then rebuild data set and weights of the shipped prior, with this CPU in them
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -94,20 +94,23 @@ conformance: env
 	$(BIN)/python -m benchmarks.conformance --results docs/results/conformance.md
 	$(BIN)/python -m benchmarks.conformance --suite torch --results docs/results/conformance.md
 
-PRIOR := znver5
+PRIOR := x86-64
 PRIOR_BUDGET := 6h
 PRIOR_DB := build/prior.sqlite
 PRIOR_THREADS := 2
 SHIPPED := src/calumma/prior/shipped/$(PRIOR)
 
-# The suite's networks are held out whole, by name and by hash. Stopped and started again, it goes on where it was.
+# The suite's networks are held out whole, by name and by hash. Stopped and started again, it goes on where it was. What is
+# shipped of other CPUs stays.
+HELD_OUT = --exclude "$$($(BIN)/python -c 'from benchmarks import held_out; print(",".join(held_out.published()))')" \
+	$$($(BIN)/python -c 'from benchmarks import suite; print(*(f"--exclude-model {suite.path(n)}" for n in suite.names()))')
+COLLECT = $(BIN)/calumma collect --budget $(PRIOR_BUDGET) --threads $(PRIOR_THREADS) --db $(PRIOR_DB) $(HELD_OUT)
 prior: env
 	mkdir -p build $(dir $(SHIPPED))
 	$(BIN)/python -m benchmarks.held_out
-	$(BIN)/calumma collect --budget $(PRIOR_BUDGET) --threads $(PRIOR_THREADS) --db $(PRIOR_DB) \
-		--exclude "$$($(BIN)/python -c 'from benchmarks import held_out; print(",".join(held_out.published()))')" \
-		$$($(BIN)/python -c 'from benchmarks import suite; print(*(f"--exclude-model {suite.path(n)}" for n in suite.names()))')
-	$(BIN)/calumma learn --db $(PRIOR_DB) --data none --exclude benchmarks/held_out.json \
+	$(COLLECT)
+	$(COLLECT) --mcpu x86-64-v3
+	$(BIN)/calumma learn --db $(PRIOR_DB) --exclude benchmarks/held_out.json \
 		--save-data $(SHIPPED).npz -o $(SHIPPED).safetensors
 
 # Of every template and form of a kernel one test, on a CPU with AVX2 alone, emulated: what is built for it runs on it.

@@ -81,14 +81,15 @@ def _tasks(n: int, threads: int) -> list[tuple[SearchSpace, Score]]:
     """
     target = tvm_compat.target_for()
     prior, reason = library.choose(target.hardware, threads)
-    data = library.data_for("shipped", target.hardware, tvm_compat.toolchain())
-    if prior is None or data is None:
+    data = library.data_for("shipped", tvm_compat.toolchain())
+    if prior is None or data is None or not data.of_cpu(target.hardware.fingerprint).groups:
         raise InputError(f"no prior to walk on: {reason or 'no data set is shipped for this machine'}")
-    groups = [group for group in data.groups if group.template in _TEMPLATES and group.threads == threads]
+    own = data.of_cpu(target.hardware.fingerprint).groups
+    groups = [group for group in own if group.template in _TEMPLATES and group.threads == threads]
     found: list[tuple[SearchSpace, Score]] = []
     for i in generator(0, "workloads").permutation(len(groups))[:n]:
         group = groups[i]
-        space = group.space(target)
+        space = group.space()
         task = Predictor(prior, target, threads, group.cache_state).task(group.func, space)
         if task is not None:
             found.append((space, task.scores))

@@ -4,6 +4,8 @@
                        --records and all else that is tried (`benchmarks/prior_zero_shot.py`)
     --part compile     whole models without a measurement: latency beside the tuned one, seconds from file to artifact
     --part few-shot    eight cost models after a few measurements, on recordings (`benchmarks/prior_few_shot.py`)
+    --part cross-device  a CPU that the prior has not seen, as it is and after a minute of measurements there
+                       (`benchmarks/prior_cross_device.py`)
     --part learned     tune three networks, learn, compile a fourth: how much faster it has become
                        (`benchmarks/prior_learned.py`)
 
@@ -23,6 +25,11 @@ Metrics, shares of speed unless said otherwise; all networks are held out whole:
     few_shot_measurement_ratio         measurements to 99 % of xgboost's final throughput, few-shot over xgboost, and
                                        its 95 % interval, _low and _high; _meta-trained: of that model
     few_shot_correlation_MODEL_K       rank correlation after K measurements; few_shot_recall_MODEL_K: top-k recall
+    zero_shot_top1, adapted_top1       of cross-device: as of zero-shot, by a prior that never saw this CPU, before and
+                                       after --adaptation, for networks held out whole; _data, _data_CPU: among what
+                                       the data set has of each CPU, left out in turns with half of the layers
+    cross_device_measurement_ratio     as few_shot_measurement_ratio, of a prior that never saw the recordings' CPU,
+                                       moved by a minute of measurements; _zero_shot: not moved
     learned_gain, _low, _high          latency of the fourth network before learning over after, and its 95 % interval;
                                        _unshared: learnt without the layers that the three share with the fourth;
                                        _tuned: tuned itself for as long as each of the three, instead
@@ -35,19 +42,20 @@ import functools
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks import corpora, held_out, output, sessions, suite
 from benchmarks.commands import calumma
+from calumma.core import durations
 from calumma.core.errors import InputError
 from calumma.peers import Contestant, race
 from calumma.prior import library, places, weights
 from calumma.prior.weights import Prior
 
-PARTS = ("zero-shot", "compile", "few-shot", "learned")
+PARTS = ("zero-shot", "compile", "few-shot", "learned", "cross-device")
 NETWORKS = ("resnet50", "bert", "resnet18")
 SPEEDUP = "resnet50"
 AUTOTVM012 = ("resnet18", 1328.0, 8.7e-3)
@@ -82,6 +90,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--networks", type=output.names, metavar="A,B", help="of zero-shot and compile")
     parser.add_argument("--budget", default="120s", help="for tuning each network of compile")
     parser.add_argument("--teaching", default="60s", metavar="TIME", help="for tuning each network of learned")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="of cross-device: a data set. [the prior's]")
+    parser.add_argument("--mcpu", metavar="CPU", help="of cross-device: to compile for, by LLVM's name. [this CPU]")
+    parser.add_argument("--adaptation", default="60s", metavar="TIME", help="of cross-device: for measuring")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="of few-shot: its curves as a picture (.svg)")
     parser.add_argument("--rounds", type=int, default=10, help="turns of every artifact in a race")
     options = parser.parse_args(arguments)
@@ -95,16 +106,18 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> int:
     output.check_models(options.networks or (), suite.names(), "--networks")
     prior, path = _prior(options.prior)
-    leaked = set(prior.data["workloads"]) & {hash_ for members in held_out.known().values() for hash_ in members}
-    if leaked:
-        raise InputError(
-            f"prior {prior.name} has seen {len(leaked)} workloads of the suite: nothing can be shown by it"
-        )
+    _check_leaks(f"prior {prior.name}", prior.data["workloads"])
     print(f"prior {prior.name}: {prior.data['rows']} configurations of {len(prior.data['workloads'])} workloads")
     surroundings = output.environment(options.threads)
     metrics: dict[str, float] = {}
     rows: list[Document] = []
-    parts = {"zero-shot": _zero_shot, _COMPILE: _compile, "few-shot": _few_shot, "learned": _learned}
+    parts = {
+        "zero-shot": _zero_shot,
+        _COMPILE: _compile,
+        "few-shot": _few_shot,
+        "learned": _learned,
+        "cross-device": _cross_device,
+    }
     for name in options.part:
         found, table = parts[name](prior, path, options)
         metrics |= found
@@ -129,6 +142,13 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_leaks(what: str, workloads: Collection[str]) -> None:
+    """Raise InputError where something has seen a workload that it is judged by."""
+    leaked = set(workloads) & {hash_ for members in held_out.known().values() for hash_ in members}
+    if leaked:
+        raise InputError(f"{what} has seen {len(leaked)} workloads of the suite: nothing can be shown by it")
+
+
 def _prior(name: str) -> tuple[Prior, Path]:
     """The prior and its file."""
     if name != "shipped":
@@ -136,10 +156,10 @@ def _prior(name: str) -> tuple[Prior, Path]:
         return prior, next((e.path for e in library.entries() if e.name == name), Path(name))
     from calumma import tvm_compat
 
-    fingerprint = tvm_compat.target_for().hardware.fingerprint
+    hardware = tvm_compat.target_for().hardware
     for path in sorted(places.SHIPPED.glob(f"*{weights.SUFFIX}")):
         prior = weights.load(path)
-        if prior.hardware.fingerprint == fingerprint:
+        if any(machine.hardware.fingerprint == hardware.fingerprint for machine in prior.trained_on):
             return prior, path
     raise InputError("no prior is shipped for this machine: learn one (make prior) and name it with --prior")
 
@@ -160,10 +180,11 @@ def _zero_shot(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[d
             "(python -m benchmarks.search --record), or measure without --recorded-only"
         )
     networks = options.networks or part.NETWORKS
-    measured = {} if options.recorded_only else part.live(prior, networks, options.records, options.threads, _status)
+    priors = {"prior": prior}
+    measured = {} if options.recorded_only else part.live(priors, networks, options.records, options.threads, _status)
     rows = [part.recorded_row(group, recorded[group.key]) for group in tasks.groups if group.key in recorded]
-    rows += [part.live_row(*entry) for entry in measured.values()]
-    shares = [shares for _, shares in measured.values()]
+    rows += [part.live_row(entry, "prior", shares["prior"]) for entry, shares in measured.values()]
+    shares = [shares["prior"] for _, shares in measured.values()]
     return part.metrics(list(recorded.values()), "_recorded") | part.metrics(shares), rows
 
 
@@ -329,6 +350,29 @@ def _learned(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dic
         races = 2 if options.quick else part.RACES
         metrics, row = part.learned(path, options.teaching, options.threads, Path(scratch), _status, races)
     return metrics, [row]
+
+
+def _cross_device(prior: Prior, path: Path, options: argparse.Namespace) -> tuple[dict[str, float], list[Document]]:
+    from benchmarks import prior_cross_device as part
+    from benchmarks import prior_zero_shot
+    from calumma import tvm_compat
+    from calumma.prior import dataset
+
+    tvm_compat.set_threads(options.threads)
+    data = dataset.load(options.data or path.with_suffix(".npz"))
+    _check_leaks("the data set", data.workloads)
+    settings = part.QUICK if options.quick else None
+    priors = part.left_out(data, _status, settings)
+    metrics, rows = part.on_the_data(priors)
+    metrics |= part.measurement_ratios(priors, options.corpora, _status, quick=options.quick)
+    if not options.recorded_only:
+        networks = options.networks or prior_zero_shot.NETWORKS
+        budget = durations.budget(options.adaptation)
+        found, table = part.live(
+            data, networks, options.records, options.threads, options.mcpu, budget, _status, settings
+        )
+        metrics, rows = metrics | found, [*rows, *table]
+    return metrics, rows
 
 
 def _table(rows: Sequence[Document]) -> str:

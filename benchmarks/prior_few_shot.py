@@ -52,7 +52,7 @@ from calumma.cost_model.scoring import Features, Scores
 from calumma.cost_model.trees import TreeSettings
 from calumma.measure import ReplayRunner
 from calumma.measure.recording import Corpus, load
-from calumma.prior import dataset, learning
+from calumma.prior import dataset, judging, learning
 from calumma.prior.few_shot import FewShotForest
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.training import EMPHASIS
@@ -189,7 +189,8 @@ def opened(prior: Prior, path: Path, folder: Path, say: Callable[[str], None], s
         if corpus.template not in networks:
             say(f"training networks for {corpus.template}")
             groups = tuple(group for group in data.groups if group.template == corpus.template)
-            samples = learning.samples(learning.examples(replace(data, groups=groups)), task.family.columns)
+            examples = learning.examples(replace(data, groups=groups))
+            samples = [example.sample(task.family.columns) for example in examples]
             columns = task.family.columns
             networks[corpus.template] = _Networks(
                 *train(columns, samples, 0, NetworkSettings(steps=steps)),
@@ -257,7 +258,7 @@ def _judged(predicted: Scores, throughput: NDArray[np.float64]) -> tuple[float, 
     k = max(1, min(_RECALL, len(throughput) // 10))
     best = set(np.argsort(-throughput, kind="stable")[:k].tolist())
     chosen = set(np.argsort(-predicted, kind="stable")[:k].tolist()) if np.ptp(predicted) else set()
-    return learning.correlation(predicted, throughput), len(best & chosen) / k
+    return judging.correlation(predicted, throughput), len(best & chosen) / k
 
 
 @threadpool_limits.wrap(limits=1)  # matrices are too small to be shared, beside other work most of all

@@ -31,7 +31,7 @@ from threadpoolctl import ThreadpoolController
 from calumma.cost_model.scoring import Features, Scores
 from calumma.prior.features import RELATIVE
 from calumma.prior.few_shot import log_latencies
-from calumma.prior.training import EMPHASIS, TASK, Sample
+from calumma.prior.training import EMPHASIS, SHARED, Sample
 
 Floats = NDArray[np.float32]
 BLOCK = 2048
@@ -261,8 +261,8 @@ class Attention(torch.nn.Module):
     def __init__(self, columns: Sequence[str], mean: Floats, scale: Floats, settings: AttentionSettings) -> None:
         super().__init__()
         self._inputs = Ensemble(tuple(columns), mean, scale, (), ())
-        self._task = [i for i, name in enumerate(columns) if name.startswith(TASK)]
-        self._own = [i for i, name in enumerate(columns) if not name.startswith(TASK) and not name.endswith(RELATIVE)]
+        self._task = [i for i, name in enumerate(columns) if name.startswith(SHARED)]
+        self._own = [i for i, name in enumerate(columns) if not name.startswith(SHARED) and not name.endswith(RELATIVE)]
         self.units = settings.width
         self.value = torch.nn.Parameter(torch.randn(len(self._own), settings.width) * 0.3)
         self.place = torch.nn.Parameter(torch.randn(len(self._own), settings.width) * 0.3)

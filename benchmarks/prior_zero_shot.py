@@ -14,8 +14,8 @@ Two figures, both as shares of the best known speed of a task:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +34,7 @@ from calumma.measure import LocalRunner, recording
 from calumma.pipeline import CompileOptions
 from calumma.pipeline.preparation import PreparedModel, prepare
 from calumma.prior import dataset
-from calumma.prior.dataset import Dataset, Group
+from calumma.prior.dataset import Dataset, Group, GroupKey
 from calumma.prior.predictor import Predictor, TaskPredictor
 from calumma.prior.weights import Prior
 
@@ -70,10 +70,10 @@ class NetworkTask:
     task: Task
     space: Template
     cache_state: str
-    ranked: Indices
-    """(up to TOP, D) what the prior would measure first; empty where it does not know the template."""
-    chosen: Key
-    """What `compile` takes: the prior's first choice, or the default."""
+    ranked: Mapping[str, Indices]
+    """Prior -> (up to TOP, D) what it would measure first; empty where it does not know the template."""
+    chosen: Mapping[str, Key]
+    """Prior -> what `compile` takes: its first choice, or the default."""
     known: tuple[Key, ...]
     """Best configurations of the databases, best first."""
 
@@ -96,16 +96,16 @@ def recorded_tasks(folder: Path, least: int = LEAST) -> Dataset:
         corpus = recording.load(name, folder)
         if corpus.source.space == "template" and corpus.workload.hash in names:
             records += corpus.records(corpus.space())
-    found = dataset.from_records(records, hardware=hardware, toolchain=toolchain)
+    found = dataset.from_records(records, toolchain=toolchain).of_cpu(hardware.fingerprint)
     groups = tuple(group for group in found.groups if np.isfinite(group.latency_s).sum() >= least)
-    return Dataset(hardware, toolchain, groups, found.left_out)
+    return replace(found, groups=groups)
 
 
-def recorded(prior: Prior, tasks: Dataset) -> dict[tuple[str, int, str], Shares]:
+def recorded(prior: Prior, tasks: Dataset) -> dict[GroupKey, Shares]:
     """Shares when the prior chooses among what was measured."""
     found = {}
     for group in tasks.groups:
-        task = _predictor(prior, group, tasks)
+        task = _predictor(prior, group)
         if task is None:
             continue
         space = task.view.space
@@ -115,7 +115,7 @@ def recorded(prior: Prior, tasks: Dataset) -> dict[tuple[str, int, str], Shares]
         order = np.argsort(-predictions.score, kind="stable")
         default = np.flatnonzero((indices == space.default()).all(axis=1))
         shares = latency_s.min() / latency_s
-        trusted = len(default) == 0 or predictions.score[order[0]] > task.family.least_gain
+        trusted = len(default) == 0 or predictions.score[order[0]] > task.trust.least_gain
         found[group.key] = Shares(
             first=float(shares[order[0]] if trusted else shares[default[0]]),
             best_of_8=float(shares[order[:TOP]].max()),
@@ -126,25 +126,34 @@ def recorded(prior: Prior, tasks: Dataset) -> dict[tuple[str, int, str], Shares]
 
 
 def live(
-    prior: Prior, networks: Sequence[str], databases: Sequence[Path], threads: int, say: Callable[[str], None]
-) -> dict[tuple[str, int, str], tuple[NetworkTask, Shares]]:
-    """Shares when the prior chooses from the whole space, measured now; a task that two networks have counts once.
+    priors: Mapping[str, Prior],
+    networks: Sequence[str],
+    databases: Sequence[Path],
+    threads: int,
+    say: Callable[[str], None],
+    mcpu: str | None = None,
+) -> dict[tuple[str, int, str], tuple[NetworkTask, dict[str, Shares]]]:
+    """Shares when priors choose from the whole space, measured now; a task that two networks have counts once.
 
     Args:
-        prior: whose choices are judged.
+        priors: whose choices are judged, by name.
         networks: of the suite.
         databases: of tunings.
         threads: of the kernels.
         say: called with a line about what is going on.
+        mcpu: CPU to compile for, this one by default.
 
     Raises:
-        InputError: the prior does not fit, or a default or choice cannot be measured.
+        InputError: a default or choice cannot be measured.
     """
-    found: dict[tuple[str, int, str], tuple[NetworkTask, Shares]] = {}
+    found: dict[tuple[str, int, str], tuple[NetworkTask, dict[str, Shares]]] = {}
     for network in networks:
         say(f"{network}: importing")
-        model = prepare(str(suite.path(network)), CompileOptions(threads=threads))
-        predictor = Predictor(prior, model.target, threads, model.cache_state)
+        model = prepare(str(suite.path(network)), CompileOptions(threads=threads, mcpu=mcpu))
+        predictors = {
+            name: Predictor(prior, model.target, threads, model.cache_state, measuring=True)
+            for name, prior in priors.items()
+        }
         records = _records(databases, model)
         with LocalRunner(model.target, threads, cache_state=model.cache_state) as runner:
             weighty = _weighty(model, runner)
@@ -153,7 +162,7 @@ def live(
                 if key in found:
                     continue
                 say(f"{network}: measuring task {number} of {len(weighty)}")
-                entry = _network_task(network, model, task, predictor, records.get(task.workload.hash, ()))
+                entry = _network_task(network, model, task, predictors, records.get(task.workload.hash, ()))
                 found[key] = entry, _measured(entry, runner)
     return found
 
@@ -204,7 +213,11 @@ def _weighty(model: PreparedModel, runner: LocalRunner) -> list[Task]:
 
 
 def _network_task(
-    network: str, model: PreparedModel, task: Task, predictor: Predictor, records: Sequence[MeasureRecord]
+    network: str,
+    model: PreparedModel,
+    task: Task,
+    predictors: Mapping[str, Predictor],
+    records: Sequence[MeasureRecord],
 ) -> NetworkTask:
     space = model.spaces[task.workload.hash]
     latencies: dict[Key, list[float]] = {}
@@ -220,26 +233,23 @@ def _network_task(
             latencies.setdefault(key_of(indices), []).append(record.result.latency_s)
     known = sorted(latencies, key=lambda key: median(latencies[key]))[:KNOWN]
     default = space.default()
-    view = predictor.task(model.parts.functions[task.workload.hash], space)
-    if view is None:
-        return NetworkTask(
-            network,
-            task,
-            space,
-            model.cache_state,
-            np.empty((0, len(default)), np.int32),
-            key_of(default),
-            tuple(known),
-        )
-    ranking = view.rank()
-    chosen = ranking.indices[0] if ranking.trusted else default
-    return NetworkTask(network, task, space, model.cache_state, ranking.indices[:TOP], key_of(chosen), tuple(known))
+    ranked, chosen = {}, {}
+    for name, predictor in predictors.items():
+        view = predictor.task(model.parts.functions[task.workload.hash], space)
+        if view is None:
+            ranked[name], chosen[name] = np.empty((0, len(default)), np.int32), key_of(default)
+            continue
+        ranking = view.rank()
+        ranked[name] = ranking.indices[:TOP]
+        chosen[name] = key_of(ranking.indices[0] if ranking.trusted else default)
+    return NetworkTask(network, task, space, model.cache_state, ranked, chosen, tuple(known))
 
 
-def _measured(entry: NetworkTask, runner: LocalRunner) -> Shares:
-    """Measure a task's rivals in turns."""
-    ranked = [key_of(row) for row in entry.ranked]
-    rivals = list(dict.fromkeys([entry.chosen, entry.default, *ranked, *entry.known]))
+def _measured(entry: NetworkTask, runner: LocalRunner) -> dict[str, Shares]:
+    """Measure a task's rivals in turns; shares by prior."""
+    ranked = {name: [key_of(row) for row in rows] for name, rows in entry.ranked.items()}
+    judged = list(dict.fromkeys([*entry.chosen.values(), entry.default]))
+    rivals = list(dict.fromkeys([*judged, *(key for keys in ranked.values() for key in keys), *entry.known]))
     latencies: dict[Key, list[float]] = {key: [] for key in rivals}
 
     def measure(keys: Sequence[Key]) -> None:
@@ -250,32 +260,35 @@ def _measured(entry: NetworkTask, runner: LocalRunner) -> Shares:
     measure(rivals)
     first = {key: values[0] for key, values in latencies.items() if values}
     front = [key for key, value in first.items() if value <= _NEAR * min(first.values())]
-    stay = list(dict.fromkeys([*front, entry.chosen, entry.default]))
+    stay = list(dict.fromkeys([*front, *judged]))
     for number in range(1, PASSES):
         measure(stay[number % len(stay) :] + stay[: number % len(stay)])
-    if not latencies[entry.chosen] or not latencies[entry.default]:
-        raise InputError(f"{entry.network}: the choice or the default of {entry.task.name} could not be measured")
+    if not all(latencies[key] for key in judged):
+        raise InputError(f"{entry.network}: a choice or the default of {entry.task.name} could not be measured")
     speeds = {key: 1 / median(values) for key, values in latencies.items() if values}
     best = max(speeds.values())
     shares = {key: speed / best for key, speed in speeds.items()}
-    return Shares(
-        first=shares[entry.chosen],
-        best_of_8=max((shares[key] for key in ranked if key in shares), default=shares[entry.default]),
-        default=shares[entry.default],
-        configurations=len(rivals),
-    )
+    return {
+        name: Shares(
+            first=shares[entry.chosen[name]],
+            best_of_8=max((shares[key] for key in keys if key in shares), default=shares[entry.default]),
+            default=shares[entry.default],
+            configurations=len(rivals),
+        )
+        for name, keys in ranked.items()
+    }
 
 
-def metrics(shares: Sequence[Shares], suffix: str = "") -> dict[str, float]:
+def metrics(shares: Sequence[Shares], suffix: str = "", name: str = "zero_shot") -> dict[str, float]:
     """Geometric means over the tasks, with the 95 % intervals of what the prior chose; none without tasks."""
     if not shares:
         return {}
     defaults = [s.default for s in shares if s.default is not None]
     return (
-        _mean("zero_shot_top1", suffix, [s.first for s in shares])
-        | _mean("zero_shot_top8", suffix, [s.best_of_8 for s in shares])
+        _mean(f"{name}_top1", suffix, [s.first for s in shares])
+        | _mean(f"{name}_top8", suffix, [s.best_of_8 for s in shares])
         | ({f"default_top1{suffix}": float(np.exp(np.mean(np.log(defaults))))} if defaults else {})
-        | {f"zero_shot_tasks{suffix}": float(len(shares))}
+        | {f"{name}_tasks{suffix}": float(len(shares))}
     )
 
 
@@ -290,13 +303,14 @@ def recorded_row(group: Group, shares: Shares) -> dict[str, Any]:
     return _row("recorded", networks[0], group.workload, group.template, group.cache_state, shares)
 
 
-def live_row(entry: NetworkTask, shares: Shares) -> dict[str, Any]:
-    """Row of a task measured now."""
+def live_row(entry: NetworkTask, name: str, shares: Shares) -> dict[str, Any]:
+    """Row of a task measured now, for one of the priors."""
     row = _row("live", entry.network, entry.task.workload.hash, entry.space.template, entry.cache_state, shares)
     return row | {
+        "prior": name,
         "task": entry.task.name,
-        "known_to_prior": len(entry.ranked) > 0,
-        "default_chosen": entry.chosen == entry.default,
+        "known_to_prior": len(entry.ranked[name]) > 0,
+        "default_chosen": entry.chosen[name] == entry.default,
         "from_databases": len(entry.known),
     }
 
@@ -316,9 +330,8 @@ def _row(kind: str, network: str, workload: str, template: str, cache_state: str
     }
 
 
-def _predictor(prior: Prior, group: Group, tasks: Dataset) -> TaskPredictor | None:
-    if prior.mismatch(tasks.hardware, group.threads):
+def _predictor(prior: Prior, group: Group) -> TaskPredictor | None:
+    if prior.mismatch(group.hardware, group.threads):
         return None
-    target = tvm_compat.target_of(tasks.hardware)
-    space = group.space(target)
-    return Predictor(prior, target, group.threads, group.cache_state).task(group.func, space)
+    target = tvm_compat.target_of(group.hardware)
+    return Predictor(prior, target, group.threads, group.cache_state).task(group.func, group.space())

@@ -299,12 +299,12 @@ def predictor_of(workload: Workload, space: Template, target: Target, threads: i
     if prior is None:
         return None
     func = tvm_compat.load().ir.load_json(workload.text)
-    return Predictor(prior, target, threads, corpora.CACHE_STATE).task(func, space)
+    return Predictor(prior, target, threads, corpora.CACHE_STATE, measuring=True).task(func, space)
 
 
 @functools.lru_cache(maxsize=2)
 def _prior(hardware: Hardware, threads: int) -> Prior | None:
-    return library.choose(hardware, threads)[0]
+    return library.choose(hardware, threads, measuring=True)[0]
 
 
 def _without_overhead(run: Run) -> Run:

@@ -18,7 +18,6 @@ from calumma import compilation, tvm_compat
 from calumma.artifact import InferenceSession, load
 from calumma.core import archives, durations
 from calumma.core.contraction import FLOAT32
-from calumma.core.errors import InputError
 from calumma.core.outputs import FileKind, check_output
 from calumma.core.rng import check_seed
 from calumma.core.values import Budget
@@ -28,6 +27,7 @@ from calumma.results import CompileResult, LearnResult, TaskListing, TaskRow, Tu
 
 if TYPE_CHECKING:
     from calumma.core.protocols import Store
+    from calumma.prior.campaign import AdaptResult
     from calumma.prior.collection import CollectProgress, CollectResult
     from calumma.search import StrategyChoice
     from calumma.tuner.events import Listener
@@ -39,6 +39,7 @@ __all__ = [
     "TaskListing",
     "TaskRow",
     "TuneResult",
+    "adapt",
     "collect",
     "compile",
     "learn",
@@ -51,9 +52,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 DEFAULT_BUDGET = Budget(seconds=60.0)
 DEFAULT_STRATEGY = "evolutionary"
 DEFAULT_COLLECTION = Budget(seconds=600.0)
-CACHE_STATE = "cold"
-"""In which workloads are measured that belong to no model: weights have usually left the caches when a kernel's turn
-comes again."""
 
 
 def compile(
@@ -178,7 +176,7 @@ def tune(
     watch = compilation.loading(on_phase)
     count = options.set_threads()  # before TVM is imported
     from calumma.measure import LocalRunner
-    from calumma.prior import zero_shot
+    from calumma.prior import adaptation, zero_shot
     from calumma.search import check_strategy
     from calumma.tuner import known
     from calumma.tuner.contest import Contest
@@ -191,9 +189,10 @@ def tune(
         runner.cache_state = prepared.cache_state
         contest = Contest(prepared)
         with prepared.phase("prior"):
-            predictor, note = zero_shot.predictor_for(prepared, prior)
+            predictor, note = zero_shot.predictor_for(prepared, prior, measuring=True)
             views = {} if predictor is None else zero_shot.views(prepared, predictor)
             first = zero_shot.first_candidates(views)
+            moving = adaptation.begin(predictor)
             prior_name = None if predictor is None else predictor.prior.name
         session = TuningSession(
             [(task, prepared.spaces[task.workload.hash]) for task in prepared.tasks],
@@ -218,9 +217,10 @@ def tune(
             progress=on_event,
             contest=contest,
             first=first,
-            known=views,
+            known=zero_shot.guides(views, moving),
         )
         result = session.run()
+    note = adaptation.finish(moving, note)
     configs = {task.workload: task.config for task in result.tasks}
     latencies_s = {task.workload: task.latency_s for task in result.tasks if task.latency_s is not None}
     compiled = contest.compiled(configs, latencies_s, decided=result.contest is not None)
@@ -267,11 +267,12 @@ def collect(
     database: str | PathLike[str] | Store | None = None,
     seed: int = 0,
     threads: int | None = None,
+    mcpu: str | None = None,
     families: Sequence[str] = (),
     exclude: Sequence[str] = (),
     exclude_models: Sequence[str | PathLike[str]] = (),
     configs: int | None = None,
-    cache_state: str = CACHE_STATE,
+    cache_state: str = "cold",
     on_progress: Callable[[CollectProgress], None] = lambda progress: None,
 ) -> CollectResult:
     """Measure configurations of many workloads, for prior knowledge to be learnt from.
@@ -286,6 +287,7 @@ def collect(
         database: where records go: a path, a URL, or an open store; the user's own by default.
         seed: decides which workloads and which of their configurations.
         threads: threads the kernels run on; all physical cores by default.
+        mcpu: LLVM's name of the CPU to generate code for, one whose code runs here; the host by default.
         families: kinds of layers to draw (`calumma.prior.sampling.SHARES`); all of them by default.
         exclude: networks (`calumma.prior.networks`) whose layers are held out.
         exclude_models: ONNX files whose workloads are held out.
@@ -296,59 +298,49 @@ def collect(
     Raises:
         InputError: a setting, a model or the database cannot be used; says what to do.
     """
-    limits = durations.budget(budget)
-    count = tvm_compat.set_threads(threads)
-    target = tvm_compat.target_for()
-    from calumma.measure import LocalRunner
-    from calumma.prior import collection as collecting
-    from calumma.prior import workloads
-    from calumma.prior.sampling import SHARES
-
     check_seed(seed)
-    settings = collecting.CollectSettings() if configs is None else collecting.CollectSettings(configs=configs)
-    if models and (families or exclude):
-        raise InputError("families and excluded networks belong to drawn workloads: leave them out, or the models")
-    held_out = [w.task.workload.hash for w in workloads.model_workloads(exclude_models, target)]
-    if models:
-        stream = workloads.model_workloads(models, target, exclude_hashes=held_out)
-    else:
-        drawn = tuple(families) or tuple(SHARES)
-        stream = workloads.drawn_workloads(target, seed=seed, families=drawn, exclude=exclude, exclude_hashes=held_out)
-    with (
-        _store(database) as store,
-        closing(
-            LocalRunner(
-                target,
-                count,
-                cache_state=cache_state,
-                run_timeout_s=collecting.RUN_TIMEOUT_S,
-            )
-        ) as runner,
-    ):
-        collection = collecting.Collection(
-            stream,
-            runner,
-            store,
-            limits,
-            target=target,
-            toolchain=tvm_compat.toolchain(),
-            settings=settings,
-            seed=seed,
-            options={
-                "models": [Path(model).name for model in models],
-                "families": list(families),
-                "exclude": list(exclude),
-                "exclude_models": [Path(model).name for model in exclude_models],
-                "configs": settings.configs,
-                "budget_s": limits.seconds,
-                "trials": limits.trials,
-                "threads": count,
-                "cache_state": cache_state,
-                "mcpu": target.mcpu,
-            },
-            progress=on_progress,
-        )
-        return collection.run()
+    limits = durations.budget(budget)
+    options = CompileOptions(threads=threads, mcpu=mcpu)
+    options.set_threads()  # before TVM is imported
+    from calumma.prior import campaign
+    from calumma.prior.collection import CollectSettings
+
+    settings = CollectSettings() if configs is None else CollectSettings(configs=configs)
+    wanted = campaign.Wanted(tuple(models), tuple(families), tuple(exclude), tuple(exclude_models))
+    with _store(database) as store:
+        return campaign.collect(wanted, options, store, limits, settings, seed, cache_state, on_progress)
+
+
+def adapt(
+    models: Sequence[str | PathLike[str]] = (),
+    *,
+    budget: Budget | float | str = DEFAULT_BUDGET,
+    database: str | PathLike[str] | Store | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    mcpu: str | None = None,
+    prior: str = "auto",
+    on_progress: Callable[[CollectProgress], None] = lambda progress: None,
+) -> AdaptResult:
+    """Move a prior to this CPU by a minute of measurements; `compile` and `tune` use it from then on.
+
+    Args:
+        models: ONNX files whose workloads are measured; without any, workloads are drawn as for `collect`.
+        database: where records go; what it knows of this CPU already counts as well.
+        prior: name or file of what is moved; "auto" for the newest.
+        budget, seed, threads, mcpu, on_progress: as for `collect`.
+
+    Raises:
+        InputError: as for `collect`; or the prior was trained on this CPU, or too little could be measured.
+    """
+    check_seed(seed)
+    limits = durations.budget(budget)
+    options = CompileOptions(threads=threads, mcpu=mcpu)
+    options.set_threads()  # before TVM is imported
+    from calumma.prior import campaign
+
+    with _store(database) as store:
+        return campaign.adapt(campaign.Wanted(tuple(models)), options, store, limits, seed, prior, on_progress)
 
 
 def learn(
@@ -361,14 +353,13 @@ def learn(
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> LearnResult:
-    """Train a prior on this machine's records; `compile` and `tune` use the newest one that fits.
+    """Train a prior on records of this and other CPUs; `compile` and `tune` use the newest one that fits.
 
     Args:
         databases: records: paths, URLs or open stores; the user's own by default.
         name: what the prior is called, or the .safetensors file to write; it goes to the user's data directory unless
             a file is named. A name made of date and time by default.
-        data: a data set to learn from as well: a file, "shipped" for the one that calumma has for this machine, if
-            any, or "none".
+        data: a data set to learn from as well: a file, "shipped" for what calumma has, or "none".
         save_data: file to write all that was learnt from to.
         exclude: JSON file of workloads to leave out: lists of their hashes, by name of the network.
         seed: of the training: the same data and seed give the same weights on the same machine.
@@ -387,7 +378,6 @@ def learn(
         check_output(path, FileKind("a prior", weights.is_prior))
     if save_data is not None:
         check_output(Path(save_data), FileKind("a data set of calumma", archives.is_archive))
-    hardware, toolchain = tvm_compat.target_for().hardware, tvm_compat.toolchain()
     left_out = learning.excluded(Path(exclude)) if exclude is not None else frozenset()
 
     def stores() -> Iterator[tuple[str, Store]]:
@@ -395,7 +385,7 @@ def learn(
             with _store(database, create=False) as store:
                 yield str(database or "your own database"), store
 
-    learnt = learning.gather(stores(), data, hardware, toolchain, exclude=left_out, say=say)
+    learnt = learning.gather(stores(), data, tvm_compat.toolchain(), exclude=left_out, say=say)
     prior = learning.learn(learnt, library.name_of(path), seed=seed, say=say)
     path.parent.mkdir(parents=True, exist_ok=True)
     if save_data is not None:

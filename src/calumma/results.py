@@ -118,7 +118,7 @@ class CompileResult(_Built):
     predicted: int = 0
     """Tasks whose schedule comes from the prior instead of the defaults."""
     note: str = ""
-    """Why no prior was asked, one line; empty if one was, or none was wanted."""
+    """Why no prior was asked, or why one that never saw this CPU was; one line, empty if there is nothing to say."""
     reused: bool = False
     """Whether `path` is the artifact of an earlier call for the same model, options and records."""
 
@@ -151,7 +151,7 @@ class TuneResult(_Built):
     prior: str | None = None
     """Name of the prior whose best predictions were tried first; None if there was none."""
     note: str = ""
-    """Why there was none, one line; empty if there was one, or none was wanted."""
+    """Why there was none, or what became of one that never saw this CPU; one line, empty if there is nothing to say."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from tests.integration import command_line
 from tests.integration.command_line import assert_refused
 from tests.onnx_models import Model
 
-from calumma.prior import weights  # isort: skip  (after prior_data, which sets the threads)
+from calumma.prior import dataset, weights  # isort: skip  (after prior_data, which sets the threads)
+from calumma.prior.weights import Prior  # isort: skip
 from calumma.tuner import REMEASURED  # isort: skip
 
 pytestmark = pytest.mark.xdist_group("learnt prior")
@@ -43,6 +44,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def on_another_cpu(prior: Prior, **facts: str) -> Prior:
+    """The prior as if it had been trained on another CPU."""
+    (cpu,) = prior.trained_on
+    return replace(prior, trained_on=(replace(cpu, hardware=replace(cpu.hardware, **facts)),))
+
+
 def result(path: Path) -> dict:
     return json.loads(path.read_text().splitlines()[-1])
 
@@ -53,7 +60,7 @@ def test_learn_says_what_it_learnt(home: Path) -> None:
     assert Path(learnt["path"]) == home / "calumma" / "priors" / "small.safetensors"
     assert learnt["workloads"] == prior_data.WORKLOADS
     assert learnt["metrics"]["matmul"]["judged"] == prior_data.WORKLOADS
-    assert weights.load(Path(learnt["path"])).data["digest"] == prior_data.small_dataset().digest
+    assert weights.load(Path(learnt["path"])).data["digest"] == dataset.load(home / "data.npz").digest
 
 
 def test_compile_uses_the_newest_prior(home: Path, tmp_path: Path) -> None:
@@ -101,7 +108,7 @@ def test_list_show_and_verify(home: Path, tmp_path: Path) -> None:
     assert first["fits"] == f"with {THREADS} threads"
     shown = command_line.calumma("prior", "show", "small", **here)
     assert shown.returncode == 0
-    assert prior_data.small_dataset().digest in shown.stdout
+    assert dataset.load(home / "data.npz").digest in shown.stdout
     verified = command_line.calumma("prior", "verify", "small", **here)
     assert verified.returncode == 0
     assert "is sound" in verified.stdout
@@ -113,7 +120,7 @@ def test_damaged_and_foreign_priors_are_refused(home: Path, tmp_path: Path) -> N
     damaged.write_bytes(whole.read_bytes()[:-8])
     prior = weights.load(whole)
     foreign = tmp_path / "foreign.safetensors"
-    weights.save(replace(prior, hardware=replace(prior.hardware, cpu_model="another")), foreign)
+    weights.save(on_another_cpu(prior, cpu_model="another"), foreign)
     stale = tmp_path / "stale.safetensors"
     family = prior.families["matmul"]
     weights.save(replace(prior, families={"matmul": replace(family, version=99)}), stale)
@@ -144,7 +151,7 @@ def test_a_machine_without_a_prior_is_told_so(home: Path, tmp_path: Path) -> Non
     prior = weights.load(home / "calumma" / "priors" / "small.safetensors")
     folder = tmp_path / "calumma" / "priors"
     folder.mkdir(parents=True)
-    foreign = replace(prior, hardware=replace(prior.hardware, cpu_model="Other CPU", mcpu="other"))
+    foreign = on_another_cpu(prior, cpu_model="Other CPU", mcpu="other")
     weights.save(foreign, folder / "foreign.safetensors")
     arguments = ("compile", home / "model.onnx", "--threads", THREADS, "-o", tmp_path / "m.so", "--db", tmp_path / "db")
     done = command_line.calumma(*arguments, "--mcpu", "x86-64-v2", XDG_DATA_HOME=str(tmp_path))
@@ -152,6 +159,32 @@ def test_a_machine_without_a_prior_is_told_so(home: Path, tmp_path: Path) -> Non
     (note,) = (line for line in done.stderr.splitlines() if "prior" in line)
     assert "prior foreign: it was trained on Other CPU (other, " in note and "this is x86-64-v2 (x86-64-v2, " in note
     assert "calumma tune" in note and "calumma learn" in note
+
+
+def test_a_minute_moves_a_prior_to_this_cpu(home: Path, tmp_path: Path) -> None:
+    foreign = on_another_cpu(weights.load(home / "calumma" / "priors" / "small.safetensors"), cpu_model="Other CPU")
+    weights.save(foreign, tmp_path / "foreign.safetensors")
+    here = {"XDG_DATA_HOME": str(tmp_path)}
+    moving = ("prior", "adapt", home / "model.onnx", "--budget", "60s", "--threads", THREADS, "--db", tmp_path / "db")
+    done = command_line.calumma(*moving, "--prior", tmp_path / "foreign.safetensors", "--json", tmp_path / "a", **here)
+    assert done.returncode == 0, done.stderr
+    moved = result(tmp_path / "a")
+    assert moved["base"] == "small" and moved["rows"] > 1 and moved["trusted"] == []
+    assert "only guides calumma tune" in done.stdout
+    found = weights.load(Path(moved["path"]))
+    assert found.trained_on == foreign.trained_on and found.moved_rows == moved["rows"]
+
+    listed = command_line.calumma("prior", "list", "--json", tmp_path / "list", **here)
+    assert listed.returncode == 0, listed.stderr
+    first = result(tmp_path / "list")["priors"][0]
+    assert (first["name"], first["origin"], first["fits"]) == (moved["name"], "moved", f"with {THREADS} threads")
+    compiling = ("compile", home / "model.onnx", "--threads", THREADS, "-o", tmp_path / "m.so", "--db", tmp_path / "no")
+    done = command_line.calumma(*compiling, "--json", tmp_path / "c", **here)
+    assert done.returncode == 0, done.stderr
+    assert (result(tmp_path / "c")["prior"], result(tmp_path / "c")["note"]) == (moved["name"], "")
+    assert_refused(command_line.calumma(*moving, "--prior", moved["path"], **here), "has been moved before")
+    known = home / "calumma" / "priors" / "small.safetensors"
+    assert_refused(command_line.calumma(*moving, "--prior", known, **here), "was trained on this CPU", "calumma learn")
 
 
 def test_learn_refuses_what_it_cannot_use(home: Path, tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ def test_the_command_passes_every_option_and_prints_the_table(
     model.write_bytes(b"never read here")
     options = (
         "--budget 2m --trials 9 --seed 3 --threads 1 --configs 8 --families conv,pool --exclude resnet50 "
-        "--cache-state warm"
+        "--cache-state warm --mcpu x86-64-v3"
     )
     given = [*options.split(), "--exclude-model", str(model), "--db", "r.sqlite", "--json", str(out)]
     assert main(["collect", *given]) == 130
@@ -328,6 +328,7 @@ def test_the_command_passes_every_option_and_prints_the_table(
                 "database": "r.sqlite",
                 "seed": 3,
                 "threads": 1,
+                "mcpu": "x86-64-v3",
                 "families": ("conv", "pool"),
                 "exclude": ("resnet50",),
                 "exclude_models": (model,),

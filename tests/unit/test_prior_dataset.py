@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from calumma import tvm_compat
 from calumma.contractions.matmul import expression as matmul
 from calumma.core.errors import InputError
 from calumma.core.values import MeasureRecord, MeasureResult, Status, Workload
@@ -17,15 +15,7 @@ from calumma.measure.timing import LEAST, given_up
 from tests import prior_data
 from tests.prim_funcs import prim_func, tvm
 
-from calumma.prior import dataset  # isort: skip  (after prior_data, which sets the threads)
-
-
-def made(records: list[MeasureRecord], **options: Any) -> dataset.Dataset:
-    conditions = {
-        "hardware": tvm_compat.target_for().hardware,
-        "toolchain": tvm_compat.toolchain(),
-    }
-    return dataset.from_records(records, **{**conditions, **options})
+from calumma.prior import dataset, machines  # isort: skip  (after prior_data, which sets the threads)
 
 
 def test_a_group_per_workload_with_medians_and_failures() -> None:
@@ -33,7 +23,7 @@ def test_a_group_per_workload_with_medians_and_failures() -> None:
     assert data.workloads == {workload.task.workload.hash for workload in prior_data.workloads()}
     group = next(g for g in data.groups if g.workload == prior_data.records()[0].candidate.workload.hash)
     expected = {r.candidate.key: r.result.latency_s for r in prior_data.records()}
-    space = group.space(tvm_compat.target_of(data.hardware))
+    space = group.space()
     for row, latency, status in zip(group.encoded(space), group.latency_s, group.status, strict=True):
         record = next(
             r
@@ -50,16 +40,16 @@ def test_records_that_do_not_compare_stay_out() -> None:
     narrow = Workload("narrow", str(tvm.ir.save_json(product)))
     strange = [
         replace(first, candidate=replace(first.candidate, workload=narrow)),
-        replace(first, hardware=replace(first.hardware, cpu_model="another")),
+        replace(first, hardware=replace(first.hardware, vector_bits=64)),
         replace(first, cache_state="hot"),
         replace(first, toolchain="tvm 9"),
         replace(first, candidate=replace(first.candidate, template_version=99)),
         replace(first, candidate=replace(first.candidate, config={**first.candidate.config, "m_tile": 12345})),
     ]
-    data = made([*prior_data.records(), *strange])
+    data = prior_data.made([*prior_data.records(), *strange])
     assert data.digest == prior_data.small_dataset().digest
     assert data.left_out == {
-        "other hardware": 1,
+        "unknown CPU": 1,
         "other cache state or toolchain": 2,
         "other template or version": 1,
         "no such configuration today": 1,
@@ -70,17 +60,17 @@ def test_records_that_do_not_compare_stay_out() -> None:
 def test_what_ever_computed_something_wrong_has_no_latency() -> None:
     fast = min(prior_data.records(), key=lambda record: record.result.latency_s)
     wrong = replace(fast, result=MeasureResult(Status.WRONG_OUTPUT, reason="off by 1"))
-    data = made([*prior_data.records(), wrong])
+    data = prior_data.made([*prior_data.records(), wrong])
     group = next(g for g in data.groups if g.workload == fast.candidate.workload.hash)
     place = group.status.index(Status.WRONG_OUTPUT)
-    space = group.space(tvm_compat.target_of(data.hardware))
+    space = group.space()
     assert space.decode(group.encoded(space)[place]) == fast.candidate.config
     assert group.latency_s[place] == np.inf
 
 
 def test_held_out_workloads_never_come_in() -> None:
     held_out = {workload.task.workload.hash for workload in prior_data.workloads()[:3]}
-    data = made(list(prior_data.records()), exclude=held_out)
+    data = prior_data.made(list(prior_data.records()), exclude=held_out)
     assert not data.workloads & held_out
     assert len(data.groups) == prior_data.WORKLOADS - 3
     assert data.left_out["held out"] > 0
@@ -96,7 +86,7 @@ def test_the_file_holds_everything(tmp_path: Path) -> None:
     again = dataset.load(path)
     assert again.digest == data.digest
     for old, new in zip(data.groups, again.groups, strict=True):
-        space = new.space(tvm_compat.target_of(again.hardware))
+        space = new.space()
         assert np.array_equal(new.encoded(space), old.encoded(space))
         np.testing.assert_allclose(new.latency_s, old.latency_s, atol=1e-9)
         assert (new.status, new.threads, new.network) == (old.status, old.threads, old.network)
@@ -120,7 +110,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, cut: float) -> None:
 def test_knobs_that_were_added_since_are_neutral() -> None:
     data = prior_data.small_dataset()
     group = data.groups[0]
-    space = group.space(tvm_compat.target_of(data.hardware))
+    space = group.space()
     names = list(group.values)
     kept = [i for i, name in enumerate(names) if name != "prefetch"]
     older = replace(group, values={names[i]: group.values[names[i]] for i in kept}, indices=group.indices[:, kept])
@@ -135,7 +125,7 @@ def test_knobs_that_were_added_since_are_neutral() -> None:
 
 def test_cache_states_are_groups_of_their_own() -> None:
     warm = [replace(record, cache_state="warm") for record in prior_data.records()]
-    data = made([*prior_data.records(), *warm])
+    data = prior_data.made([*prior_data.records(), *warm])
     assert len(data.groups) == 2 * prior_data.WORKLOADS
     assert {group.cache_state for group in data.groups} == {"cold", "warm"}
     assert data.rows == 2 * prior_data.small_dataset().rows
@@ -156,7 +146,7 @@ def test_what_was_given_up_too_early_does_not_count_beside_what_was_finished() -
     finished = repeated(best, LEAST, 1.0)
     doubled = repeated(best, 3, 2.0)  # both threads on one core: it was taken for a lost candidate
     alone = [repeated(second, 3, 2.0), repeated(second, 3, 3.0)]
-    data = made([doubled, finished, doubled, *alone])
+    data = prior_data.made([doubled, finished, doubled, *alone])
     (group,) = data.groups
     assert sorted(group.latency_s) == [best.result.latency_s, 2.5 * second.result.latency_s]
     assert data.left_out == {"given up too early": 2}
@@ -168,3 +158,22 @@ def test_a_slow_kernel_was_not_given_up() -> None:
     slow = [repeated(r, 3, 0.05 / r.result.latency_s) for r in (first, second)]
     few = [repeated(r, 5, 0.04 / r.result.latency_s) for r in (first, second)]
     assert [given_up(r.result.latencies_s) for r in (*slow, *few, repeated(first, 3, 1.0))] == [False] * 4 + [True]
+
+
+def test_cpus_are_kept_apart_in_one_data_set(tmp_path: Path) -> None:
+    here = prior_data.small_dataset()
+    both = prior_data.of_both_cpus()
+    path = tmp_path / "both.npz"
+    dataset.save(both, path)
+    again = dataset.load(path)
+    assert (
+        again.digest == both.digest == here.merged(prior_data.made(list(prior_data.records(prior_data.OTHER)))).digest
+    )
+    assert len(again.groups) == 2 * prior_data.WORKLOADS and again.machines == both.machines
+    other = prior_data.other_cpu().hardware
+    assert again.of_cpu(other.fingerprint, inside=False).digest == here.digest
+    (machine,) = again.of_cpu(other.fingerprint).machines
+    assert machine.hardware == other
+    limits = machines.machine_of(other, (prior_data.THREADS,)).limits[prior_data.THREADS]
+    assert limits.estimated and "from another machine" in limits.note
+    assert {group.space().features(group.space().default()[None]).shape[0] for group in again.groups[:3]} == {1}

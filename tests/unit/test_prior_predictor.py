@@ -18,9 +18,9 @@ from calumma.core.errors import InputError
 from tests import prior_data
 
 from calumma.operators import design_space  # isort: skip  (after prior_data)
-from calumma.prior import dataset, learning, library, ranking, training, weights  # isort: skip
+from calumma.prior import judging, learning, library, ranking, training, weights  # isort: skip
 from calumma.prior.predictor import Predictor, TaskPredictor  # isort: skip
-from calumma.prior.weights import Prior  # isort: skip
+from calumma.prior.weights import Prior, Trust  # isort: skip
 
 
 @functools.cache
@@ -78,7 +78,7 @@ def test_an_unseen_task_is_ranked(task: TaskPredictor) -> None:
     cost = prior_data.cost_of(space, found.indices)
     rows = space.sample(np.random.default_rng(0), 300)
     everywhere = prior_data.cost_of(space, rows)
-    assert learning.correlation(task.predict(rows).gain, -everywhere) > 0.6
+    assert judging.correlation(task.predict(rows).gain, -everywhere) > 0.6
     assert everywhere.min() / cost[:8].min() > 0.8
 
 
@@ -102,7 +102,7 @@ def test_the_file_gives_the_same_predictions(tmp_path: Path, task: TaskPredictor
     weights.save(trained(), path)
     again = weights.load(path)
     assert (again.digest, again.data, again.metrics) == (trained().digest, trained().data, trained().metrics)
-    twin = TaskPredictor(again.families["matmul"], task.view, 0)
+    twin = TaskPredictor(again.families["matmul"], task.view, task.trust, 0)
     rows = task.view.space.sample(np.random.default_rng(0), 10)
     assert np.array_equal(twin.predict(rows).latency_s, task.predict(rows).latency_s)
 
@@ -153,14 +153,13 @@ def family_entry() -> dict[str, object]:
         "columns": list(family.columns),
         "spread": family.spread,
         "level_error": family.level_error,
-        "caution": family.caution,
-        "least_gain": family.least_gain,
+        "trusts": {"unseen": {"caution": 1.0, "least_gain": 0.1}},
     }
 
 
 def test_another_machine_or_thread_count_is_refused() -> None:
-    here = tvm_compat.target_of(trained().hardware)
-    with pytest.raises(InputError, match="trained on"):
+    here = tvm_compat.target_of(trained().trained_on[0].hardware)
+    with pytest.raises(InputError, match=r"trained on .* need not hold for another"):
         Predictor(trained(), replace(here, cpu_model="another"), prior_data.THREADS)
     with pytest.raises(InputError, match="2 threads, not with 7"):
         Predictor(trained(), here, 7)
@@ -179,7 +178,7 @@ def test_an_unknown_template_version_is_left_alone(task: TaskPredictor) -> None:
 def test_without_trust_the_default_stays(task: TaskPredictor) -> None:
     order = task.family.order
     flat = replace(order, leaves=np.zeros_like(order.leaves))
-    assert not TaskPredictor(replace(task.family, order=flat), task.view, 0).rank().trusted
+    assert not TaskPredictor(replace(task.family, order=flat), task.view, Trust(1.0, 0.02), 0).rank().trusted
 
 
 def test_trees_as_arrays_predict_what_xgboost_does() -> None:
@@ -202,10 +201,10 @@ def test_too_little_data_is_said(tmp_path: Path) -> None:
 
 def test_folds_keep_networks_whole() -> None:
     networks = ["a", "b", "a", "c", "d", "b"]
-    found = learning.folds(networks, 3)
+    found = judging.folds(networks, 3)
     assert found[0] == found[2] and found[1] == found[5]
-    assert learning.folds(["b", "a"], 3) != learning.folds(["b", "a", "c"], 1)
-    assert set(learning.folds(["a"] * 4, 3)) == {0}
+    assert judging.folds(["b", "a"], 3) != judging.folds(["b", "a", "c"], 1)
+    assert set(judging.folds(["a"] * 4, 3)) == {0}
 
 
 def test_the_newest_prior_that_fits_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,12 +214,13 @@ def test_the_newest_prior_that_fits_is_chosen(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(library, "user_folder", lambda: own)
     monkeypatch.setattr(library, "SHIPPED", shipped)
     here = tvm_compat.target_for().hardware
+    (cpu,), another = trained().trained_on, replace(here, cpu_model="another")
     assert library.choose(here, 2)[0] is None
     weights.save(replace(trained(), name="shipped"), shipped / "shipped.safetensors")
     weights.save(replace(trained(), name="old"), own / "old.safetensors")
     weights.save(replace(trained(), name="new"), own / "new.safetensors")
     weights.save(
-        replace(trained(), name="other", hardware=replace(here, cpu_model="another")), own / "other.safetensors"
+        replace(trained(), name="other", trained_on=(replace(cpu, hardware=another),)), own / "other.safetensors"
     )
     for age, name in enumerate(("other", "new", "old")):
         stamp = 1_000_000_000 - age
@@ -241,8 +241,7 @@ def test_names_that_no_prior_can_have(name: str) -> None:
         library.destination(name)
 
 
-def test_data_of_another_machine_does_not_mix() -> None:
+def test_data_of_another_toolchain_does_not_mix() -> None:
     data = prior_data.small_dataset()
     with pytest.raises(InputError, match="do not go together"):
-        data.merged(replace(data, hardware=replace(data.hardware, cpu_model="another")))
-    assert isinstance(data, dataset.Dataset)
+        data.merged(replace(data, toolchain="tvm 9"))

@@ -23,7 +23,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("*.md")),
 ]
-METHOD_PAGES = [ROOT / "docs" / name for name in ("chameleon.md", "prior.md")]
+METHOD_PAGES = [ROOT / "docs" / name for name in ("chameleon.md", "prior.md", "prior-cpus.md")]
 MOST_WORDS_OF_A_SENTENCE = 40
 MOST_WORDS_OF_A_METHOD = 1500
 _ABBREVIATIONS = frozenset(

@@ -211,7 +211,7 @@ def test_with_a_prior_a_search_is_guided_as_in_tune(monkeypatch):
 
 def test_the_shipped_prior_has_seen_none_of_the_recordings():
     recordings = [recording.load(name, corpora.FOLDER) for name in corpora.names()]
-    data = library.data_for("shipped", recordings[0].hardware, recordings[0].toolchain)
+    data = library.data_for("shipped", recordings[0].toolchain)
     seen = {group.workload for group in data.groups}
     assert seen
     assert not seen & {each.workload.hash for each in recordings}

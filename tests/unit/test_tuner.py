@@ -12,6 +12,7 @@ import pytest
 from calumma.core.errors import InputError
 from calumma.core.values import Budget, Candidate, MeasureResult, Status, config_text
 from calumma.database import MemoryStore
+from calumma.prior.few_shot import FewShotForest, KnownSpace
 from calumma.prior.forest import Forest
 from calumma.testing import ToySpace
 from calumma.tuner import (
@@ -424,7 +425,8 @@ class Seen:
 def test_what_a_prior_knows_guides_the_tasks_that_it_knows(strategy):
     world = World([task("a"), task("b", width=56)], [Landscape(1e-4), Landscape(2e-4)])
     seen = Seen(world.tasks[0][1])
-    result = world.session(Budget(trials=40), strategy=strategy, known={"hash of a": seen}).run()
+    guide = KnownSpace(seen.space, seen), FewShotForest(seen.family.order)
+    result = world.session(Budget(trials=40), strategy=strategy, known={"hash of a": guide}).run()
     assert seen.asked > 100  # the strategy scores what it explores through the prior's columns
     assert {found.name: found.trials > 4 for found in result.tasks} == {"a": True, "b": True}
     assert all(found.latency_s < found.default_latency_s for found in result.tasks if found.tuned)

@@ -58,6 +58,9 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     "--threads", type=click.IntRange(min=1), metavar="N", help="Threads the kernels run on. [all physical cores]"
 )
 @click.option(
+    "--mcpu", metavar="CPU", help="CPU to generate code for, by LLVM's name; its code has to run here. [this machine's]"
+)
+@click.option(
     "--cache-state",
     type=click.Choice(["cold", "warm"]),
     default="cold",
@@ -78,6 +81,7 @@ def collect(
     exclude_models: tuple[Path, ...],
     seed: int,
     threads: int | None,
+    mcpu: str | None,
     cache_state: str,
     database: str | None,
 ) -> int | None:
@@ -93,13 +97,14 @@ def collect(
 
     if budget is None and trials is None:
         budget = _DEFAULT_BUDGET_S
-    with _show(out) as show:
+    with show_progress(out) as show:
         result = api.collect(
             models,
             budget=Budget(seconds=budget, trials=trials),
             database=database,
             seed=seed,
             threads=threads,
+            mcpu=mcpu,
             families=families,
             exclude=exclude,
             exclude_models=exclude_models,
@@ -127,7 +132,7 @@ def collect(
 
 
 @contextmanager
-def _show(out: Output) -> Iterator[Callable[[CollectProgress], None]]:
+def show_progress(out: Output) -> Iterator[Callable[[CollectProgress], None]]:
     """What to call with the progress: a live table on a terminal, a line now and then elsewhere; both on stderr."""
     live = can_redraw() and out.json != STDOUT
     last_s = float("-inf")

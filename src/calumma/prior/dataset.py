@@ -1,13 +1,13 @@
 """Training data: what a database says of how fast configurations are, by workload; in memory and as a small file.
 
-A *group* is one workload with one number of threads in one cache state: its configurations compare with one another and
-with nothing else. All groups of a data set are of one hardware and toolchain.
+A *group* is one workload on one CPU with one number of threads in one cache state: its configurations compare with one
+another and with nothing else. A data set may hold groups of several CPUs; all are of one toolchain.
 
 The file is an .npz of integers with a header in JSON (nothing in it can run). Only knob indices and latencies are
 stored: features come from the design space when they are needed, so that the file outlives a change of the features.
 
-    header    JSON text: format, hardware, toolchain, statuses, groups (workload hash, network, template, version,
-              threads, cache state, number of rows, values by knob)
+    header    JSON text: format, machines (CPU and its limits), toolchain, statuses, groups (position of the machine,
+              workload hash, network, template, version, threads, cache state, number of rows, values by knob)
     texts     LZMA over a JSON list: the function of each group
     indices   (sum of rows x knobs,) positions among the values of the knobs, group after group
     latency   (rows,) nanoseconds, median; 0 for a failure
@@ -22,8 +22,8 @@ import json
 import lzma
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,22 +32,22 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
-from calumma import tvm_compat
 from calumma.core import archives
 from calumma.core.errors import InputError
 from calumma.core.keys import Key, indices_of, key_of, keys_of
 from calumma.core.protocols import Indices, Template
 from calumma.core.values import Hardware, KnobValue, MeasureRecord, MeasureResult, Status
-from calumma.database.codec import MalformedError, restore_hardware, restore_workload
+from calumma.database.codec import MalformedError, restore_workload
 from calumma.measure.timing import given_up
 from calumma.operators import design_space
-from calumma.target import Target
+from calumma.prior import machines
+from calumma.prior.machines import Machine
 
 NARROW = re.compile(r"\bb?float(?:4|6|8|16)")
 """Names of floats of fewer bits than float32, of which priors know nothing."""
-FORMAT = 1
-GroupKey = tuple[str, int, str]
-"""Workload hash, threads, cache state."""
+FORMAT = 2
+GroupKey = tuple[str, str, int, str]
+"""Fingerprint of the CPU, workload hash, threads, cache state."""
 CACHE_STATES = ("cold", "warm")
 """Those in which models run: with their weights in memory, or in the last-level cache."""
 _LEAST_ROWS = 2
@@ -58,8 +58,9 @@ _COLUMNS = ("latency", "status")
 
 @dataclass(frozen=True)
 class Group:
-    """What was measured of one workload with one number of threads in one cache state."""
+    """What was measured of one workload on one CPU with one number of threads in one cache state."""
 
+    hardware: Hardware
     workload: str
     """Its hash."""
     text: str
@@ -81,16 +82,16 @@ class Group:
     @property
     def key(self) -> GroupKey:
         """What tells it from other groups."""
-        return self.workload, self.threads, self.cache_state
+        return self.hardware.fingerprint, self.workload, self.threads, self.cache_state
 
     @functools.cached_property
     def func(self) -> Any:
         """The unscheduled function, a `tirx.PrimFunc`."""
         return tvm.ir.load_json(self.text)
 
-    def space(self, target: Target) -> Template:
-        """Today's design space of the workload."""
-        return design_space(self.func, target, self.threads)
+    def space(self) -> Template:
+        """Today's design space of the workload on its CPU."""
+        return design_space(self.func, machines.target_of(self.hardware), self.threads)
 
     def encoded(self, space: Template) -> Indices:
         """The configurations (M, D) in a design space, which may have gained knobs and values since.
@@ -120,9 +121,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Groups of one hardware and toolchain."""
+    """Groups of one toolchain."""
 
-    hardware: Hardware
+    machines: tuple[Machine, ...]
+    """The CPUs of the groups."""
     toolchain: str
     groups: tuple[Group, ...]
     left_out: Mapping[str, int]
@@ -139,7 +141,7 @@ class Dataset:
     @functools.cached_property
     def digest(self) -> str:
         """16 hex digits over all that training uses."""
-        digest = hashlib.sha256(json.dumps([asdict(self.hardware), self.toolchain]).encode())
+        digest = hashlib.sha256(json.dumps([self.toolchain, *map(machines.plain, self.machines)]).encode())
         for group in self.groups:
             facts = [*group.key, group.text, group.template, group.version]
             digest.update(json.dumps([*facts, [[name, list(v)] for name, v in group.values.items()]]).encode())
@@ -149,53 +151,68 @@ class Dataset:
 
     def without(self, workloads: Collection[str]) -> Dataset:
         """The same without some workloads, whatever their threads."""
-        kept = tuple(group for group in self.groups if group.workload not in workloads)
+        return self._kept(lambda group: group.workload not in workloads, "held out")
+
+    def of_cpu(self, fingerprint: str, inside: bool = True) -> Dataset:
+        """What there is of one CPU, or all but that."""
+        return self._kept(lambda group: (group.hardware.fingerprint == fingerprint) == inside, "other CPU")
+
+    def _kept(self, wanted: Callable[[Group], bool], reason: str) -> Dataset:
+        kept = tuple(group for group in self.groups if wanted(group))
         dropped = self.rows - sum(len(group.latency_s) for group in kept)
-        return Dataset(self.hardware, self.toolchain, kept, {**self.left_out, "held out": dropped})
+        present = {group.hardware.fingerprint for group in kept}
+        left = tuple(machine for machine in self.machines if machine.hardware.fingerprint in present)
+        return Dataset(left, self.toolchain, kept, {**self.left_out, reason: dropped})
 
     def merged(self, other: Dataset) -> Dataset:
         """Both; of a group that both have, the rows of both, and this one's where they measured the same.
 
         Raises:
-            InputError: they are of different hardware or toolchain.
+            InputError: they are of different toolchains.
         """
-        mine, theirs = ((d.hardware.fingerprint, d.toolchain) for d in (self, other))
-        if mine != theirs:
-            raise InputError(f"data of {mine} and of {theirs} do not go together: learn from one of them")
+        if self.toolchain != other.toolchain:
+            raise InputError(
+                f"data of {self.toolchain} and of {other.toolchain} do not go together: learn from one of them"
+            )
+        joined = {machine.hardware.fingerprint: machine for machine in other.machines}
+        for machine in self.machines:
+            known = joined.get(machine.hardware.fingerprint, machine)
+            joined[machine.hardware.fingerprint] = machine.joined(known)
         groups = {group.key: group for group in other.groups}
         for group in self.groups:
             groups[group.key] = _joined(group, groups[group.key]) if group.key in groups else group
         ordered = tuple(groups[key] for key in sorted(groups))
         left_out = Counter(self.left_out) + Counter(other.left_out)
-        return Dataset(self.hardware, self.toolchain, ordered, left_out)
+        return Dataset(tuple(joined[key] for key in sorted(joined)), self.toolchain, ordered, left_out)
 
 
 def from_records(
     records: Iterable[MeasureRecord],
     *,
-    hardware: Hardware,
     toolchain: str,
     networks: Mapping[str, str] | None = None,
     exclude: Collection[str] = (),
+    describe: Callable[[Hardware, Collection[int]], Machine] = machines.machine_of,
 ) -> Dataset:
     """Make a data set of ordinary records.
 
-    Several measurements of one configuration become their median. What another machine, toolchain or version of a
-    template measured is left out, and so are configurations that ever computed something wrong, and kernels with
-    narrow types, whose costs features do not tell from float32's.
+    Several measurements of one configuration become their median. What another toolchain or version of a template
+    measured is left out, and so are CPUs that this version of LLVM describes in another way, configurations that ever
+    computed something wrong, and kernels with narrow types, whose costs features do not tell from float32's.
 
     Args:
-        records: of any workloads.
-        hardware, toolchain: of the records to take.
+        records: of any workloads, from any CPUs.
+        toolchain: of the records to take.
         networks: session -> name of the model that it tuned.
         exclude: hashes of workloads that must not be in it: those of networks that are held out.
+        describe: says what so many threads of a CPU can do.
     """
     left_out: Counter[str] = Counter()
     found: dict[GroupKey, list[MeasureRecord]] = {}
     for record in records:
         candidate = record.candidate
-        if record.hardware.fingerprint != hardware.fingerprint:
-            left_out["other hardware"] += 1
+        if not _described(record.hardware):
+            left_out["unknown CPU"] += 1
         elif record.cache_state not in CACHE_STATES or record.toolchain != toolchain:
             left_out["other cache state or toolchain"] += 1
         elif candidate.workload.hash in exclude:
@@ -203,23 +220,36 @@ def from_records(
         elif NARROW.search(candidate.workload.text):
             left_out["narrow types"] += 1
         else:
-            found.setdefault((candidate.workload.hash, record.threads, record.cache_state), []).append(record)
+            key = record.hardware.fingerprint, candidate.workload.hash, record.threads, record.cache_state
+            found.setdefault(key, []).append(record)
     groups = []
+    threads: dict[Hardware, set[int]] = {}
     for _, members in sorted(found.items()):
-        group = _group(members, tvm_compat.target_of(hardware), networks or {}, left_out)
+        group = _group(members, networks or {}, left_out)
         if group is not None:
             groups.append(group)
-    return Dataset(hardware, toolchain, tuple(groups), dict(left_out))
+            threads.setdefault(group.hardware, set()).add(group.threads)
+    described = [describe(hardware, counts) for hardware, counts in threads.items()]
+    return Dataset(tuple(described), toolchain, tuple(groups), dict(left_out))
+
+
+@functools.lru_cache(maxsize=64)
+def _described(hardware: Hardware) -> bool:
+    """Whether code for a CPU is today what was measured."""
+    try:
+        machines.target_of(hardware)
+    except InputError:
+        return False
+    return True
 
 
 def _group(
     records: Sequence[MeasureRecord],
-    target: Target,
     networks: Mapping[str, str],
     left_out: Counter[str],
 ) -> Group | None:
-    workload, threads = records[0].candidate.workload, records[0].threads
-    space = design_space(tvm.ir.load_json(workload.text), target, threads)
+    workload, threads, hardware = records[0].candidate.workload, records[0].threads, records[0].hardware
+    space = design_space(tvm.ir.load_json(workload.text), machines.target_of(hardware), threads)
     measured: dict[Key, list[MeasureResult]] = {}
     failures: dict[Key, Status] = {}
     for record in records:
@@ -249,6 +279,7 @@ def _group(
     keys = [*sorted(worked), *sorted(failed)]
     network = Counter(networks.get(record.session, "") for record in records).most_common(1)[0][0]
     return Group(
+        hardware,
         workload.hash,
         workload.text,
         network,
@@ -286,6 +317,7 @@ def _joined(first: Group, second: Group) -> Group:
     known = set(keys_of(first.indices))
     new = [i for i, key in enumerate(keys_of(second.indices)) if key not in known]
     return Group(
+        first.hardware,
         first.workload,
         first.text,
         first.network or second.network,
@@ -306,14 +338,16 @@ def _joined(first: Group, second: Group) -> Group:
 def save(dataset: Dataset, path: Path) -> None:
     """Write a data set; an older file is replaced as a whole."""
     statuses = [status.value for status in Status]
+    positions = {machine.hardware.fingerprint: i for i, machine in enumerate(dataset.machines)}
     header = {
         "format": FORMAT,
-        "hardware": asdict(dataset.hardware),
+        "machines": [machines.plain(machine) for machine in dataset.machines],
         "toolchain": dataset.toolchain,
         "statuses": statuses,
         "left_out": dict(dataset.left_out),
         "groups": [
             {
+                "machine": positions[group.hardware.fingerprint],
                 "workload": group.workload,
                 "network": group.network,
                 "template": group.template,
@@ -327,12 +361,12 @@ def save(dataset: Dataset, path: Path) -> None:
         ],
     }
     texts = lzma.compress(json.dumps([group.text for group in dataset.groups]).encode(), preset=6)
-    positions = [np.array([statuses.index(s.value) for s in group.status]) for group in dataset.groups]
+    outcomes = [np.array([statuses.index(s.value) for s in group.status]) for group in dataset.groups]
     arrays = {
         "texts": np.frombuffer(texts, np.uint8),
         "indices": _concatenated([group.indices.ravel() for group in dataset.groups], np.uint16),
         "latency": _concatenated([_nanoseconds(group.latency_s) for group in dataset.groups], np.uint32),
-        "status": _concatenated(positions, np.uint8),
+        "status": _concatenated(outcomes, np.uint8),
     }
     archives.save(path, header, arrays)
 
@@ -356,6 +390,7 @@ def _restored(header: Mapping[str, Any], arrays: archives.Arrays) -> Dataset:
     statuses = [Status(text) for text in header["statuses"]]
     if len(texts) != len(header["groups"]):
         raise MalformedError(f"{len(texts)} functions for {len(header['groups'])} groups")
+    known = tuple(map(machines.restore, header["machines"]))
     groups = []
     row = place = 0
     for entry, text in zip(header["groups"], texts, strict=True):
@@ -370,8 +405,12 @@ def _restored(header: Mapping[str, Any], arrays: archives.Arrays) -> Dataset:
         if ((latency == 0) == (status == statuses.index(Status.OK))).any():
             raise MalformedError("a configuration that failed and has a latency, or worked and has none")
         workload = restore_workload(entry["workload"], text)
+        machine = known[_position(entry["machine"], len(known))]
+        if int(entry["threads"]) not in machine.limits:
+            raise MalformedError(f"nothing says what {entry['threads']} threads of {machine.label} can do")
         groups.append(
             Group(
+                machine.hardware,
                 workload.hash,
                 workload.text,
                 str(entry["network"]),
@@ -388,9 +427,14 @@ def _restored(header: Mapping[str, Any], arrays: archives.Arrays) -> Dataset:
         row, place = row + rows, place + rows * len(values)
     if row != len(arrays["latency"]) or row != len(arrays["status"]) or place != len(arrays["indices"]):
         raise MalformedError("more rows than the groups have")
-    hardware = restore_hardware(header["hardware"])
     left_out = {str(reason): int(count) for reason, count in header["left_out"].items()}
-    return Dataset(hardware, str(header["toolchain"]), tuple(groups), left_out)
+    return Dataset(known, str(header["toolchain"]), tuple(groups), left_out)
+
+
+def _position(value: Any, count: int) -> int:
+    if type(value) is not int or not 0 <= value < count:
+        raise MalformedError(f"a group is of machine {value!r}, of {count}")
+    return value
 
 
 def _nanoseconds(latency_s: NDArray[np.float64]) -> NDArray[np.uint32]:

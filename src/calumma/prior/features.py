@@ -2,12 +2,16 @@
 
 Notation: N configurations of one task; T columns that all of them share, C columns of their own.
 
+    cpu.*       the CPU (`machines`)
+
     task.*      log2(1 + x) of what is known before any schedule: operations, bytes (weights, outputs, the largest
                 other input, the remaining ones), flops per byte, roofline bound in nanoseconds, arguments, blocks,
                 threads, and whether weights are in the last-level cache when it runs ("warm")
-    own columns as the design space names them (`feature_names`), log2 of the time that the template's own reasoning
-                estimates ("estimate"), and the difference of all of these from the default configuration's (`-default`
-                behind the name): what a reasoned default would do is the best point of reference there is
+    own columns as the design space names them (`feature_names`), what of these the CPU has room for
+                ("accumulators/room" of its registers, "NAME/l1" and "NAME/l2" of bytes), log2 of the time that the
+                template's own reasoning estimates ("estimate"), and the difference of all of these from the default
+                configuration's (`-default` behind the name): what a reasoned default would do is the best point of
+                reference there is
 
 A design space may lack columns that others of its template have (a 1x1 convolution knows no Winograd): they are 0.
 """
@@ -23,14 +27,18 @@ from tvm import s_tir, tirx
 
 from calumma.core.protocols import Indices, Template
 from calumma.core.values import WEIGHTS
+from calumma.prior import machines
 from calumma.space import loops
 from calumma.space.alternatives import ALGORITHM
+from calumma.target import Target
 from calumma.tasks import task_of, weight_bytes_of
 from calumma.tasks.roofline import MachineLimits, bound_s
 
-VERSION = 1
+VERSION = 2
 """Grows when a column means something else: weights of another version are refused."""
 
+_ACCUMULATORS, _BYTES = "accumulators", "_log2_bytes"
+"""A design space's column of vector registers, and the end of the names of those that are log2 of bytes."""
 RELATIVE = "-default"
 """Suffix of the columns that are differences from the default configuration's."""
 
@@ -43,12 +51,13 @@ class TaskView:
     shared: dict[str, float]
     """Columns (T) that all configurations have in common, by name."""
     bound_s: float
-    """Roofline bound of one call, by the limits of the machine that the prior was trained on."""
+    """Roofline bound of one call, by the CPU's limits."""
+    target: Target
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the columns of `table`."""
-        own = [*(self.space.feature_names[i] for i in self._kept), "estimate"]
+        own = [*(self.space.feature_names[i] for i in self._kept), *self._rooms, "estimate"]
         return (*self.shared, *own, *(name + RELATIVE for name in own))
 
     def table(self, indices: Indices) -> NDArray[np.float32]:
@@ -59,8 +68,27 @@ class TaskView:
 
     def _own(self, indices: Indices) -> NDArray[np.float32]:
         features = self.space.features(indices)[:, self._kept]
+        names = [self.space.feature_names[i] for i in self._kept]
+        rooms = [
+            features[:, names.index(column)] / room
+            if name.endswith("/room")
+            else features[:, names.index(column)] - room
+            for name, (column, room) in self._rooms.items()
+        ]
         estimate = np.log2(self.space.estimate(indices)).astype(np.float32)
-        return np.concatenate([features, estimate[:, None]], axis=1)
+        return np.concatenate([features, *(column[:, None] for column in (*rooms, estimate))], axis=1, dtype=np.float32)
+
+    @functools.cached_property
+    def _rooms(self) -> dict[str, tuple[str, float]]:
+        """Column -> the space's column that it is of, and what the CPU has room for: registers, or log2 of bytes."""
+        found: dict[str, tuple[str, float]] = {}
+        for name in (self.space.feature_names[i] for i in self._kept):
+            if name == _ACCUMULATORS:
+                found[f"{name}/room"] = (name, float(self.target.registers))
+            elif name.endswith(_BYTES):
+                found[f"{name}/l1"] = (name, float(np.log2(self.target.l1_bytes)))
+                found[f"{name}/l2"] = (name, float(np.log2(self.target.l2_bytes)))
+        return found
 
     @functools.cached_property
     def _default(self) -> NDArray[np.float32]:
@@ -74,13 +102,14 @@ class TaskView:
         return [i for i, name in enumerate(self.space.feature_names) if name != implied]
 
 
-def view(func: tirx.PrimFunc, space: Template, limits: MachineLimits, cache_state: str) -> TaskView:
+def view(func: tirx.PrimFunc, space: Template, target: Target, limits: MachineLimits, cache_state: str) -> TaskView:
     """Look at a task.
 
     Args:
         func: its normalised function.
-        space: its design space.
-        limits: of the machine that the prior was trained on; the number of threads is theirs.
+        space: its design space on the target.
+        target: the CPU.
+        limits: what that can do; the number of threads is theirs.
         cache_state: "cold" or "warm": where the weights are when it runs.
     """
     warm = cache_state == "warm"
@@ -105,4 +134,4 @@ def view(func: tirx.PrimFunc, space: Template, limits: MachineLimits, cache_stat
         "warm": warm,
     }
     shared = {f"task.{name}": float(np.log2(1.0 + value)) for name, value in quantities.items()}
-    return TaskView(space, shared, bound)
+    return TaskView(space, {**machines.columns(target, limits), **shared}, bound, target)

@@ -1,21 +1,31 @@
-"""Where priors lie: shipped with calumma, and learnt by the user; which one a machine gets."""
+"""Where priors lie: shipped with calumma, learnt by the user, and moved to a CPU; which one a machine gets."""
 
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from calumma.core.errors import InputError
 from calumma.core.values import Hardware
-from calumma.prior import dataset, weights
+from calumma.prior import dataset, features, weights
 from calumma.prior.dataset import Dataset
+from calumma.prior.machines import place
 from calumma.prior.places import NONE, SHIPPED, user_folder
 from calumma.prior.weights import SUFFIX, Prior
 
+MOVED = "moved"
+_MOVED_FORMAT = f"-v{weights.VERSION}.{features.VERSION}{SUFFIX}"
+"""Ends the names of priors that nobody asked for by name: one of another format is left alone."""
 AUTO = "auto"
 """What stands for "the newest that fits" where a name is expected."""
+
+
+def moved_file(hardware: Hardware, threads: int) -> Path:
+    """Where the prior lies that measurements moved to a CPU with so many threads, in the format of this version."""
+    return user_folder() / MOVED / f"{place(hardware, threads)}{_MOVED_FORMAT}"
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,8 @@ class Entry:
     """One file."""
 
     path: Path
-    shipped: bool
+    origin: str
+    """"own", "moved" to a CPU by measurements, or "shipped"."""
 
     @property
     def name(self) -> str:
@@ -32,8 +43,10 @@ class Entry:
 
 def entries() -> list[Entry]:
     """All priors by file: the user's, newest first, then those shipped."""
-    own = sorted(user_folder().glob(f"[!.]*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [*(Entry(path, False) for path in own), *(Entry(path, True) for path in sorted(SHIPPED.glob(f"*{SUFFIX}")))]
+    own = [Entry(path, "own") for path in user_folder().glob(f"[!.]*{SUFFIX}")]
+    own += [Entry(path, MOVED) for path in (user_folder() / MOVED).glob(f"[!.]*{_MOVED_FORMAT}")]
+    own.sort(key=lambda entry: entry.path.stat().st_mtime, reverse=True)
+    return [*own, *(Entry(path, "shipped") for path in sorted(SHIPPED.glob(f"*{SUFFIX}")))]
 
 
 def name_of(path: Path) -> str:
@@ -58,9 +71,9 @@ def destination(name: str | None) -> Path:
     return user_folder() / f"{name}{SUFFIX}"
 
 
-def data_for(name: str, hardware: Hardware, toolchain: str) -> Dataset | None:
-    """The data set of a file; or the shipped one for this machine, None if there is none ("shipped") or none is
-    wanted ("none").
+def data_for(name: str, toolchain: str) -> Dataset | None:
+    """The data set of a file; or those that are shipped for this toolchain ("shipped"), None if there is none or none
+    is wanted ("none").
 
     Raises:
         InputError: the file cannot be used.
@@ -69,11 +82,8 @@ def data_for(name: str, hardware: Hardware, toolchain: str) -> Dataset | None:
         return None
     if name != "shipped":
         return dataset.load(Path(name))
-    for path in sorted(SHIPPED.glob("*.npz")):
-        found = dataset.load(path)
-        if (found.hardware.fingerprint, found.toolchain) == (hardware.fingerprint, toolchain):
-            return found
-    return None
+    found = [data for data in map(dataset.load, sorted(SHIPPED.glob("*.npz"))) if data.toolchain == toolchain]
+    return functools.reduce(Dataset.merged, found) if found else None
 
 
 def find(name: str) -> Prior:
@@ -93,23 +103,37 @@ def find(name: str) -> Prior:
     return weights.load(path)
 
 
-def choose(hardware: Hardware, threads: int) -> tuple[Prior | None, str]:
-    """The newest prior that fits, the user's own before shipped ones; or None, and why in one line.
+def choose(hardware: Hardware, threads: int, *, measuring: bool = False) -> tuple[Prior | None, str]:
+    """The newest prior that fits, the user's own before shipped ones; or None. And in one line why, unless it is simply
+    one of this CPU.
+
+    One that has seen this CPU with as many threads comes first. Another is used if leaving CPUs out in turns showed
+    that it beats the defaults; or in any case where all that it says is measured before it is used (`measuring`).
 
     Raises:
         InputError: the file of one that comes before it cannot be used.
     """
-    reasons = []
+    others, reasons = [], []
     for entry in entries():
         prior = weights.load(entry.path)
-        reason = prior.mismatch(hardware, threads)
-        if not reason:
+        if prior.limits(hardware, threads) is not None:
             return prior, ""
-        other = prior.hardware.fingerprint != hardware.fingerprint
-        reasons.append((other, f"prior {entry.name}: {reason}"))
+        reason = prior.mismatch(hardware, threads)
+        if measuring or not reason:
+            others.append((entry.name, prior))
+        seen = any(machine.hardware.fingerprint == hardware.fingerprint for machine in prior.trained_on)
+        reasons.append((not seen, f"prior {entry.name}: {reason}"))
+    if others:
+        name, prior = others[0]
+        if measuring:
+            return prior, f"prior {name} has not seen this CPU with {threads} threads"
+        return prior, (
+            f"prior {name} has not seen this CPU; on CPUs left out in turns it beat the defaults of "
+            f"{', '.join(prior.beats_defaults)}, where its choices are used"
+        )
     # A prior of this machine lacks less than one of another.
     why = min(reasons, key=lambda reason: reason[0])[1] if reasons else "no prior is installed"
     return None, (
-        f"{why}; the templates' defaults are used: measure with calumma tune, or learn a prior for this machine "
-        "(calumma collect, then calumma learn)"
+        f"{why}; the templates' defaults are used: measure with calumma tune, move a prior here (calumma prior adapt), "
+        "or learn one (calumma collect, then calumma learn)"
     )

@@ -8,9 +8,10 @@ configurations of the task have in common; d is the default.
     error(x)      = spread * deviation(x)              standard error, calibrated on workloads held out in turns
     score(x)      = gain(x) - caution * deviation(x)
 
-The configuration of the highest score is used if that is above the family's least gain; else the default is as good as
-any. Caution and least gain are those that paid best on workloads held out (`learning`), template by template: where the
-prior was no better than the default there, it is not trusted at all, and only tells a tuning session where to begin.
+The configuration of the highest score is used if that is above the template's least gain; else the default is as good
+as any. Caution and least gain are those that paid best on workloads held out (`judging`), template by template, on this
+CPU or, where it was never seen, on CPUs left out in turns: where the prior was no better than the default there, it is
+not trusted at all, and only tells a tuning session where to begin.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from calumma.cost_model.scoring import aligned
 from calumma.prior import features, ranking
 from calumma.prior.features import TaskView
 from calumma.prior.forest import Floats
-from calumma.prior.weights import NEVER, Family, Prior
+from calumma.prior.machines import machine_of, place
+from calumma.prior.weights import UNSEEN, Family, Prior, Trust
 from calumma.target import Target
 
 KEPT = 64
@@ -85,16 +87,17 @@ class Ranking:
 class TaskPredictor:
     """The prior's view of one task."""
 
-    def __init__(self, family: Family, view: TaskView, seed: int) -> None:
+    def __init__(self, family: Family, view: TaskView, trust: Trust, seed: int) -> None:
         self.family = family
         self.view = view
+        self.trust = trust
         self._seed = seed
         self._default = family.order.predict(self.table(view.space.default()[None, :]))  # (E, 1)
 
     @property
     def trusted(self) -> bool:
         """Whether anything can take the default's place."""
-        return self.family.least_gain < NEVER
+        return self.trust.any
 
     def predict(self, indices: Indices) -> Predictions:
         """Configurations (N, D); what is predicted of one does not depend on the others."""
@@ -108,12 +111,12 @@ class TaskPredictor:
             gains.mean,
             gains.deviation,
             self.family.spread * gains.deviation,
-            gains.score(self.family.caution),
+            gains.score(self.trust.caution),
         )
 
     def scores(self, indices: Indices) -> NDArray[np.float64]:
         """Configurations (N, D) -> (N,): their scores alone, which is cheaper."""
-        return gains_over(self._default, self.family.order.predict(self.table(indices))).score(self.family.caution)
+        return gains_over(self._default, self.family.order.predict(self.table(indices))).score(self.trust.caution)
 
     def table(self, indices: Indices) -> Floats:
         """Configurations (N, D) -> the family's columns (N, C)."""
@@ -124,13 +127,22 @@ class TaskPredictor:
         rng = generator(self._seed, "prior")
         indices, _ = ranking.best(self.view.space, self.scores, rng)
         predictions = self.predict(indices[:KEPT])
-        return Ranking(indices[:KEPT], predictions, bool(predictions.score[0] > self.family.least_gain))
+        return Ranking(indices[:KEPT], predictions, bool(predictions.score[0] > self.trust.least_gain))
 
 
 class Predictor:
-    """A prior put to use on one machine with one number of threads."""
+    """A prior put to use on one CPU with one number of threads."""
 
-    def __init__(self, prior: Prior, target: Target, threads: int, cache_state: str = "cold", seed: int = 0) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        target: Target,
+        threads: int,
+        cache_state: str = "cold",
+        seed: int = 0,
+        *,
+        measuring: bool = False,
+    ) -> None:
         """Check that the prior fits.
 
         Args:
@@ -138,15 +150,23 @@ class Predictor:
             target, threads: what is compiled for.
             cache_state: "cold" or "warm": where a model's weights are when it runs.
             seed: of the search in spaces too large to be ranked whole.
+            measuring: whether all that it says is measured before it is used: then any prior may be asked.
 
         Raises:
-            InputError: it was trained on another machine, or with other numbers of threads.
+            InputError: nothing shows that it is of use on that CPU (`Prior.mismatch`).
         """
-        reason = prior.mismatch(target.hardware, threads)
+        reason = "" if measuring else prior.mismatch(target.hardware, threads)
         if reason:
             raise InputError(f"prior {prior.name!r} says nothing here: {reason}; choose another one, or none")
         self.prior = prior
-        self._limits = prior.limits[threads]
+        self.target = target
+        self.threads = threads
+        known = prior.limits(target.hardware, threads)
+        self.seen = known is not None
+        """Whether something of this CPU with as many threads is in the prior."""
+        self._target = target
+        self.limits = known or machine_of(target.hardware, (threads,)).limits[threads]
+        self._place = place(target.hardware, threads) if known else UNSEEN
         self._cache_state = cache_state
         self._seed = seed
 
@@ -160,4 +180,5 @@ class Predictor:
         family = self.prior.families.get(space.template)
         if family is None or family.version != space.version:
             return None
-        return TaskPredictor(family, features.view(func, space, self._limits, self._cache_state), self._seed)
+        view = features.view(func, space, self.target, self.limits, self._cache_state)
+        return TaskPredictor(family, view, family.trust(self._place), self._seed)

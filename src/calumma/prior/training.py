@@ -5,7 +5,7 @@ For every group g of configurations i, with t_i = log(latency / roofline bound) 
     w_i ~ (best / latency_i)^2                     the fast ones are what has to be told apart
 
 the trees of a member regress t_i - sum w_i t_i: the order within a workload is all that they have to explain. How fast
-a workload is as a whole, sum w_i t_i, is a regression of its own on the columns that describe the task.
+a workload is as a whole, sum w_i t_i, is a regression of its own on the columns that describe task and CPU.
 
 Every member is trained on groups drawn with replacement (bagging), whole groups, so that where members disagree little
 is known of such workloads.
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from calumma.cost_model.boosting import xgboost
 from calumma.prior.forest import Floats, Forest
+from calumma.prior.machines import CPU
 
-TASK = "task."
-"""Prefix of the columns that describe the task."""
+SHARED = ("task.", CPU)
+"""Prefixes of the columns that all configurations of a task share."""
 EMPHASIS = 2.0
 """Exponent of the weights of fast configurations."""
 
@@ -98,8 +99,8 @@ def _shares(target: NDArray[np.float64], emphasis: float) -> NDArray[np.float64]
 
 
 def _task_columns(columns: Sequence[str], table: Floats) -> Floats:
-    """The same table with all columns that do not describe the task blank."""
-    return np.where([name.startswith(TASK) for name in columns], table, np.float32(0)).astype(np.float32)
+    """The same table with all columns blank that tell a task's configurations apart."""
+    return np.where([name.startswith(SHARED) for name in columns], table, np.float32(0)).astype(np.float32)
 
 
 def _boosted(

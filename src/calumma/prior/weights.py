@@ -2,17 +2,18 @@
 
 The JSON lies in the file's header under "calumma": what the prior was trained on and for, and a digest of the tensors.
 Whatever does not fit is refused with one line: another format, other features, tensors that do not match the digest.
-Whether a sound prior fits a machine and a template is asked later (`Prior.mismatch`, `Prior.family`).
+Whether a sound prior fits a machine is asked later (`Prior.knows`, `Prior.mismatch`).
 """
 
 from __future__ import annotations
 
+import datetime
 import functools
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,36 @@ from numpy.typing import NDArray
 from calumma.core.errors import InputError
 from calumma.core.files import replacing
 from calumma.core.values import Hardware
-from calumma.database.codec import restore_hardware
-from calumma.prior import features
+from calumma.prior import features, machines
 from calumma.prior.forest import Forest
+from calumma.prior.machines import Machine
 from calumma.tasks.roofline import MachineLimits
 
 FORMAT = "calumma-prior"
-VERSION = 1
+VERSION = 2
 SUFFIX = ".safetensors"
 _MARK = "calumma"
 NEVER = 100.0
 """A least gain that no configuration reaches."""
+UNSEEN, ADAPTED = "unseen", "adapted"
+"""What stands in `Family.trusts` for a CPU that the prior has not seen, and for one that measurements moved it to."""
 
 Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Trust:
+    """When a configuration takes the default's place: what paid on workloads held out."""
+
+    caution: float = 1.0
+    """Deviations that a predicted gain is lowered by before it counts."""
+    least_gain: float = NEVER
+    """What must be left of it."""
+
+    @property
+    def any(self) -> bool:
+        """Whether anything ever takes the default's place."""
+        return self.least_gain < NEVER
 
 
 @dataclass(frozen=True)
@@ -53,15 +71,17 @@ class Family:
     """Standard error of a predicted difference, per standard deviation of the members; from workloads held out."""
     level_error: float
     """Standard deviation of log(predicted / true latency) of a workload as a whole."""
-    caution: float
-    """Deviations that a predicted gain is lowered by before it counts."""
-    least_gain: float
-    """What must be left for a configuration to take the default's place: what paid on workloads held out."""
+    trusts: Mapping[str, Trust]
+    """By CPU and threads (`machines.place`); of `UNSEEN` and `ADAPTED`: of CPUs left out whole in turns."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the inputs of both."""
         return self.order.columns
+
+    def trust(self, place: str) -> Trust:
+        """When a configuration takes the default's place; never where that was not shown to pay."""
+        return self.trusts.get(place, Trust())
 
 
 @dataclass(frozen=True)
@@ -71,35 +91,70 @@ class Prior:
     name: str
     created: str
     """UTC, ISO 8601."""
-    hardware: Hardware
-    """Of the measurements."""
+    trained_on: tuple[Machine, ...]
+    """The CPUs of the measurements."""
     toolchain: str
-    limits: Mapping[int, MachineLimits]
-    """Threads of the measurements -> what the machine could do with so many."""
     data: Mapping[str, Any]
-    """Of the data set: digest, rows, workloads (their hashes), cache states, networks."""
+    """Of the data set: digest, rows, workloads (their hashes), cache states, networks, cpus (rows and workloads of
+    each)."""
     settings: Mapping[str, Any]
     """Of the training, the seed among them."""
     metrics: Mapping[str, Any]
     """On workloads held out in turns, by template."""
     families: Mapping[str, Family]
     """By template."""
+    moved_to: tuple[Machine, ...] = ()
+    """CPUs that a few measurements moved it to."""
+    moved_rows: int = 0
+    """Of these measurements."""
+
+    def limits(self, hardware: Hardware, threads: int) -> MachineLimits | None:
+        """What so many threads of a CPU could do when they were measured; None if they were not."""
+        for machine in (*self.moved_to, *self.trained_on):
+            if machine.hardware.fingerprint == hardware.fingerprint and threads in machine.limits:
+                return machine.limits[threads]
+        return None
+
+    def has_moved(self, hardware: Hardware, threads: int) -> bool:
+        """Whether it was moved to a CPU by a few measurements."""
+        return any(
+            machine.hardware.fingerprint == hardware.fingerprint and threads in machine.limits
+            for machine in self.moved_to
+        )
 
     def mismatch(self, hardware: Hardware, threads: int) -> str:
-        """Why the prior says nothing about a machine, one clause; empty if it does."""
-        if hardware.fingerprint != self.hardware.fingerprint:
-            return (
-                f"it was trained on {self.hardware.cpu_model} ({self.hardware.mcpu}, {self.hardware.fingerprint}), "
-                f"this is {hardware.cpu_model} ({hardware.mcpu}, {hardware.fingerprint})"
-            )
-        if threads not in self.limits:
-            return f"it was trained with {_listed(self.limits)} threads, not with {threads}"
+        """Why the prior says nothing about a CPU that it has not seen, or has with other numbers of threads, one
+        clause; empty if the templates that beat their defaults on CPUs left out in turns are to be asked."""
+        if self.limits(hardware, threads) is not None:
+            return ""
+        counts = {count for machine in self.trained_on for count in machine.limits}
+        widths = {machine.hardware.vector_bits for machine in self.trained_on}
+        if threads not in counts:
+            return f"it was trained with {_listed(counts)} threads, not with {threads}"
+        cpus = ", ".join(machine.label for machine in self.trained_on)
+        unseen = f"it was trained on {cpus}, this is {Machine(hardware, {}).label}"
+        if hardware.vector_bits not in widths:
+            return f"{unseen}, and of vectors of {hardware.vector_bits} bits it has seen none"
+        if len(self.trained_on) < 2:
+            return f"{unseen}, and what holds for one CPU need not hold for another"
+        if not self.beats_defaults:
+            return f"{unseen}, and leaving one of its CPUs out in turns it did not beat the defaults"
         return ""
+
+    @property
+    def beats_defaults(self) -> tuple[str, ...]:
+        """Templates for which it beat the defaults on CPUs that were left out in turns."""
+        return tuple(template for template, family in self.families.items() if family.trust(UNSEEN).any)
 
     @functools.cached_property
     def digest(self) -> str:
         """16 hex digits over all tensors."""
         return _digest(_tensors(self))
+
+
+def now() -> str:
+    """As a prior says when it was made."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def save(prior: Prior, path: Path) -> None:
@@ -110,9 +165,10 @@ def save(prior: Prior, path: Path) -> None:
         "features": features.VERSION,
         "name": prior.name,
         "created": prior.created,
-        "hardware": asdict(prior.hardware),
+        "trained_on": [machines.plain(machine) for machine in prior.trained_on],
+        "moved_to": [machines.plain(machine) for machine in prior.moved_to],
+        "moved_rows": prior.moved_rows,
         "toolchain": prior.toolchain,
-        "limits": [asdict(limits) for limits in prior.limits.values()],
         "data": dict(prior.data),
         "settings": dict(prior.settings),
         "metrics": dict(prior.metrics),
@@ -123,8 +179,7 @@ def save(prior: Prior, path: Path) -> None:
                 "columns": list(family.columns),
                 "spread": family.spread,
                 "level_error": family.level_error,
-                "caution": family.caution,
-                "least_gain": family.least_gain,
+                "trusts": {place: asdict(trust) for place, trust in family.trusts.items()},
             }
             for family in prior.families.values()
         ],
@@ -186,19 +241,23 @@ def _restored(header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) ->
     for entry in header["families"]:
         template = str(entry["template"])
         columns = tuple(map(str, entry["columns"]))
-        numbers = {name: float(entry[name]) for name in ("spread", "level_error", "caution", "least_gain")}
-        if not all(math.isfinite(value) and value >= 0 for value in numbers.values()):
-            raise ValueError(f"family {template} has {numbers}")
+        numbers = {name: float(entry[name]) for name in ("spread", "level_error")}
+        trusts = {
+            str(place): Trust(float(values["caution"]), float(values["least_gain"]))
+            for place, values in entry["trusts"].items()
+        }
+        checked = [*numbers.values(), *(v for trust in trusts.values() for v in (trust.caution, trust.least_gain))]
+        if not all(math.isfinite(value) and value >= 0 for value in checked):
+            raise ValueError(f"family {template} has {numbers}, {trusts}")
         order, level = (_forest(columns, f"{template}.{kind}", tensors) for kind in ("order", "level"))
-        families[template] = Family(template, int(entry["version"]), order, level, **numbers)
-    kinds = {entry.name: entry.type for entry in fields(MachineLimits)}
-    limits = [MachineLimits(**{name: entry[name] for name in kinds}) for entry in header["limits"]]
+        families[template] = Family(template, int(entry["version"]), order, level, **numbers, trusts=trusts)
     return Prior(
         name=str(header["name"]),
         created=str(header["created"]),
-        hardware=restore_hardware(header["hardware"]),
+        trained_on=tuple(map(machines.restore, header["trained_on"])),
+        moved_to=tuple(map(machines.restore, header["moved_to"])),
+        moved_rows=int(header["moved_rows"]),
         toolchain=str(header["toolchain"]),
-        limits={int(entry.threads): entry for entry in limits},
         data=dict(header["data"]),
         settings=dict(header["settings"]),
         metrics=dict(header["metrics"]),

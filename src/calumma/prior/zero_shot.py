@@ -5,33 +5,42 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from calumma.core.protocols import SearchSpace
 from calumma.core.values import KnobValue
+from calumma.cost_model import CostModel
 from calumma.pipeline.preparation import Configs, PreparedModel
 from calumma.prior import library, places
+from calumma.prior.adaptation import Adaptation
 from calumma.prior.dataset import NARROW
+from calumma.prior.few_shot import FewShotForest, KnownSpace
 from calumma.prior.predictor import Predictor, TaskPredictor
+from calumma.prior.weights import Prior
 
 FIRST = 4
 """Configurations of a task that a tuning session tries first on a prior's advice."""
 
 
-def predictor_for(model: PreparedModel, name: str) -> tuple[Predictor | None, str]:
-    """The prior to ask, or None with the reason in one line (empty where none is wanted).
+def predictor_for(model: PreparedModel, name: str, *, measuring: bool = False) -> tuple[Predictor | None, str]:
+    """The prior to ask, or None; and in one line why (empty where it knows this CPU, or none is wanted).
 
     Args:
         model: what it will be asked about.
         name: of a prior or its file; "auto" for the newest that fits this machine; "none".
+        measuring: whether all that it says is measured before it is used.
 
     Raises:
         InputError: there is no such prior, its file cannot be used, or the one that was named does not fit.
     """
     if name == places.NONE:
         return None, ""
-    found = library.choose(model.hardware, model.threads) if name == library.AUTO else (library.find(name), "")
-    prior, reason = found
+    prior: Prior | None
+    if name == library.AUTO:
+        prior, note = library.choose(model.hardware, model.threads, measuring=measuring)
+    else:
+        prior, note = library.find(name), ""
     if prior is None:
-        return None, reason
-    return Predictor(prior, model.target, model.threads, model.cache_state), reason
+        return None, note
+    return Predictor(prior, model.target, model.threads, model.cache_state, measuring=measuring), note
 
 
 def choices(model: PreparedModel, predictor: Predictor, known: Collection[str] = ()) -> Configs:
@@ -55,6 +64,20 @@ def views(model: PreparedModel, predictor: Predictor) -> dict[str, TaskPredictor
     """What the prior has to say of every task that it knows, by workload hash."""
     found = {key: predictor.task(func, model.spaces[key]) for key, func in _float32(model)}
     return {key: task for key, task in found.items() if task is not None}
+
+
+def guides(
+    tasks: Mapping[str, TaskPredictor], adaptation: Adaptation | None
+) -> dict[str, tuple[SearchSpace, CostModel]]:
+    """What a tuning session's strategies see of the spaces of these tasks, and their cost models, by workload hash: the
+    prior's forests, refitted to what is measured of a task, and on a CPU that the prior is moved to of all."""
+    return {
+        key: (
+            KnownSpace(task.view.space, task),
+            FewShotForest(task.family.order) if adaptation is None else adaptation.model(key, task),
+        )
+        for key, task in tasks.items()
+    }
 
 
 def first_candidates(

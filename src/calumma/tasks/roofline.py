@@ -143,13 +143,13 @@ def machine_limits(
     if best and not refresh and _settled(attempts, best, target, threads):
         return _limits(best, target, threads)
     if not _runs_here(target):
-        return _typical(target, threads, f"{target.mcpu} code cannot run on this machine, nothing was measured")
+        return typical_limits(target, threads, f"{target.mcpu} code cannot run on this machine, nothing was measured")
     try:
         probed = _probe_in_child(target, threads) if child is None else child.numbers()
     except _ProbeFailed as error:
         if best:
             return _limits(best, target, threads, f"; probing again failed: {error}")
-        return _typical(target, threads, str(error))
+        return typical_limits(target, threads, str(error))
     best = {name: max(value, best.get(name, 0.0)) for name, value in probed.items()}
     limits = _limits(best, target, threads)
     try:
@@ -192,7 +192,8 @@ def _limits(numbers: Mapping[str, float], target: Target, threads: int, remark: 
     return replace(limits, note=note + remark)
 
 
-def _typical(target: Target, threads: int, reason: str) -> MachineLimits:
+def typical_limits(target: Target, threads: int, reason: str) -> MachineLimits:
+    """What a CPU of this kind typically does, where nothing can be measured; `reason` is a line that says why."""
     typical = target.typical
     per_cycle = 2.0 * target.lanes * typical.fmas_per_cycle
     cycles = threads * typical.clock_hz

@@ -23,8 +23,6 @@ from calumma.core.protocols import Runner, SearchSpace, Store, Template
 from calumma.core.rng import generator
 from calumma.core.values import Budget, Hardware, KnobValue, MeasureRecord, MeasureResult, Status, Task
 from calumma.cost_model import CostModel, GradientBoostedTrees, SharedTrees
-from calumma.prior.few_shot import FewShotForest, KnownSpace
-from calumma.prior.predictor import TaskPredictor
 from calumma.search import StrategyChoice, check_strategy, make_strategy, strategy_name
 from calumma.tuner import events, summary
 from calumma.tuner.allocation import Allocator
@@ -60,7 +58,7 @@ class TuningSession:
         settings: TuningSettings | None = None,
         contest: Callable[[Mapping[str, Mapping[str, KnobValue]], float], ModelContest] | None = None,
         first: Mapping[str, Sequence[Mapping[str, KnobValue]]] | None = None,
-        known: Mapping[str, TaskPredictor] | None = None,
+        known: Mapping[str, tuple[SearchSpace, CostModel]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare a session; nothing is measured before `run`. Long because this is the reference of its arguments.
@@ -84,8 +82,8 @@ class TuningSession:
             contest: runs the whole model with the given schedules (workload hash -> config) against the one with
                 defaults, in about the given seconds; without it the tasks alone decide.
             first: workload hash -> configurations to try before the strategy's, in this order.
-            known: workload hash -> a prior's view of it. Such a task's cost model is the prior's forest, refitted to
-                what is measured; it takes the place of the trees that tasks of one template share.
+            known: workload hash -> the space as a prior sees it, and the prior as a cost model of that; in the place of
+                the trees that tasks of one template share.
             clock: monotonic seconds.
 
         Raises:
@@ -164,7 +162,7 @@ class TuningSession:
         tasks: Sequence[tuple[Task, Template]],
         bounds: Mapping[str, float],
         first: Mapping[str, Sequence[Mapping[str, KnobValue]]],
-        known: Mapping[str, TaskPredictor],
+        known: Mapping[str, tuple[SearchSpace, CostModel]],
     ) -> list[TaskState]:
         """Every task with a strategy of its own; arguments as for the session."""
         states = []
@@ -179,16 +177,16 @@ class TuningSession:
         return states
 
     def _guides(
-        self, tasks: Sequence[tuple[Task, Template]], known: Mapping[str, TaskPredictor]
+        self, tasks: Sequence[tuple[Task, Template]], known: Mapping[str, tuple[SearchSpace, CostModel]]
     ) -> list[tuple[SearchSpace, CostModel]]:
         """What every task's strategy sees of its space, and the cost model of that."""
         shared: dict[tuple[str, int, tuple[str, ...]], SharedTrees] = {}
         guides: list[tuple[SearchSpace, CostModel]] = []
         for task, space in tasks:
-            view = known.get(task.workload.hash)
+            guide = known.get(task.workload.hash)
             kind = (space.template, space.version, tuple(space.feature_names))
-            if view is not None:
-                guides.append((KnownSpace(space, view), FewShotForest(view.family.order)))
+            if guide is not None:
+                guides.append(guide)
             elif self._settings.transfer:
                 guides.append((space, shared.setdefault(kind, SharedTrees(self._seed)).member()))
             else:
