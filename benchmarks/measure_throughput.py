@@ -32,7 +32,7 @@ from calumma.core.errors import EnvironmentFault
 from calumma.core.rng import generator
 from calumma.core.values import Candidate, MeasureResult, Status, Task
 from calumma.measure import LocalRunner
-from calumma.prior.learning import correlation
+from calumma.prior.judging import correlation
 from calumma.target import Target
 
 BATCH = 32
