@@ -148,8 +148,9 @@ class WinogradCosts:
 class DepthwiseCosts:
     """Depthwise convolutions."""
 
-    accumulators: int = 7
-    """Accumulators that hide the latency of a multiply-add between loads; 7 and 14 are level on AMD Zen 4."""
+    tile_start: float = 0.6
+    """What a tile costs beside its accumulators, in accumulators: one alone runs at 0.6 to 0.9 of the best, four at 0.87
+    to 1, seven and fourteen are level (AMD Zen 4)."""
     spill_rate: float = 0.55
     """Rate of a tile whose accumulators and inputs are more than the registers: 0.47 to 0.6 of 2 x 7 with 16 of them,
     windows of 3 x 3 to 7 x 7 (AMD Zen 4)."""
@@ -159,6 +160,9 @@ class DepthwiseCosts:
     """A padded copy, written and read again for nine multiply-adds per element."""
     pad_tile_penalty: float = 0.05
     """A copy per tile; in addition."""
+    rolled_border_penalty: float = 0.8
+    """The kernel's loops not unrolled, with the conditions of a border inside: 1 x 19 over 38 x 38 took 2.5 times as
+    long as small unrolled tiles (AMD Zen 4); in addition."""
     rolled_penalty: float = 0.1
     """The kernel's loops not unrolled."""
     width_penalty: float = 0.02

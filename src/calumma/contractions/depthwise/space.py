@@ -91,13 +91,14 @@ class DepthwiseSpace(blocks.AnchorSpace):
         k = self.columns(indices)
         accumulators = k["oh_tile"] * k["ow_tile"]
         costs = self.target.costs.depthwise
-        rate = np.minimum(1.0, accumulators / costs.accumulators) * blocks.balance(self._chunks(k), self.threads)
-        # Inputs that the next positions of an unrolled window read again stay in registers: one per accumulator.
-        live = accumulators * np.where(k["unroll"] == "none", 1, 2)
+        rate = accumulators / (accumulators + costs.tile_start) * blocks.balance(self._chunks(k), self.threads)
+        # Inputs that the next positions of an unrolled window read again stay in registers, beside one weight.
+        live = 1 + accumulators * np.where(k["unroll"] == "none", 1, 2)
         cost = 1 / (rate * np.where(live > self.registers, costs.spill_rate, 1.0))
         copied, in_tile = k["pad"] != "inline", k["pad"] == "tile"
         cost *= 1 + costs.row_penalty * k["oh_tile"] + costs.padding_penalty * copied + costs.pad_tile_penalty * in_tile
         rolled, width = k["unroll"] == "none", k["unroll"] == "width"
+        cost *= 1 + costs.rolled_border_penalty * (rolled & ~copied & self.has_pad)
         return cost * (1 + costs.rolled_penalty * rolled + costs.width_penalty * width)
 
     def schedule(self, config: Mapping[str, KnobValue]) -> s_tir.Schedule:
