@@ -16,7 +16,7 @@ from benchmarks.curves import Comparison, Recorder, Run, metrics, ratio
 from benchmarks.sessions import RunLog
 from calumma import tvm_compat
 from calumma.core.errors import InputError
-from calumma.core.values import MeasureResult, Status, Workload
+from calumma.core.values import WEIGHTS, MeasureResult, Status, Workload
 from calumma.database import MemoryStore
 from calumma.measure import recorder, recording
 from calumma.measure.recording import RecordedKernel
@@ -139,7 +139,7 @@ class _Bowl(SimulatedRunner):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     target = tvm_compat.target_for("x86-64-v3")
-    func = prim_func(lambda x, y: topi.einsum("bij,blj->bil", x, y), (2, 16, 24), (2, 12, 24))
+    func = prim_func(lambda x, y: topi.einsum("bij,blj->bil", x, y), (2, 16, 24), (2, 12, 24)).with_attr(WEIGHTS, [])
     part = part_of(GeneratedSpace(func, target, 2), np.random.default_rng(0), 150, 220)
     workload = Workload("feed", str(tvm.ir.save_json(func)))
     source = RecordedKernel("a model", "a task", "generated")
