@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def on_another_cpu(prior: Prior, **facts: str) -> Prior:
+def on_another_cpu(prior: Prior, **facts: Any) -> Prior:
     """The prior as if it had been trained on another CPU."""
     (cpu,) = prior.trained_on
     return replace(prior, trained_on=(replace(cpu, hardware=replace(cpu.hardware, **facts)),))

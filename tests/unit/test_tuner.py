@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -425,7 +426,7 @@ class Seen:
 def test_what_a_prior_knows_guides_the_tasks_that_it_knows(strategy):
     world = World([task("a"), task("b", width=56)], [Landscape(1e-4), Landscape(2e-4)])
     seen = Seen(world.tasks[0][1])
-    guide = KnownSpace(seen.space, seen), FewShotForest(seen.family.order)
+    guide = KnownSpace(seen.space, cast(Any, seen)), FewShotForest(seen.family.order)
     result = world.session(Budget(trials=40), strategy=strategy, known={"hash of a": guide}).run()
     assert seen.asked > 100  # the strategy scores what it explores through the prior's columns
     assert {found.name: found.trials > 4 for found in result.tasks} == {"a": True, "b": True}

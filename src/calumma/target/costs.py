@@ -149,8 +149,8 @@ class DepthwiseCosts:
     """Depthwise convolutions."""
 
     tile_start: float = 0.6
-    """What a tile costs beside its accumulators, in accumulators: one alone runs at 0.6 to 0.9 of the best, four at 0.87
-    to 1, seven and fourteen are level (AMD Zen 4)."""
+    """What a tile costs beside its accumulators, in accumulators: one alone runs at 0.6 to 0.9 of the best, four at
+    0.87 to 1, seven and fourteen are level (AMD Zen 4)."""
     spill_rate: float = 0.55
     """Rate of a tile whose accumulators and inputs are more than the registers: 0.47 to 0.6 of 2 x 7 with 16 of them,
     windows of 3 x 3 to 7 x 7 (AMD Zen 4)."""

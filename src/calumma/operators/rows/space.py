@@ -44,7 +44,7 @@ class RowsSpace(loops.LoopSpace):
     """Knobs: threads, vector width, unrolled reduction loops."""
 
     template = "rows"
-    version = 1
+    version = 2
 
     def __init__(self, func: tirx.PrimFunc, target: Target, threads: int = 1) -> None:
         self.lanes = target.lanes
