@@ -4,7 +4,7 @@
              flops per cycle of one core, clock, and for each level the bytes that all threads read per flop of their
              peak
 
-Code for an older or a baseline CPU ("x86-64-v3" on a CPU with AVX-512) counts as a CPU of its own.
+Code for an older or a baseline CPU counts as a CPU of its own.
 """
 
 from __future__ import annotations
