@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import tvm
 import tvm_ffi
@@ -25,9 +26,20 @@ def mark(func: tirx.PrimFunc) -> tirx.PrimFunc:
     def visit(realize: s_tir.SBlockRealize) -> s_tir.SBlockRealize:
         if MARK not in realize.block.annotations or isinstance(realize.predicate, tirx.IntImm):
             return realize
+        if _of_fused_loops(realize.predicate):
+            return realize
         return s_tir.SBlockRealize(realize.iter_values, tirx.likely(realize.predicate), realize.block)
 
     return func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlockRealize, visit)))
+
+
+def _of_fused_loops(predicate: tirx.Expr) -> bool:
+    """Whether a condition takes a loop apart that was fused: none of its iterations is the first that does not hold, and
+    partitioning would leave vectors of varying length.
+    """
+    found: list[Any] = []
+    tvm_ffi.structural_walk(predicate, ((tirx.FloorDiv, tirx.FloorMod), found.append))
+    return bool(found)
 
 
 @contextmanager
