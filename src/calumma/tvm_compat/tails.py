@@ -34,8 +34,8 @@ def mark(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 def _of_fused_loops(predicate: tirx.Expr) -> bool:
-    """Whether a condition takes a loop apart that was fused: none of its iterations is the first that does not hold, and
-    partitioning would leave vectors of varying length.
+    """Whether a condition takes a fused loop apart: it fails again and again along that loop, and partitioning would
+    leave vectors of varying length.
     """
     found: list[Any] = []
     tvm_ffi.structural_walk(predicate, ((tirx.FloorDiv, tirx.FloorMod), found.append))
