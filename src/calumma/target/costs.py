@@ -173,6 +173,10 @@ class DepthwiseCosts:
 class RecurrentCosts:
     """Recurrent layers. Fitted on AMD Zen 4, one multiply-add of 512 bits per cycle."""
 
+    accumulators: int = 12
+    """Accumulators that hide the latency of a multiply-add between loads from L2."""
+    load_penalty: float = 0.2
+    """As of register tiles."""
     meeting: float = 6_000.0
     """Multiply-adds while threads that are awake meet and part again: 0.8 to 1.7 microseconds."""
     near_line: float = 2.0

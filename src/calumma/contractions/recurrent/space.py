@@ -140,8 +140,8 @@ class RecurrentSpace(KnobSpace):
         k = self.columns(indices)
         gates = sum(len(phase) for phase in layer.phases)
         vectors = layer.batch * layer.blocks
-        rate = np.minimum(1.0, self._accumulators(k) / tile.accumulators)
-        rate = rate / (1 + tile.load_penalty * np.maximum(0.0, self._loads(k) - tile.free_loads))
+        rate = np.minimum(1.0, self._accumulators(k) / costs.accumulators)
+        rate = rate / (1 + costs.load_penalty * np.maximum(0.0, self._loads(k) - tile.free_loads))
         ahead = vectors * layer.inputs * len(layer.recurrence.gates)
         products = (vectors * layer.hidden * gates + ahead) / (rate * self._busy(k))
         near = self._thread_bytes(k) <= costs.l2_share * self.target.l2_bytes
