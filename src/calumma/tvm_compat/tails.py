@@ -24,11 +24,10 @@ def mark(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function with the predicates of marked blocks as TVM's loop partitioning wants them."""
 
     def visit(realize: s_tir.SBlockRealize) -> s_tir.SBlockRealize:
-        if MARK not in realize.block.annotations or isinstance(realize.predicate, tirx.IntImm):
+        predicate = realize.predicate
+        if MARK not in realize.block.annotations or isinstance(predicate, tirx.IntImm) or _of_fused_loops(predicate):
             return realize
-        if _of_fused_loops(realize.predicate):
-            return realize
-        return s_tir.SBlockRealize(realize.iter_values, tirx.likely(realize.predicate), realize.block)
+        return s_tir.SBlockRealize(realize.iter_values, tirx.likely(predicate), realize.block)
 
     return func.with_body(tvm_ffi.structural_map(func.body, (s_tir.SBlockRealize, visit)))
 
@@ -47,6 +46,7 @@ def partitioned() -> Iterator[None]:
     """Inside, loops of constant extent are cut at likely conditions: TVM's hints do not survive its narrowing of
     indices to 32 bits.
     """
-    config = {**dict(tvm.transform.PassContext.current().config), "s_tir.LoopPartition": {"partition_const_loop": True}}
-    with tvm.transform.PassContext(opt_level=tvm.transform.PassContext.current().opt_level, config=config):
+    current = tvm.transform.PassContext.current()
+    config = {**dict(current.config), "s_tir.LoopPartition": {"partition_const_loop": True}}
+    with tvm.transform.PassContext(opt_level=current.opt_level, config=config):
         yield

@@ -224,4 +224,3 @@ class MatmulSpace(blocks.AnchorSpace):
             _, last = sch.split(last, [None, self.lanes])
         sch.vectorize(last)
         sch.annotate(out, tails.MARK, 1)
-        sch.annotate(out, tails.MARK, 1)
